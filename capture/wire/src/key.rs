@@ -1,0 +1,110 @@
+use crate::Addr;
+
+/// Index of a tap (a named group of interfaces) in the list the server was started with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct TapId(pub u16);
+
+/// The innermost encapsulation a packet was found in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Tunnel {
+    /// Not tunnelled.
+    #[default]
+    None = 0,
+    /// IP directly in IP, all four forms (RFC 2003, 2473, 4213).
+    IpIp = 1,
+    /// GRE (RFC 2784); the id is the key where there is one (RFC 2890).
+    Gre = 2,
+    /// VXLAN (RFC 7348); the id is the VNI.
+    Vxlan = 3,
+    /// GENEVE (RFC 8926); the id is the VNI.
+    Geneve = 4,
+    /// GTP-U (3GPP TS 29.281); TEIDs differ by direction and are no part of a key.
+    Gtpu = 5,
+    /// Teredo (RFC 4380).
+    Teredo = 6,
+}
+
+impl Tunnel {
+    /// The name in records and tables; `None` for a packet in no tunnel.
+    pub const fn name(self) -> Option<&'static str> {
+        match self {
+            Tunnel::None => None,
+            Tunnel::IpIp => Some("ipip"),
+            Tunnel::Gre => Some("gre"),
+            Tunnel::Vxlan => Some("vxlan"),
+            Tunnel::Geneve => Some("geneve"),
+            Tunnel::Gtpu => Some("gtpu"),
+            Tunnel::Teredo => Some("teredo"),
+        }
+    }
+}
+
+/// What makes two packets belong to one bidirectional flow. Both directions give the same key:
+/// `(lo, lo_port) <= (hi, hi_port)`, address first.
+///
+/// 48 bytes without padding, so that hashing and comparing are a few wide loads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct FlowKey {
+    /// The lower endpoint's address.
+    pub lo: Addr,
+    /// The higher endpoint's address.
+    pub hi: Addr,
+    /// Port at `lo`; 0 without ports (ICMP, non-first fragments).
+    pub lo_port: u16,
+    /// Port at `hi`.
+    pub hi_port: u16,
+    /// Innermost protocol, an IANA number.
+    pub proto: u8,
+    /// Kind of the innermost tunnel.
+    pub tunnel: Tunnel,
+    /// Outer VLAN id (dot1qVlanId), 0 for none.
+    pub vlan: u16,
+    /// Second VLAN id (dot1qCustomerVlanId), 0 for none.
+    pub vlan_inner: u16,
+    /// Tap the packet was seen at.
+    pub tap: TapId,
+    /// VNI or GRE key, 0 for none.
+    pub tunnel_id: u32,
+}
+
+const _: () = assert!(size_of::<FlowKey>() == 48);
+
+impl FlowKey {
+    /// The key as six little-endian words, for hashing: word order is `lo`, `hi`, ports and protocol, the rest.
+    pub fn words(&self) -> [u64; 6] {
+        let half = |b: &[u8; 16], at: usize| {
+            u64::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3], b[at + 4], b[at + 5], b[at + 6], b[at + 7]])
+        };
+        [
+            half(&self.lo.0, 0),
+            half(&self.lo.0, 8),
+            half(&self.hi.0, 0),
+            half(&self.hi.0, 8),
+            u64::from(self.lo_port)
+                | u64::from(self.hi_port) << 16
+                | u64::from(self.proto) << 32
+                | (self.tunnel as u64) << 40
+                | u64::from(self.vlan) << 48,
+            u64::from(self.vlan_inner) | u64::from(self.tap.0) << 16 | u64::from(self.tunnel_id) << 32,
+        ]
+    }
+
+    /// A hash that is the same in every process and run: deals packets to workers and names flows.
+    /// Not for tables: whoever knows it can aim at a bucket.
+    pub fn stable_hash(&self) -> u64 {
+        let mut h = 0x9e37_79b9_7f4a_7c15_u64;
+        for w in self.words() {
+            h = fold(h ^ w, 0xd6e8_feb8_6659_fd93);
+        }
+        fold(h, 0xa076_1d64_78bd_642f)
+    }
+}
+
+/// Folded multiply: both halves of the 128-bit product, mixed.
+pub(crate) fn fold(a: u64, b: u64) -> u64 {
+    let p = u128::from(a) * u128::from(b);
+    (p as u64) ^ ((p >> 64) as u64) ^ a.rotate_left(23)
+}

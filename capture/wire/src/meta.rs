@@ -1,0 +1,96 @@
+use crate::{FlowKey, Mac, Nanos};
+
+/// Which endpoint of the key sent the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum Direction {
+    /// From `lo` to `hi`.
+    #[default]
+    LoToHi = 0,
+    /// From `hi` to `lo`.
+    HiToLo = 1,
+}
+
+/// TCP control bits (IPFIX tcpControlBits, RFC 9293 section 3.1), low byte.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct TcpFlags(pub u8);
+
+impl TcpFlags {
+    /// No more data from sender.
+    pub const FIN: u8 = 0x01;
+    /// Synchronize sequence numbers.
+    pub const SYN: u8 = 0x02;
+    /// Reset the connection.
+    pub const RST: u8 = 0x04;
+    /// Push.
+    pub const PSH: u8 = 0x08;
+    /// Acknowledgment field is significant.
+    pub const ACK: u8 = 0x10;
+
+    /// Whether any of `bits` is set.
+    pub const fn any(self, bits: u8) -> bool {
+        self.0 & bits != 0
+    }
+
+    /// SYN without ACK: the opening of a connection.
+    pub const fn is_syn(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK) == Self::SYN
+    }
+
+    /// SYN with ACK: the answer to an opening.
+    pub const fn is_syn_ack(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK) == Self::SYN | Self::ACK
+    }
+}
+
+/// What decoding found in one packet: everything later stages need, so that none reads the frame again
+/// (payload hints excepted, which get the frame while it is still lent).
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
+pub struct PacketMeta {
+    /// The flow.
+    pub key: FlowKey,
+    /// Capture time as the source gave it; may run backwards.
+    pub ts: Nanos,
+    /// The pipeline's clock at this packet: the highest `ts` of the source so far. Every timeout uses this.
+    pub clock: Nanos,
+    /// IP bytes of the innermost level as its header says (octetDeltaCount): total length, or 40 + payload length.
+    pub ip_bytes: u32,
+    /// Bytes on the wire, link header included.
+    pub frame_bytes: u32,
+    /// TCP sequence number; 0 unless `has_tcp`.
+    pub seq: u32,
+    /// TCP acknowledgment number; 0 unless `has_tcp`.
+    pub ack: u32,
+    /// Transport payload bytes as the headers say; the capture may hold fewer.
+    pub payload_len: u32,
+    /// Offset of the transport payload in the frame; past the capture's end if it was cut before.
+    pub payload_at: u16,
+    /// TCP window, unscaled.
+    pub window: u16,
+    /// TCP control bits.
+    pub flags: TcpFlags,
+    /// Who sent it.
+    pub direction: Direction,
+    /// Time to live or hop limit, innermost level.
+    pub ttl: u8,
+    /// Differentiated services code point, 0-63 (RFC 2474), innermost level.
+    pub dscp: u8,
+    /// ICMP or ICMPv6 type; meaningful when `has_icmp`.
+    pub icmp_type: u8,
+    /// ICMP or ICMPv6 code; meaningful when `has_icmp`.
+    pub icmp_code: u8,
+    /// Source MAC; meaningful when `has_mac`.
+    pub src_mac: Mac,
+    /// Destination MAC; meaningful when `has_mac`.
+    pub dst_mac: Mac,
+    /// The whole fixed TCP header (20 bytes) was captured.
+    pub has_tcp: bool,
+    /// ICMP type and code were captured.
+    pub has_icmp: bool,
+    /// The frame has an Ethernet header.
+    pub has_mac: bool,
+    /// Part of a fragmented datagram (an atomic IPv6 fragment is not).
+    pub fragment: bool,
+}

@@ -1,0 +1,235 @@
+//! The table against a naive model: a `HashMap`, no batches, no sweep, every timeout checked by a scan.
+
+use flowtable::{EndReason, FlowRecord, FlowSink, FlowTable, FlowTableConfig, Timeouts};
+use hashbrown::HashMap;
+use proptest::prelude::*;
+use wire::{Addr, Direction, FlowKey, Nanos, PacketMeta, TcpFlags, proto};
+
+#[derive(Default)]
+struct Records(Vec<FlowRecord>);
+
+impl FlowSink for Records {
+    fn record(&mut self, record: &FlowRecord) {
+        self.0.push(*record);
+    }
+}
+
+/// What the model says of a record: identity, times, counters, how it ended.
+type Line = (u64, u16, u64, u64, [u64; 4], [u8; 2], Addr, u16, u8);
+
+fn line(r: &FlowRecord) -> Line {
+    (
+        r.flow_id,
+        r.part,
+        r.start.0,
+        r.end.0,
+        [r.pkts_o, r.pkts_r, r.bytes_o, r.bytes_r],
+        [r.flags_o, r.flags_r],
+        r.src_ip,
+        r.src_port,
+        r.end_reason as u8,
+    )
+}
+
+struct ModelFlow {
+    originator: Direction,
+    first_ts: u64,
+    part: u16,
+    start: u64,
+    end: u64,
+    part_clock: u64,
+    last_clock: u64,
+    counts: [u64; 4],
+    flags: [u8; 2],
+    fin: [bool; 2],
+    rst: bool,
+}
+
+impl ModelFlow {
+    fn closed(&self) -> bool {
+        self.rst || self.fin == [true, true]
+    }
+
+    fn deadline(&self, key: &FlowKey, t: &Timeouts) -> Nanos {
+        let idle = if key.proto == proto::TCP { t.tcp_idle } else { t.udp_idle };
+        Nanos(self.last_clock) + if self.closed() { t.closed.min(t.tcp_idle) } else { idle }
+    }
+}
+
+struct Model {
+    timeouts: Timeouts,
+    flows: HashMap<FlowKey, ModelFlow>,
+    lines: Vec<Line>,
+}
+
+impl Model {
+    fn export(&mut self, key: &FlowKey, reason: EndReason, ids: &HashMap<(FlowKey, u64), u64>) {
+        let f = &self.flows[key];
+        let (src, port) = if f.originator == Direction::LoToHi { (key.lo, key.lo_port) } else { (key.hi, key.hi_port) };
+        let id = ids[&(*key, f.first_ts)];
+        self.lines.push((id, f.part, f.start, f.end, f.counts, f.flags, src, port, reason as u8));
+    }
+
+    fn packet(&mut self, p: &PacketMeta, ids: &HashMap<(FlowKey, u64), u64>) {
+        let t = self.timeouts;
+        if let Some(f) = self.flows.get(&p.key) {
+            let reused = t.split_on_reuse && p.has_tcp && p.flags.is_syn() && f.closed();
+            if f.deadline(&p.key, &t) <= p.clock || reused {
+                let reason = if f.closed() { EndReason::Closed } else { EndReason::Idle };
+                self.export(&p.key, reason, ids);
+                self.flows.remove(&p.key);
+            } else if p.clock.0 - f.part_clock >= t.active.0 {
+                self.export(&p.key, EndReason::Active, ids);
+                let f = self.flows.get_mut(&p.key).unwrap();
+                (f.start, f.end, f.part_clock) = (p.ts.0, p.ts.0, p.clock.0);
+                (f.counts, f.flags) = ([0; 4], [0; 2]);
+                f.part += 1;
+            }
+        }
+        let flipped = p.has_tcp && p.flags.is_syn_ack();
+        let other = if p.direction == Direction::LoToHi { Direction::HiToLo } else { Direction::LoToHi };
+        let f = self.flows.entry(p.key).or_insert_with(|| ModelFlow {
+            originator: if flipped { other } else { p.direction },
+            first_ts: p.ts.0,
+            part: 0,
+            start: p.ts.0,
+            end: p.ts.0,
+            part_clock: p.clock.0,
+            last_clock: p.clock.0,
+            counts: [0; 4],
+            flags: [0; 2],
+            fin: [false; 2],
+            rst: false,
+        });
+        let side = usize::from(p.direction != f.originator);
+        f.last_clock = p.clock.0;
+        (f.start, f.end) = (f.start.min(p.ts.0), f.end.max(p.ts.0));
+        f.counts[side] += 1;
+        f.counts[2 + side] += u64::from(p.ip_bytes);
+        if p.has_tcp {
+            f.flags[side] |= p.flags.0;
+            f.fin[side] |= p.flags.any(TcpFlags::FIN);
+            f.rst |= p.flags.any(TcpFlags::RST);
+        }
+    }
+
+    fn finish(mut self, clock: u64, ids: &HashMap<(FlowKey, u64), u64>) -> Vec<Line> {
+        let keys: Vec<FlowKey> = self.flows.keys().copied().collect();
+        for key in keys {
+            let f = &self.flows[&key];
+            let reason = match f.deadline(&key, &self.timeouts) {
+                _ if f.closed() => EndReason::Closed,
+                deadline if deadline.0 <= clock => EndReason::Idle,
+                _ => EndReason::Shutdown,
+            };
+            self.export(&key, reason, ids);
+        }
+        self.lines.sort();
+        self.lines
+    }
+}
+
+/// One packet of a random trace: who, which way, flags, how long after the one before, how far its time runs back.
+type Step = (u8, bool, u8, u64, u64);
+
+fn packets(steps: &[Step]) -> Vec<PacketMeta> {
+    let mut clock = 1_000_000_000_000u64;
+    let mut newest = 0;
+    steps
+        .iter()
+        .map(|&(who, forward, flags, gap, back)| {
+            clock += gap;
+            let ts = clock - back.min(gap * 2);
+            newest = newest.max(ts);
+            let tcp = who % 3 != 0;
+            let key = FlowKey {
+                lo: Addr::v4([10, 0, 0, who]),
+                hi: Addr::v4([10, 1, 0, who]),
+                lo_port: 1000 + u16::from(who),
+                hi_port: 80,
+                proto: if tcp { proto::TCP } else { proto::UDP },
+                ..FlowKey::default()
+            };
+            PacketMeta {
+                key,
+                ts: Nanos(ts),
+                clock: Nanos(newest),
+                ip_bytes: 40 + u32::from(who),
+                direction: if forward { Direction::LoToHi } else { Direction::HiToLo },
+                flags: TcpFlags(if tcp { flags & 0x1f } else { 0 }),
+                has_tcp: tcp,
+                window: 1,
+                ..PacketMeta::default()
+            }
+        })
+        .collect()
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    // Few keys and flags that open and close often; gaps from nothing to beyond every timeout.
+    let flags = prop_oneof![Just(0x10u8), Just(0x02), Just(0x12), Just(0x11), Just(0x14), Just(0x18)];
+    let gap = prop_oneof![0..1_000_000u64, 0..2_000_000_000u64, Just(11_000_000_000u64), Just(40_000_000_000u64)];
+    proptest::collection::vec((0..12u8, any::<bool>(), flags, gap, 0..3_000_000u64), 1..600)
+}
+
+fn run(packets: &[PacketMeta], timeouts: Timeouts, batch: usize, flows_max: u32) -> (Vec<FlowRecord>, FlowTable) {
+    let mut table = FlowTable::new(FlowTableConfig { flows_max, timeouts }).unwrap();
+    let mut out = Records::default();
+    for batch in packets.chunks(batch) {
+        table.process(batch, &mut out);
+    }
+    table.finish(packets.last().map_or(Nanos::ZERO, |p| p.clock), &mut out);
+    (out.0, table)
+}
+
+proptest! {
+    #[test]
+    fn same_records_as_the_model(steps in steps(), batch in 1usize..200, off in any::<bool>()) {
+        let timeouts = if off { Timeouts::OFF } else {
+            Timeouts {
+                tcp_idle: Nanos::from_secs(10),
+                udp_idle: Nanos::from_secs(5),
+                closed: Nanos::from_secs(2),
+                active: Nanos::from_secs(20),
+                ..Timeouts::default()
+            }
+        };
+        let packets = packets(&steps);
+        let (records, table) = run(&packets, timeouts, batch, 1024);
+        // Names of flows are the table's own; everything else the model works out for itself.
+        let mut ids = HashMap::new();
+        for p in &packets {
+            let (alone, _) = run(std::slice::from_ref(p), timeouts, 1, 16);
+            ids.insert((p.key, p.ts.0), alone[0].flow_id);
+        }
+        let mut model = Model { timeouts, flows: HashMap::new(), lines: Vec::new() };
+        for p in &packets {
+            model.packet(p, &ids);
+        }
+        let want = model.finish(packets.last().unwrap().clock.0, &ids);
+        let mut got: Vec<Line> = records.iter().map(line).collect();
+        got.sort();
+        prop_assert_eq!(got, want);
+        let counts = table.counts();
+        prop_assert_eq!(counts.active, 0);
+        prop_assert_eq!(counts.exported.iter().sum::<u64>(), records.len() as u64);
+        prop_assert_eq!(counts.created, records.iter().filter(|r| r.end_reason != EndReason::Active).count() as u64);
+    }
+
+    /// At the cap flows are cut short, never lost: packets and bytes add up, and each eviction is a record.
+    #[test]
+    fn nothing_is_lost_at_the_cap(steps in steps(), batch in 1usize..200) {
+        let mut packets = packets(&steps);
+        for (i, p) in packets.iter_mut().enumerate() {
+            // A new flow for every second packet.
+            p.key.vlan = (i / 2) as u16;
+        }
+        let (records, table) = run(&packets, Timeouts::default(), batch, 16);
+        let total: u64 = records.iter().map(|r| r.pkts_o + r.pkts_r).sum();
+        prop_assert_eq!(total, packets.len() as u64);
+        let bytes: u64 = records.iter().map(|r| r.bytes_o + r.bytes_r).sum();
+        prop_assert_eq!(bytes, packets.iter().map(|p| u64::from(p.ip_bytes)).sum::<u64>());
+        let evicted = records.iter().filter(|r| r.end_reason == EndReason::Evicted).count() as u64;
+        prop_assert_eq!(evicted, table.counts().exported[EndReason::Evicted as usize - 1]);
+    }
+}

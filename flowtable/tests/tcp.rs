@@ -1,0 +1,137 @@
+//! What the table tells of TCP connections, packet by packet.
+
+use flowtable::{ConnState, FlowRecord, FlowSink, FlowTable, FlowTableConfig, TcpOpening, Timeouts};
+use wire::{Addr, Direction, FlowKey, Nanos, PacketMeta, TcpFlags, proto};
+
+const FIN: u8 = TcpFlags::FIN;
+const SYN: u8 = TcpFlags::SYN;
+const RST: u8 = TcpFlags::RST;
+const ACK: u8 = TcpFlags::ACK;
+
+#[derive(Default)]
+struct Sink {
+    records: Vec<FlowRecord>,
+    syns: Vec<TcpOpening>,
+    established: Vec<TcpOpening>,
+}
+
+impl FlowSink for Sink {
+    fn record(&mut self, record: &FlowRecord) {
+        self.records.push(*record);
+    }
+    fn syn(&mut self, opening: &TcpOpening) {
+        self.syns.push(*opening);
+    }
+    fn established(&mut self, opening: &TcpOpening) {
+        self.established.push(*opening);
+    }
+}
+
+/// `(from the client?, µs, flags, seq, payload)`
+type Packet = (bool, u64, u8, u32, u32);
+
+fn sink_of(packets: &[Packet]) -> Sink {
+    let mut table = FlowTable::new(FlowTableConfig { flows_max: 16, timeouts: Timeouts::OFF }).unwrap();
+    let mut sink = Sink::default();
+    let metas: Vec<PacketMeta> = packets
+        .iter()
+        .map(|&(client, us, flags, seq, payload_len)| PacketMeta {
+            key: FlowKey {
+                // The client has the higher address.
+                lo: Addr::v4([10, 0, 0, 1]),
+                hi: Addr::v4([10, 0, 0, 2]),
+                lo_port: 80,
+                hi_port: 4000,
+                proto: proto::TCP,
+                ..FlowKey::default()
+            },
+            ts: Nanos(us * 1000),
+            clock: Nanos(us * 1000),
+            ip_bytes: 40 + payload_len,
+            seq,
+            payload_len,
+            window: 100,
+            flags: TcpFlags(flags),
+            direction: if client { Direction::HiToLo } else { Direction::LoToHi },
+            has_tcp: true,
+            ..PacketMeta::default()
+        })
+        .collect();
+    table.process(&metas, &mut sink);
+    table.finish(Nanos(u64::MAX - 1), &mut sink);
+    assert_eq!(sink.records.len(), 1);
+    sink
+}
+
+fn flow(packets: &[Packet]) -> FlowRecord {
+    sink_of(packets).records[0]
+}
+
+const C: bool = true;
+const S: bool = false;
+const OPEN: [Packet; 3] = [(C, 0, SYN, 100, 0), (S, 300, SYN | ACK, 500, 0), (C, 1000, ACK, 101, 0)];
+
+fn after_open(more: &[Packet]) -> FlowRecord {
+    flow(&[&OPEN[..], more].concat())
+}
+
+#[test]
+fn handshake_and_its_halves() {
+    let sink = sink_of(&OPEN);
+    let r = sink.records[0];
+    assert_eq!((r.rtt_srv_us, r.rtt_cli_us, r.rtt_us), (Some(300), Some(700), Some(1000)));
+    assert_eq!((r.src_ip, r.src_port), (Addr::v4([10, 0, 0, 2]), 4000));
+    assert_eq!((sink.syns.len(), sink.established.len()), (1, 1));
+    assert_eq!((sink.syns[0].dst_port, sink.syns[0].flow_id), (80, r.flow_id));
+    // A repeated SYN is no second opening, and the time counts from the first.
+    let sink = sink_of(&[(C, 0, SYN, 100, 0), (C, 50, SYN, 100, 0), (S, 300, SYN | ACK, 500, 0)]);
+    assert_eq!((sink.syns.len(), sink.records[0].rtt_srv_us, sink.records[0].rtt_us), (1, Some(300), None));
+}
+
+#[test]
+fn a_lone_syn_ack_tells_who_opened() {
+    let r = flow(&[(S, 0, SYN | ACK, 500, 0), (C, 10, ACK, 101, 0)]);
+    assert_eq!((r.src_port, r.dst_port, r.pkts_o, r.pkts_r), (4000, 80, 1, 1));
+    assert_eq!((r.rtt_us, r.rtt_cli_us), (None, Some(10)));
+}
+
+#[test]
+fn states_are_those_of_zeek() {
+    let state = |p: &[Packet]| flow(p).conn_state.unwrap();
+    assert_eq!(state(&[(C, 0, SYN, 1, 0)]), ConnState::S0);
+    assert_eq!(state(&[(C, 0, SYN, 1, 0), (S, 1, RST | ACK, 0, 0)]), ConnState::Rej);
+    assert_eq!(state(&[(C, 0, SYN, 1, 0), (C, 1, RST, 2, 0)]), ConnState::RstOs0);
+    assert_eq!(state(&[(C, 0, SYN, 1, 0), (C, 1, FIN, 2, 0)]), ConnState::Sh);
+    assert_eq!(state(&[(S, 0, SYN | ACK, 1, 0), (S, 1, RST, 2, 0)]), ConnState::RstRh);
+    assert_eq!(state(&[(S, 0, SYN | ACK, 1, 0), (S, 1, FIN, 2, 0)]), ConnState::Shr);
+    assert_eq!(state(&[(C, 0, ACK, 1, 10)]), ConnState::Oth);
+    let state = |p: &[Packet]| after_open(p).conn_state.unwrap();
+    assert_eq!(state(&[]), ConnState::S1);
+    assert_eq!(state(&[(C, 2000, FIN | ACK, 101, 0)]), ConnState::S2);
+    assert_eq!(state(&[(S, 2000, FIN | ACK, 501, 0)]), ConnState::S3);
+    assert_eq!(state(&[(C, 2000, FIN | ACK, 101, 0), (S, 2001, FIN | ACK, 501, 0)]), ConnState::SF);
+    assert_eq!(state(&[(C, 2000, RST, 101, 0)]), ConnState::RstO);
+    assert_eq!(state(&[(S, 2000, RST, 501, 0), (C, 2001, RST, 101, 0)]), ConnState::RstR);
+}
+
+#[test]
+fn retransmission_gap_and_reordering_are_told_apart() {
+    let counts = |p: &[Packet]| {
+        let r = after_open(p);
+        (r.retrans_o, r.ooo_o, r.lost_o)
+    };
+    assert_eq!(counts(&[(C, 2000, ACK, 101, 10), (C, 3000, ACK, 111, 10)]), (0, 0, 0));
+    assert_eq!(counts(&[(C, 2000, ACK, 101, 10), (C, 203_000, ACK, 101, 10)]), (1, 0, 0));
+    // 111 is missing, then comes 1 ms later: out of order.
+    assert_eq!(counts(&[(C, 2000, ACK, 101, 10), (C, 2100, ACK, 121, 10), (C, 3000, ACK, 111, 10)]), (0, 1, 1));
+    // The same 200 ms later: sent again.
+    assert_eq!(counts(&[(C, 2000, ACK, 101, 10), (C, 2100, ACK, 121, 10), (C, 202_000, ACK, 111, 10)]), (1, 0, 1));
+    // One byte before the next expected is a keep-alive probe (RFC 9293, 3.8.4).
+    assert_eq!(counts(&[(C, 2000, ACK, 101, 10), (C, 60_000_000, ACK, 110, 1)]), (0, 0, 0));
+}
+
+#[test]
+fn sequence_numbers_wrap() {
+    let r = flow(&[(C, 0, ACK, u32::MAX - 4, 10), (C, 10, ACK, 5, 10), (C, 20, ACK, 15, 10)]);
+    assert_eq!((r.retrans_o, r.ooo_o, r.lost_o), (0, 0, 0));
+}

@@ -1,0 +1,435 @@
+//! What `/metrics` tells: the state of the server, and the queries it answered.
+
+use crate::v1;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, LabelSetEncoder, LabelValueEncoder, NoLabelSet};
+use prometheus_client::encoding::{EncodeLabelValue, MetricEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::{MetricType, histogram::exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+use tonic::Code;
+
+/// What `/metrics` is served as: OpenMetrics 1.0 text, which Prometheus reads since 2.5.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Supplies the text of one scrape; see [`exporter`].
+pub type MetricsFn = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// The metrics of a whole server: what its status says, and the queries it answered.
+pub fn exporter(status: crate::StatusFn, queries: Arc<QueryMetrics>) -> MetricsFn {
+    Arc::new(move || render(&status(), &queries))
+}
+
+/// One scrape as OpenMetrics text. Everything that `status` tells is read from it and counted nowhere else, so that
+/// `taphouse status` and `/metrics` cannot disagree.
+pub fn render(status: &v1::Status, queries: &QueryMetrics) -> String {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(StatusCollector(status.clone())));
+    queries.register(&mut registry);
+    let mut text = String::with_capacity(8 * 1024);
+    // Writing into a `String` fails only if one of the encoders above does; none of them has a reason to.
+    match encode(&mut text, &registry) {
+        Ok(()) => text,
+        Err(fmt::Error) => "# EOF\n".to_owned(),
+    }
+}
+
+/// Which call of `FlowService` ran a query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Method {
+    /// `ListFlows`.
+    ListFlows,
+    /// `StreamFlows`.
+    StreamFlows,
+    /// `Query`.
+    Query,
+}
+
+impl Method {
+    /// The value of the label `method`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Method::ListFlows => "list_flows",
+            Method::StreamFlows => "stream_flows",
+            Method::Query => "query",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct MethodLabel(Method);
+
+impl EncodeLabelSet for MethodLabel {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        label(encoder, "method", self.0.name())
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct ErrorLabels {
+    method: Method,
+    code: &'static str,
+}
+
+impl EncodeLabelSet for ErrorLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        label(encoder, "method", self.method.name())?;
+        label(encoder, "code", self.code)
+    }
+}
+
+/// Counters of the queries answered over gRPC. Cheap to share, safe to update from any thread.
+#[derive(Debug)]
+pub struct QueryMetrics {
+    started: Family<MethodLabel, Counter>,
+    errors: Family<ErrorLabels, Counter>,
+    seconds: Family<MethodLabel, Histogram, fn() -> Histogram>,
+    rows: Family<MethodLabel, Counter>,
+    in_flight: Gauge,
+}
+
+impl Default for QueryMetrics {
+    fn default() -> QueryMetrics {
+        // 1 ms to 131 s: a page of the last minute up to a scan of everything.
+        let seconds: fn() -> Histogram = || Histogram::new(exponential_buckets(0.001, 2.0, 18));
+        let metrics = QueryMetrics {
+            started: Family::default(),
+            errors: Family::default(),
+            seconds: Family::new_with_constructor(seconds),
+            rows: Family::default(),
+            in_flight: Gauge::default(),
+        };
+        // Series that exist from the start, so that a rate over the first query is not lost.
+        for method in [Method::ListFlows, Method::StreamFlows, Method::Query] {
+            metrics.started.get_or_create_owned(&MethodLabel(method));
+            metrics.seconds.get_or_create_owned(&MethodLabel(method));
+            metrics.rows.get_or_create_owned(&MethodLabel(method));
+        }
+        metrics
+    }
+}
+
+impl QueryMetrics {
+    /// Counts a query as begun. It is over when the guard is dropped, whether it ended, failed or was abandoned.
+    pub fn start(self: &Arc<Self>, method: Method) -> QueryGuard {
+        self.started.get_or_create(&MethodLabel(method)).inc();
+        self.in_flight.inc();
+        QueryGuard { metrics: Arc::clone(self), method, begun: Instant::now(), outcome: None }
+    }
+
+    /// Queries begun so far with `method`.
+    pub fn started(&self, method: Method) -> u64 {
+        self.started.get_or_create(&MethodLabel(method)).get()
+    }
+
+    /// Queries running now.
+    pub fn in_flight(&self) -> u64 {
+        u64::try_from(self.in_flight.get()).unwrap_or(0)
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        registry.register("taphouse_queries", "Queries begun", self.started.clone());
+        registry.register(
+            "taphouse_query_errors",
+            "Queries that failed, by gRPC code; `CANCELLED` when the caller went away",
+            self.errors.clone(),
+        );
+        registry.register("taphouse_query_rows", "Rows sent in answer to queries", self.rows.clone());
+        registry.register_with_unit(
+            "taphouse_query_duration",
+            "From the first byte of a query to the last of its answer, the reader's pace included",
+            Unit::Seconds,
+            self.seconds.clone(),
+        );
+        registry.register("taphouse_queries_in_flight", "Queries running now", self.in_flight.clone());
+    }
+}
+
+/// A running query.
+#[derive(Debug)]
+pub struct QueryGuard {
+    metrics: Arc<QueryMetrics>,
+    method: Method,
+    begun: Instant,
+    /// How it ended; `None` while it runs, so that a guard dropped early counts as abandoned.
+    outcome: Option<Code>,
+}
+
+impl QueryGuard {
+    /// Counts rows that were handed over for sending.
+    pub fn rows(&self, count: usize) {
+        self.row_counter()(count);
+    }
+
+    /// The same, for a task that runs without the guard.
+    pub fn row_counter(&self) -> Arc<dyn Fn(usize) + Send + Sync> {
+        let rows = self.metrics.rows.get_or_create_owned(&MethodLabel(self.method));
+        Arc::new(move |count| {
+            rows.inc_by(count as u64);
+        })
+    }
+
+    /// Says how the query ended. Only the first call counts.
+    pub fn finish(&mut self, code: Code) {
+        self.outcome.get_or_insert(code);
+    }
+}
+
+impl Drop for QueryGuard {
+    fn drop(&mut self) {
+        let code = self.outcome.unwrap_or(Code::Cancelled);
+        if code != Code::Ok {
+            let labels = ErrorLabels { method: self.method, code: code_name(code) };
+            self.metrics.errors.get_or_create(&labels).inc();
+        }
+        self.metrics.in_flight.dec();
+        self.metrics.seconds.get_or_create(&MethodLabel(self.method)).observe(self.begun.elapsed().as_secs_f64());
+    }
+}
+
+/// The name of a code as the gRPC documentation writes it.
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+fn label(encoder: &mut LabelSetEncoder<'_>, key: &str, value: &str) -> fmt::Result {
+    let mut encoder = encoder.encode_label();
+    let mut key_encoder = encoder.encode_label_key()?;
+    fmt::Write::write_str(&mut key_encoder, key)?;
+    let mut value_encoder: LabelValueEncoder<'_> = key_encoder.encode_label_value()?;
+    EncodeLabelValue::encode(&value, &mut value_encoder)?;
+    value_encoder.finish()
+}
+
+/// Turns a status into metrics, once for each scrape.
+#[derive(Debug)]
+struct StatusCollector(v1::Status);
+
+impl Collector for StatusCollector {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut out = Families(encoder);
+        out.server(&self.0)?;
+        out.ledger(&self.0.queues)?;
+        out.records(&self.0.records.unwrap_or_default())?;
+        out.flows(&self.0.flows.clone().unwrap_or_default())?;
+        out.storage(&self.0.storage.unwrap_or_default())?;
+        out.alerts(&self.0.alerts.unwrap_or_default())
+    }
+}
+
+/// Labels of one sample.
+type Labels<'a> = &'a [(&'static str, &'a str)];
+
+struct LabelSlice<'a>(Labels<'a>);
+
+impl EncodeLabelSet for LabelSlice<'_> {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|(key, value)| label(encoder, key, value))
+    }
+}
+
+struct Families<'e>(DescriptorEncoder<'e>);
+
+impl Families<'_> {
+    fn server(&mut self, status: &v1::Status) -> fmt::Result {
+        let demo = if status.generated_traffic { "true" } else { "false" };
+        self.gauge(
+            "taphouse_build_info",
+            "Always 1; the labels tell the version, and whether the traffic is generated",
+            None,
+            [(&[("version", status.version.as_str()), ("generated_traffic", demo)] as Labels<'_>, 1.0)],
+        )?;
+        self.plain_gauge(
+            "taphouse_uptime",
+            "Time since the server started",
+            Some(Unit::Seconds),
+            status.uptime.map_or(0.0, |d| d.seconds as f64 + f64::from(d.nanos) / 1e9),
+        )?;
+        // A clock that has not started is left out: 0 would read as 1970.
+        match &status.packet_clock {
+            Some(clock) => self.plain_gauge(
+                "taphouse_packet_clock_timestamp",
+                "Packet time, as seconds since 1970",
+                Some(Unit::Seconds),
+                seconds(clock),
+            ),
+            None => Ok(()),
+        }
+    }
+
+    fn ledger(&mut self, queues: &[v1::QueueLedger]) -> fmt::Result {
+        let names: Vec<String> = queues.iter().map(|q| q.queue.to_string()).collect();
+        let labelled = || queues.iter().zip(&names);
+        let mut causes = Vec::with_capacity(queues.len() * 16);
+        for (q, queue) in labelled() {
+            for cause in &q.causes {
+                let loss = if cause.loss { "true" } else { "false" };
+                let labels = [("tap", q.tap.as_str()), ("queue", queue), ("cause", &cause.name), ("loss", loss)];
+                causes.push((labels, cause.count));
+            }
+        }
+        let own = |q: &'_ v1::QueueLedger, queue: &'_ String| [("tap", q.tap.clone()), ("queue", queue.clone())];
+        let owned: Vec<_> = labelled().map(|(q, queue)| (own(q, queue), q)).collect();
+        let borrowed: Vec<_> = owned.iter().map(|(l, q)| (l.each_ref().map(|(k, v)| (*k, v.as_str())), *q)).collect();
+        self.counter(
+            "taphouse_packets_offered",
+            "Packets the source was offered",
+            None,
+            borrowed.iter().map(|(l, q)| (&l[..], q.offered)),
+        )?;
+        self.counter(
+            "taphouse_packets",
+            "Where each packet offered ended; the causes add up to taphouse_packets_offered_total",
+            None,
+            causes.iter().map(|(l, count)| (&l[..], *count)),
+        )?;
+        self.counter(
+            "taphouse_capture",
+            "Bytes of the packets processed, as they were on the wire",
+            Some(Unit::Bytes),
+            borrowed.iter().map(|(l, q)| (&l[..], q.bytes)),
+        )?;
+        self.gauge(
+            "taphouse_ledger_balanced",
+            "1 if the causes add up to the packets offered, 0 if not",
+            None,
+            borrowed.iter().map(|(l, q)| (&l[..], f64::from(u8::from(q.balanced)))),
+        )
+    }
+
+    fn records(&mut self, records: &v1::RecordLedger) -> fmt::Result {
+        self.counter(
+            "taphouse_records",
+            "Where flow records ended",
+            None,
+            [
+                (&[("outcome", "stored")] as Labels<'_>, records.stored),
+                (&[("outcome", "dropped_ring_full")], records.dropped_ring_full),
+                (&[("outcome", "dropped_disk")], records.dropped_disk),
+            ],
+        )
+    }
+
+    fn flows(&mut self, flows: &v1::FlowTableStatus) -> fmt::Result {
+        self.plain_gauge("taphouse_flows_active", "Flows in the tables now", None, flows.active as f64)?;
+        self.plain_gauge("taphouse_flows_capacity", "Most flows the tables may hold", None, flows.capacity as f64)?;
+        let fill = if flows.capacity == 0 { 0.0 } else { flows.active as f64 / flows.capacity as f64 };
+        self.plain_gauge(
+            "taphouse_flow_table_fill",
+            "Active flows over capacity",
+            Some(Unit::Other("ratio".to_owned())),
+            fill,
+        )?;
+        self.counter("taphouse_flows_created", "Flows begun", None, [(&[] as Labels<'_>, flows.created)])?;
+        let exported: Vec<_> = flows.exported.iter().map(|e| ([("reason", e.reason.as_str())], e.count)).collect();
+        self.counter(
+            "taphouse_flow_records_exported",
+            "Flow records exported, by end reason",
+            None,
+            exported.iter().map(|(l, count)| (&l[..], *count)),
+        )
+    }
+
+    fn storage(&mut self, storage: &v1::StorageStatus) -> fmt::Result {
+        let bytes = Some(Unit::Bytes);
+        self.plain_gauge("taphouse_storage_segments", "Parquet segments on disk", None, storage.segments as f64)?;
+        self.plain_gauge("taphouse_storage_rows", "Rows held, on disk and not yet", None, storage.rows as f64)?;
+        self.plain_gauge("taphouse_storage", "Size of the segments", bytes.clone(), storage.bytes as f64)?;
+        self.plain_gauge("taphouse_storage_wal", "Size of the write-ahead log", bytes, storage.wal_bytes as f64)?;
+        for (name, help, time) in [
+            ("taphouse_storage_oldest_timestamp", "Least t_end held, as seconds since 1970", &storage.oldest),
+            ("taphouse_storage_newest_timestamp", "Greatest t_end held, as seconds since 1970", &storage.newest),
+        ] {
+            if let Some(time) = time {
+                self.plain_gauge(name, help, Some(Unit::Seconds), seconds(time))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn alerts(&mut self, alerts: &v1::AlertStatus) -> fmt::Result {
+        self.plain_gauge("taphouse_alerts_firing", "Alerts firing now", None, alerts.firing as f64)?;
+        self.plain_gauge("taphouse_alert_log_seq", "Number of the newest alert", None, alerts.last_seq as f64)?;
+        self.counter(
+            "taphouse_alert_log_errors",
+            "Alerts that could not be written to the log",
+            None,
+            [(&[] as Labels<'_>, alerts.log_errors)],
+        )
+    }
+
+    fn counter<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<Unit>,
+        samples: impl IntoIterator<Item = (Labels<'l>, u64)>,
+    ) -> fmt::Result {
+        self.family(name, help, unit, MetricType::Counter, samples, |encoder, count| {
+            encoder.encode_counter::<NoLabelSet, u64, u64>(count, None)
+        })
+    }
+
+    fn gauge<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<Unit>,
+        samples: impl IntoIterator<Item = (Labels<'l>, f64)>,
+    ) -> fmt::Result {
+        self.family(name, help, unit, MetricType::Gauge, samples, |encoder, value| encoder.encode_gauge(value))
+    }
+
+    fn plain_gauge(&mut self, name: &str, help: &str, unit: Option<Unit>, value: f64) -> fmt::Result {
+        self.gauge(name, help, unit, [(&[] as Labels<'_>, value)])
+    }
+
+    fn family<'l, T>(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<Unit>,
+        kind: MetricType,
+        samples: impl IntoIterator<Item = (Labels<'l>, T)>,
+        encode: impl Fn(&mut MetricEncoder<'_>, &T) -> fmt::Result,
+    ) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, unit.as_ref(), kind)?;
+        for (labels, value) in samples {
+            if labels.is_empty() {
+                encode(&mut metric, &value)?;
+            } else {
+                encode(&mut metric.encode_family(&LabelSlice(labels))?, &value)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn seconds(time: &prost_types::Timestamp) -> f64 {
+    time.seconds as f64 + f64::from(time.nanos) / 1e9
+}

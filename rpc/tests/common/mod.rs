@@ -1,0 +1,280 @@
+//! A real server over a real store, on loopback.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use detect::{Alert, AlertState, Evidence, Severity};
+use flowtable::{ConnState, EndReason, FlowRecord};
+use query::{Engine, QueryLimits};
+use rpc::client::Client;
+use rpc::metrics::QueryMetrics;
+use rpc::{AlertHub, RpcError, Services, v1};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use storage::{Store, StoreOptions};
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use wire::{Addr, Mac, Nanos, TapId, Tunnel};
+
+/// A server, and everything behind it.
+pub(crate) struct Fixture {
+    pub(crate) addr: SocketAddr,
+    pub(crate) client: Client,
+    pub(crate) store: Store,
+    pub(crate) hub: AlertHub,
+    pub(crate) queries: Arc<QueryMetrics>,
+    stop: Option<oneshot::Sender<()>>,
+    serving: JoinHandle<Result<(), RpcError>>,
+    _dir: TempDir,
+}
+
+impl Fixture {
+    /// Serves `rows`, the first half in a segment, the rest in none yet.
+    pub(crate) async fn start(rows: &[FlowRecord]) -> Fixture {
+        Fixture::with_alert_bytes(rows, 1 << 20).await
+    }
+
+    /// As `start`, with an alert log of this size.
+    pub(crate) async fn with_alert_bytes(rows: &[FlowRecord], alert_bytes_max: u64) -> Fixture {
+        let dir = tempfile::tempdir().unwrap();
+        let taps = vec!["core".to_owned(), "edge".to_owned()];
+        let mut store = Store::open(StoreOptions::new(dir.path().join("data"), taps)).unwrap();
+        let (old, new) = rows.split_at(rows.len() / 2);
+        store.append(old).unwrap();
+        store.flush().unwrap();
+        store.append(new).unwrap();
+        let engine = Engine::new(store.reader(), QueryLimits::default()).unwrap();
+        let hub = AlertHub::open(&dir.path().join("alerts"), alert_bytes_max).unwrap();
+        let queries = Arc::new(QueryMetrics::default());
+
+        let listener = rpc::bind("127.0.0.1:0".parse().unwrap(), "rpc.grpc_listen").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let services =
+            Services { engine, alerts: hub.clone(), status: Arc::new(status), queries: Arc::clone(&queries) };
+        let serving = tokio::spawn(rpc::serve_grpc(listener, services, async {
+            let _ = stopped.await;
+        }));
+        let client = rpc::client::connect(&addr.to_string()).await.unwrap();
+        Fixture { addr, client, store, hub, queries, stop: Some(stop), serving, _dir: dir }
+    }
+
+    /// Another connection.
+    pub(crate) async fn channel(&self) -> tonic::transport::Channel {
+        tonic::transport::Endpoint::from_shared(format!("http://{}", self.addr)).unwrap().connect().await.unwrap()
+    }
+
+    /// Asks the server to stop.
+    pub(crate) fn begin_stop(&mut self) {
+        self.stop.take().unwrap().send(()).unwrap();
+    }
+
+    /// Waits until it has.
+    pub(crate) async fn stopped(self) {
+        let Fixture { serving, client, .. } = self;
+        drop(client);
+        serving.await.unwrap().unwrap();
+    }
+}
+
+/// A state with a value in every field.
+pub(crate) fn status() -> v1::Status {
+    let time = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+    let cause = |name: &str, count, loss| v1::Cause { name: name.into(), count, hint: "more memory".into(), loss };
+    v1::Status {
+        version: "1.2.3".into(),
+        start_time: time(1_700_000_000),
+        uptime: Some(prost_types::Duration { seconds: 90, nanos: 500_000_000 }),
+        data_dir: "data \"quoted\"\n".into(),
+        generated_traffic: true,
+        taps: vec![v1::Tap { name: "core".into(), interfaces: vec!["eth0".into()], source: "af_packet".into() }],
+        queues: vec![
+            v1::QueueLedger {
+                tap: "core".into(),
+                queue: 0,
+                offered: 100,
+                bytes: 6_400,
+                causes: vec![cause("processed", 90, false), cause("rx_ring_full", 10, true)],
+                balanced: true,
+            },
+            v1::QueueLedger {
+                tap: "odd \"name\" \\ \n".into(),
+                queue: 1,
+                offered: 5,
+                bytes: 0,
+                causes: vec![cause("processed", 4, false)],
+                balanced: false,
+            },
+        ],
+        records: Some(v1::RecordLedger { stored: 7, dropped_ring_full: 2, dropped_disk: 1 }),
+        flows: Some(v1::FlowTableStatus {
+            active: 25,
+            capacity: 100,
+            created: 30,
+            exported: vec![v1::EndReasonCount { reason: "idle".into(), count: 5 }],
+        }),
+        storage: Some(v1::StorageStatus {
+            segments: 3,
+            rows: 1_000,
+            bytes: 25_000,
+            wal_bytes: 512,
+            oldest: time(1_600_000_000),
+            newest: time(1_700_000_000),
+        }),
+        alerts: Some(v1::AlertStatus { firing: 1, last_seq: 12, log_errors: 0 }),
+        packet_clock: time(1_700_000_001),
+    }
+}
+
+/// A flow like many others: TCP, two packets, from 10.0.0.`i` to port 443, ending `i` ms after a fixed time.
+pub(crate) fn record(i: u32) -> FlowRecord {
+    let end = Nanos(1_700_000_000_000_000_000 + u64::from(i) * 1_000_000);
+    FlowRecord {
+        flow_id: u64::from(i).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+        start: end - Nanos::from_millis(5),
+        end,
+        src_ip: Addr::v4([10, 0, (i >> 8) as u8, i as u8]),
+        dst_ip: Addr::v4([192, 0, 2, 1]),
+        src_port: 40_000 + (i % 1_000) as u16,
+        dst_port: if i % 3 == 0 { 53 } else { 443 },
+        proto: if i % 3 == 0 { 17 } else { 6 },
+        part: 0,
+        tap: TapId((i % 2) as u16),
+        vlan: 0,
+        vlan_inner: 0,
+        tunnel: Tunnel::None,
+        tunnel_id: 0,
+        src_mac: None,
+        dst_mac: None,
+        icmp: None,
+        pkts_o: 1,
+        pkts_r: 1,
+        bytes_o: 60,
+        bytes_r: u64::from(i),
+        flags_o: 0,
+        flags_r: 0,
+        conn_state: None,
+        end_reason: EndReason::Idle,
+        rtt_us: None,
+        rtt_srv_us: None,
+        rtt_cli_us: None,
+        retrans_o: 0,
+        retrans_r: 0,
+        ooo_o: 0,
+        ooo_r: 0,
+        lost_o: 0,
+        lost_r: 0,
+        zwin_o: 0,
+        zwin_r: 0,
+        ttl_o: 64,
+        ttl_r: 57,
+        dscp: 0,
+    }
+}
+
+/// A flow with a different value in every field, and the message it must become.
+pub(crate) fn full_record() -> (FlowRecord, v1::Flow) {
+    let record = FlowRecord {
+        flow_id: u64::MAX - 1,
+        start: Nanos(1_700_000_000_000_001_999),
+        end: Nanos(1_700_000_001_000_003_999),
+        src_ip: "2001:db8::1".parse().unwrap(),
+        dst_ip: "10.1.2.3".parse().unwrap(),
+        src_port: 1001,
+        dst_port: 1002,
+        proto: 6,
+        part: 3,
+        tap: TapId(1),
+        vlan: 100,
+        vlan_inner: 200,
+        tunnel: Tunnel::Vxlan,
+        tunnel_id: 77,
+        src_mac: Some(Mac([2, 0, 0, 0, 0, 1])),
+        dst_mac: Some(Mac([2, 0, 0, 0, 0, 0xab])),
+        icmp: Some((8, 1)),
+        pkts_o: 11,
+        pkts_r: 12,
+        bytes_o: 13,
+        bytes_r: 14,
+        flags_o: 0x1b,
+        flags_r: 0x12,
+        conn_state: Some(ConnState::SF),
+        end_reason: EndReason::Closed,
+        rtt_us: Some(15),
+        rtt_srv_us: Some(16),
+        rtt_cli_us: Some(17),
+        retrans_o: 18,
+        retrans_r: 19,
+        ooo_o: 20,
+        ooo_r: 21,
+        lost_o: 22,
+        lost_r: 23,
+        zwin_o: 24,
+        zwin_r: 25,
+        ttl_o: 26,
+        ttl_r: 27,
+        dscp: 28,
+    };
+    let flow = v1::Flow {
+        t_end: Some(prost_types::Timestamp { seconds: 1_700_000_001, nanos: 3_000 }),
+        dur_us: 1_000_002,
+        flow_id: u64::MAX - 1,
+        part: 3,
+        tap: "edge".into(),
+        src_ip: "2001:db8::1".into(),
+        dst_ip: "10.1.2.3".into(),
+        src_port: 1001,
+        dst_port: 1002,
+        proto: 6,
+        icmp_type: Some(8),
+        icmp_code: Some(1),
+        vlan: Some(100),
+        vlan_inner: Some(200),
+        tunnel: Some("vxlan".into()),
+        tunnel_id: Some(77),
+        src_mac: Some("02:00:00:00:00:01".into()),
+        dst_mac: Some("02:00:00:00:00:ab".into()),
+        pkts_o: 11,
+        pkts_r: 12,
+        bytes_o: 13,
+        bytes_r: 14,
+        flags_o: 0x1b,
+        flags_r: 0x12,
+        conn_state: Some("SF".into()),
+        end_reason: "closed".into(),
+        rtt_us: Some(15),
+        rtt_srv_us: Some(16),
+        rtt_cli_us: Some(17),
+        retrans_o: 18,
+        retrans_r: 19,
+        ooo_o: 20,
+        ooo_r: 21,
+        lost_o: 22,
+        lost_r: 23,
+        zwin_o: 24,
+        zwin_r: 25,
+        ttl_o: 26,
+        ttl_r: 27,
+        dscp: 28,
+    };
+    (record, flow)
+}
+
+/// An alert of a rule at a second.
+pub(crate) fn alert(rule: &str, second: u64) -> Alert {
+    Alert {
+        seq: 0,
+        time: Nanos::from_secs(second),
+        rule: rule.into(),
+        state: AlertState::Firing,
+        key: format!("{rule}/core"),
+        severity: Severity::Critical,
+        score: 0.75,
+        tap: "core".into(),
+        summary: format!("{rule} at {second}"),
+        src_ip: Some(Addr::v4([10, 0, 0, 9])),
+        dst_ip: None,
+        started: Nanos::from_secs(second - 1),
+        evidence: Evidence::from([("ports".to_owned(), serde_json::json!({"distinct": 40, "sample": [1, 2]}))]),
+    }
+}

@@ -1,0 +1,214 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// What each exit code means; printed by `--help` and in the man pages.
+pub(crate) const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed; the reason is on standard error
+  2  wrong usage: unknown option, bad value, bad config, bad filter or SQL
+  3  the input was damaged: what came before the damage is stored
+  4  not permitted: a capability or a file permission is missing
+  5  no server answers at the address";
+
+/// Capture server for network taps: packets to flows, flows to Parquet, answers in SQL over gRPC.
+#[derive(Debug, Parser)]
+#[command(name = "taphouse", version, about, after_help = EXIT_CODES, max_term_width = 110)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OutputArgs {
+    /// How data is printed; errors are JSON too with json and ndjson.
+    #[arg(long, value_enum, global = true, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+}
+
+/// Output formats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// Aligned columns for people.
+    Table,
+    /// One JSON document.
+    Json,
+    /// One JSON object a line.
+    Ndjson,
+    /// Comma-separated values with a header (RFC 4180).
+    Csv,
+}
+
+impl Output {
+    pub(crate) fn is_json(self) -> bool {
+        matches!(self, Output::Json | Output::Ndjson)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Capture live traffic, keep its flows and serve them.
+    #[command(after_help = EXIT_CODES)]
+    Run(RunArgs),
+    /// Send capture files through the same pipeline.
+    #[command(after_help = EXIT_CODES)]
+    Replay(ReplayArgs),
+    /// Run the whole server on generated traffic; needs no privilege.
+    #[command(after_help = EXIT_CODES)]
+    Demo(DemoArgs),
+    /// List flows, newest first.
+    #[command(after_help = FLOWS_HELP)]
+    Flows(FlowsArgs),
+    /// Answer a SQL query over the table `flows`.
+    #[command(after_help = SQL_HELP)]
+    Sql(SqlArgs),
+    /// List alerts, or follow them.
+    Alerts(AlertsArgs),
+    /// What a running server captures, lost, holds.
+    Status(StatusArgs),
+    /// Check a configuration file.
+    Validate(ValidateArgs),
+    /// Print the complete example configuration.
+    ExampleConfig,
+    /// Print completions for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write man pages, one for each command, into a folder.
+    Man {
+        /// The folder; made if it is missing.
+        dir: PathBuf,
+    },
+}
+
+const FLOWS_HELP: &str = "\
+Examples:
+  taphouse flows \"src_ip = '10.0.0.1' AND dst_port = 443\" --since -15m
+  taphouse flows \"net('10.0.0.0/8') AND pkts_r = 0\" --data-dir taphouse-data --output json
+  taphouse flows \"host('2001:db8::1') OR port(53)\" --limit 20
+
+Either side: host('10.0.0.1'), net('10.0.0.0/8'), port(443). Columns: taphouse sql 'DESCRIBE flows'.";
+
+const SQL_HELP: &str = "\
+Examples:
+  taphouse sql \"SELECT src_ip, sum(bytes_o) AS bytes FROM flows GROUP BY src_ip ORDER BY bytes DESC LIMIT 10\"
+  taphouse sql \"SELECT count(*) FROM flows WHERE host('10.0.0.1')\" --data-dir taphouse-data --output csv";
+
+/// What both kinds of server take.
+#[derive(Debug, Args)]
+pub(crate) struct ServerArgs {
+    /// Configuration file (YAML); all keys have defaults.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Folder for segments, write-ahead log and alerts.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Override any key of the configuration, for example flowtable.timeouts=off.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Interface to watch, each its own tap; without any, those of the config, else the default route's.
+    #[arg(short, long = "interface", value_name = "IF")]
+    pub(crate) interfaces: Vec<String>,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReplayArgs {
+    /// Captures, pcap or pcapng, plain, .gz or .zst; - is standard input.
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Generated packets per second.
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..=5_000_000))]
+    pub(crate) rate: u64,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+}
+
+/// Where an answer comes from.
+#[derive(Debug, Args)]
+pub(crate) struct FromArgs {
+    /// Ask the server at this address.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051", conflicts_with = "data_dir")]
+    pub(crate) server: String,
+    /// Read this data folder instead, also while a server writes it.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FlowsArgs {
+    /// A SQL boolean expression over the columns of `flows`.
+    #[arg(value_name = "EXPR")]
+    pub(crate) filter: Option<String>,
+    /// Flows that end at or after this time: RFC 3339, or back from now such as -15m.
+    #[arg(long, value_name = "T", allow_hyphen_values = true)]
+    pub(crate) since: Option<String>,
+    /// Flows that start before this time.
+    #[arg(long, value_name = "T", allow_hyphen_values = true)]
+    pub(crate) until: Option<String>,
+    /// Most rows to print; 0 for all.
+    #[arg(long, default_value_t = 100)]
+    pub(crate) limit: u64,
+    /// Columns to print, separated by commas; all of them in json, ndjson and csv by default.
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    pub(crate) columns: Vec<String>,
+    #[command(flatten)]
+    pub(crate) from: FromArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SqlArgs {
+    /// One SELECT statement.
+    #[arg(value_name = "QUERY")]
+    pub(crate) query: String,
+    #[command(flatten)]
+    pub(crate) from: FromArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AlertsArgs {
+    /// Wait for new ones.
+    #[arg(long, short, conflicts_with = "data_dir")]
+    pub(crate) follow: bool,
+    /// Only alerts after this number.
+    #[arg(long, value_name = "SEQ", default_value_t = 0)]
+    pub(crate) after: u64,
+    /// Most alerts to print, the newest; 0 for all.
+    #[arg(long, default_value_t = 100)]
+    pub(crate) limit: u64,
+    #[command(flatten)]
+    pub(crate) from: FromArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// The server's address.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
+    pub(crate) server: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ValidateArgs {
+    /// The file.
+    #[arg(value_name = "CONFIG")]
+    pub(crate) config: PathBuf,
+    /// Overrides to check with it.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+}

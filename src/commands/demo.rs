@@ -1,0 +1,118 @@
+//! `taphouse demo`: the whole server on generated traffic.
+
+use super::run::reloader;
+use super::{load_config, open_store, start_logging};
+use crate::cli::DemoArgs;
+use crate::failure::Failure;
+use crate::server::{Listeners, LiveTap, Setup, serve};
+use capture::{BATCH_FRAMES_MAX, BatchHandler, Polled, Source, SourceCounts, SourceError};
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+use storage::OnError;
+use traffic::{Endless, EndlessConfig};
+use wire::{Frame, LinkType, Nanos, TapId};
+
+const TAP: &str = "generated";
+/// How long a poll waits for the next packet's time.
+const WAIT_MAX: Duration = Duration::from_millis(20);
+
+pub(crate) fn demo(args: &DemoArgs) -> Result<(), Failure> {
+    let mut config = load_config(&args.server)?;
+    let own_folder = args.server.data_dir.is_none() && config.data_dir == crate::config::Config::default().data_dir;
+    if own_folder {
+        // Generated flows must not end up among real ones.
+        config.data_dir = PathBuf::from("taphouse-demo");
+    }
+    let log = start_logging(&config.log)?;
+    eprintln!(
+        "taphouse: DEMO: all traffic is generated, about {} packets a second; nothing is read from a network",
+        args.rate
+    );
+    let listeners = Listeners::bind(&config)?;
+    let store = open_store(&config, &[TAP.to_owned()], OnError::Count)?;
+    let source = Generated::new(args.rate);
+    let tap = LiveTap {
+        name: TAP.to_owned(),
+        interfaces: Vec::new(),
+        kind: "generator",
+        sources: vec![Box::new(source)],
+    };
+    serve(Setup { reload: reloader(&args.server), config, log, taps: vec![tap], store, listeners, generated: true })
+}
+
+/// An endless generator as a live source: a packet is delivered when the wall clock has come to its time.
+struct Generated {
+    traffic: Endless,
+    frame: Vec<u8>,
+    /// The packet in `frame` that is not due yet.
+    next: traffic::Meta,
+    /// Bytes of one batch, one frame after the other.
+    bytes: Vec<u8>,
+    batch: Vec<(usize, usize, Nanos)>,
+    counts: SourceCounts,
+}
+
+impl Generated {
+    fn new(rate: u64) -> Generated {
+        let config = EndlessConfig { packets_per_s: rate, start_ns: now().0, ..EndlessConfig::default() };
+        let mut traffic = Endless::new(config);
+        let mut frame = Vec::new();
+        let next = traffic.next(&mut frame);
+        Generated {
+            traffic,
+            frame,
+            next,
+            bytes: Vec::new(),
+            batch: Vec::with_capacity(BATCH_FRAMES_MAX),
+            counts: SourceCounts::default(),
+        }
+    }
+}
+
+fn now() -> Nanos {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Nanos(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
+
+impl Source for Generated {
+    fn poll(&mut self, handler: &mut dyn BatchHandler) -> Result<Polled, SourceError> {
+        self.bytes.clear();
+        self.batch.clear();
+        let now = now();
+        while self.next.ts_ns <= now.0 && self.batch.len() < BATCH_FRAMES_MAX {
+            self.batch.push((self.bytes.len(), self.frame.len(), Nanos(self.next.ts_ns)));
+            self.bytes.extend_from_slice(&self.frame);
+            self.next = self.traffic.next(&mut self.frame);
+        }
+        if self.batch.is_empty() {
+            std::thread::sleep(Duration::from_nanos(self.next.ts_ns - now.0).min(WAIT_MAX));
+            return Ok(Polled::Idle);
+        }
+        let frames: Vec<Frame<'_>> = self
+            .batch
+            .iter()
+            .map(|&(at, len, ts)| Frame {
+                data: &self.bytes[at..at + len],
+                wire_len: len as u32,
+                ts,
+                link: LinkType::Ethernet,
+                tap: TapId(0),
+            })
+            .collect();
+        handler.batch(&frames);
+        let bytes: u64 = frames.iter().map(|f| u64::from(f.wire_len)).sum();
+        self.counts.offered += frames.len() as u64;
+        self.counts.delivered += frames.len() as u64;
+        self.counts.wire_bytes += bytes;
+        self.counts.captured_bytes += bytes;
+        Ok(Polled::Packets(frames.len()))
+    }
+
+    fn counts(&self) -> SourceCounts {
+        self.counts
+    }
+
+    fn name(&self) -> &str {
+        TAP
+    }
+}

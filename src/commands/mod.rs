@@ -1,0 +1,72 @@
+//! One module a command, or a few that share what they do.
+
+pub(crate) mod alerts;
+pub(crate) mod demo;
+pub(crate) mod misc;
+pub(crate) mod query;
+pub(crate) mod replay;
+pub(crate) mod run;
+pub(crate) mod status;
+
+use crate::cli::ServerArgs;
+use crate::config::{Config, SegmentProfile};
+use crate::failure::{Code, Failure};
+use std::path::Path;
+use storage::{OnError, Retention, StorageError, Store, StoreOptions};
+
+/// The configuration of a command that writes: file, then `--set`, then `--data-dir`.
+fn load_config(args: &ServerArgs) -> Result<Config, Failure> {
+    let mut config =
+        Config::load(args.config.as_deref(), &args.overrides).map_err(|e| Failure::new(Code::Usage, e))?;
+    if let Some(dir) = &args.data_dir {
+        config.data_dir.clone_from(dir);
+    }
+    Ok(config)
+}
+
+/// Opens the data folder for writing.
+fn open_store(config: &Config, tap_names: &[String], on_error: OnError) -> Result<Store, Failure> {
+    let s = &config.storage;
+    let mut options = StoreOptions::new(&config.data_dir, tap_names.to_vec());
+    options.segment_rows_max = u64::from(s.segment_rows);
+    options.segment_age_max = s.segment_age.0;
+    options.wal_sync_interval = s.sync_interval.0;
+    options.wal_sync_bytes = s.sync_bytes.0;
+    options.retention = retention(config);
+    options.profile = match s.profile {
+        SegmentProfile::Tuned => storage::SegmentProfile::Tuned,
+        SegmentProfile::Compatible => storage::SegmentProfile::Compatible,
+    };
+    options.on_error = on_error;
+    Store::open(options).map_err(|e| match e {
+        StorageError::ReadOnly { .. } => Failure::new(Code::NotPermitted, e),
+        _ => e.into(),
+    })
+}
+
+pub(crate) fn retention(config: &Config) -> Retention {
+    let r = &config.storage.retention;
+    Retention {
+        max_age: r.max_age.map(|p| p.0),
+        max_bytes: r.max_size.map(|s| s.0),
+        min_free_bytes: r.min_free.map(|s| s.0),
+    }
+}
+
+/// Logs to standard error as the configuration says; the handle changes it later.
+fn start_logging(filter: &str) -> anyhow::Result<crate::server::LogHandle> {
+    use tracing_subscriber::layer::SubscriberExt;
+    use tracing_subscriber::util::SubscriberInitExt;
+    use tracing_subscriber::{EnvFilter, fmt, registry, reload};
+    let (filter, handle) = reload::Layer::new(EnvFilter::try_new(filter)?);
+    let layer = fmt::layer().with_writer(std::io::stderr).with_target(false);
+    registry().with(filter).with(layer).try_init()?;
+    Ok(Box::new(move |text: &str| {
+        EnvFilter::try_new(text).map_err(|e| e.to_string()).and_then(|f| handle.reload(f).map_err(|e| e.to_string()))
+    }))
+}
+
+/// A path as messages show it.
+fn show(path: &Path) -> String {
+    path.display().to_string()
+}

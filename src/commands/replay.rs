@@ -1,0 +1,300 @@
+//! `taphouse replay`: captures through the same pipeline as live traffic.
+
+use super::{load_config, open_store, start_logging};
+use crate::cli::{Output, ReplayArgs};
+use crate::failure::{Code, Failure};
+use crate::pipeline::{AlertSink, Dealer, Ingest, Pipeline, Stage, WhenFull, Worker, WorkerView};
+use capture::ledger::{Cause, QueueCounts};
+use capture::{FileOptions, FileSource, Progress, Source, SourceError};
+use detect::AlertLog;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value, json};
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use storage::OnError;
+use wire::{DropReason, TapId};
+
+/// The tap that replayed packets are seen at.
+const TAP: &str = "replay";
+
+pub(crate) fn replay(args: &ReplayArgs, output: Output) -> Result<(), Failure> {
+    let config = load_config(&args.server)?;
+    let _ = start_logging(&config.log)?;
+    let started = Instant::now();
+    // Every file is opened before the folder is touched: a wrong name costs nothing.
+    let mut sources = Vec::new();
+    let mut damage = None;
+    for file in &args.files {
+        match open(file) {
+            Ok(source) => sources.push(source),
+            Err(error) if sources.is_empty() => return Err(Failure::new(Code::Failed, error)),
+            Err(error) => {
+                damage = Some(error);
+                break;
+            }
+        }
+    }
+    let taps = [TAP.to_owned()];
+    let store = open_store(&config, &taps, OnError::Fail)?;
+    let (alert_sink, alert_count) = alert_log(&config.data_dir, config.storage.alert_log.0)?;
+    let workers = config.pipeline.workers.max(1);
+    let (pipeline, workers) = Pipeline::start(&config, &taps, workers, WhenFull::Wait, store, alert_sink)?;
+    let stop = stop_on_signal()?;
+    let read = read_all(sources, workers, &pipeline.views, &stop)?;
+    let views = pipeline.finish()?;
+    let damage = damage.or(read);
+    let totals = totals(&views);
+    let summary = Summary {
+        counts: totals,
+        flows: views.iter().map(|v| v.gauges.counts().created).sum(),
+        records: totals.records_stored,
+        alerts: alert_count.load(Ordering::Relaxed),
+        elapsed: started.elapsed(),
+        cpu: cpu_time(),
+        interrupted: stop.load(Ordering::Relaxed),
+        error: damage.as_ref().map(ToString::to_string),
+        data_dir: config.data_dir.clone(),
+    };
+    summary.print(output)?;
+    match damage {
+        Some(error) => Err(Failure { reported: true, ..Failure::new(Code::DamagedInput, error) }),
+        None => Ok(()),
+    }
+}
+
+fn open(file: &Path) -> Result<FileSource, SourceError> {
+    FileSource::open(file, TapId(0), &FileOptions::default())
+}
+
+/// CPU time of this process, all threads.
+fn cpu_time() -> Duration {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(u64::try_from(t.tv_sec).unwrap_or(0), u32::try_from(t.tv_nsec).unwrap_or(0))
+}
+
+/// Alerts of a replay go to the folder's log, where `taphouse alerts` finds them.
+fn alert_log(dir: &Path, bytes_max: u64) -> anyhow::Result<(AlertSink, Arc<AtomicU64>)> {
+    let mut log = AlertLog::open(dir, bytes_max)?;
+    let count = Arc::new(AtomicU64::new(0));
+    let counter = count.clone();
+    let sink = move |alert: detect::Alert| match log.append(alert) {
+        Ok(_) => drop(counter.fetch_add(1, Ordering::Relaxed)),
+        Err(error) => tracing::error!("an alert is lost: {error}"),
+    };
+    Ok((Box::new(sink), count))
+}
+
+/// SIGINT and SIGTERM end the reading; what was read is stored.
+fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    crate::server::on_stop_signal(move || flag.store(true, Ordering::Relaxed))?;
+    Ok(stop)
+}
+
+/// Reads the sources one after the other with one clock; `Some` is the damage that ended it.
+fn read_all(
+    sources: Vec<FileSource>,
+    mut workers: Vec<Worker>,
+    views: &[WorkerView],
+    stop: &Arc<AtomicBool>,
+) -> anyhow::Result<Option<SourceError>> {
+    let ledger = views[0].ledger.clone();
+    if workers.len() == 1
+        && let Some(worker) = workers.pop()
+    {
+        let mut ingest = Ingest::new(worker, ledger);
+        let damage = drive(sources, &mut ingest, views, stop);
+        let clock = ingest.clock();
+        ingest.stage.finish(clock);
+        return Ok(damage);
+    }
+    let mut ingest = Ingest::new(Dealer::start(workers)?, ledger);
+    let damage = drive(sources, &mut ingest, views, stop);
+    let clock = ingest.clock();
+    ingest.stage.finish(clock);
+    Ok(damage)
+}
+
+fn drive<S: Stage>(
+    sources: Vec<FileSource>,
+    ingest: &mut Ingest<S>,
+    views: &[WorkerView],
+    stop: &Arc<AtomicBool>,
+) -> Option<SourceError> {
+    let bar = Bar::start(&sources, views);
+    let mut damage = None;
+    for mut source in sources {
+        if let Err(error) = capture::worker::run(&mut source, ingest, stop) {
+            damage = Some(error);
+            break;
+        }
+    }
+    bar.finish();
+    damage
+}
+
+/// Progress on a terminal: bytes, packets per second, time left. Drawn by a thread of its own from relaxed counters.
+struct Bar {
+    done: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Bar {
+    fn start(sources: &[FileSource], views: &[WorkerView]) -> Bar {
+        let done = Arc::new(AtomicBool::new(false));
+        let parts: Vec<Progress> = sources.iter().filter_map(Source::progress).collect();
+        let ledger = views[0].ledger.clone();
+        let draw = move |done: Arc<AtomicBool>| {
+            let total = parts.iter().map(Progress::total_bytes).sum::<Option<u64>>();
+            let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
+            let template = match total {
+                Some(_) => "{bar:40.cyan} {percent:>3}% {bytes}/{total_bytes} {msg} eta {eta}",
+                None => "{spinner} {bytes} {msg}",
+            };
+            bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+            let begun = Instant::now();
+            while !done.load(Ordering::Relaxed) {
+                let packets = ledger.worker.offered.get();
+                let rate = packets as f64 / begun.elapsed().as_secs_f64().max(1e-3);
+                bar.set_position(parts.iter().map(Progress::consumed_bytes).sum());
+                bar.set_message(format!("{packets} packets, {:.2} M/s", rate / 1e6));
+                std::thread::park_timeout(Duration::from_millis(100));
+            }
+            bar.finish_and_clear();
+        };
+        let thread = std::io::stderr().is_terminal().then(|| {
+            let done = done.clone();
+            std::thread::spawn(move || draw(done))
+        });
+        Bar { done, thread }
+    }
+
+    fn finish(self) {
+        self.done.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread {
+            thread.thread().unpark();
+            // A panic there has printed itself and concerns only the drawing.
+            drop(thread.join());
+        }
+    }
+}
+
+fn totals(views: &[WorkerView]) -> QueueCounts {
+    views.iter().map(|v| v.ledger.snapshot()).fold(QueueCounts::default(), |a, b| a + b)
+}
+
+struct Summary {
+    counts: QueueCounts,
+    flows: u64,
+    records: u64,
+    alerts: u64,
+    elapsed: Duration,
+    cpu: Duration,
+    interrupted: bool,
+    error: Option<String>,
+    data_dir: PathBuf,
+}
+
+impl Summary {
+    fn print(&self, output: Output) -> std::io::Result<()> {
+        let mut out = std::io::stdout().lock();
+        match output {
+            Output::Json => writeln!(out, "{:#}", self.json()),
+            Output::Ndjson => writeln!(out, "{}", self.json()),
+            Output::Csv => {
+                let errors: u64 = self.decode_errors().iter().map(|(_, n)| n).sum();
+                writeln!(out, "packets,bytes,flows,records,alerts,not_ip,decode_errors,elapsed_s,cpu_s")?;
+                let c = &self.counts;
+                writeln!(
+                    out,
+                    "{},{},{},{},{},{},{errors},{:.6},{:.6}",
+                    c.offered,
+                    c.wire_bytes,
+                    self.flows,
+                    self.records,
+                    self.alerts,
+                    c.undecoded[DropReason::NotIp as usize],
+                    self.elapsed.as_secs_f64(),
+                    self.cpu.as_secs_f64()
+                )
+            }
+            Output::Table => self.table(&mut out),
+        }
+    }
+
+    fn decode_errors(&self) -> Vec<(&'static str, u64)> {
+        let all = DropReason::ALL.into_iter().filter(|r| r.is_error());
+        all.map(|r| (r.name(), self.counts.undecoded[r as usize])).collect()
+    }
+
+    fn json(&self) -> Value {
+        let c = &self.counts;
+        let decode_errors: serde_json::Map<_, _> =
+            self.decode_errors().into_iter().map(|(name, n)| (name.to_owned(), json!(n))).collect();
+        let ledger: serde_json::Map<_, _> =
+            c.rows().map(|row| (row.name.to_owned(), json!(row.count))).collect();
+        let mut document = json!({
+            "packets": c.offered,
+            "bytes": c.wire_bytes,
+            "flows": self.flows,
+            "records": self.records,
+            "alerts": self.alerts,
+            "decode_errors": decode_errors,
+            "ledger": { "offered": c.offered, "causes": ledger, "balanced": c.is_balanced(),
+                        "records": { "created": c.records, "stored": c.records_stored,
+                                     "dropped_ring_full": c.records_ring_full, "dropped_disk": c.records_disk_full } },
+            "elapsed_s": self.elapsed.as_secs_f64(),
+            "cpu_s": self.cpu.as_secs_f64(),
+            "interrupted": self.interrupted,
+            "data_dir": self.data_dir,
+        });
+        if let Some(message) = &self.error {
+            document["error"] = json!({ "code": "damaged_input", "message": message });
+        }
+        document
+    }
+
+    fn table(&self, out: &mut impl Write) -> std::io::Result<()> {
+        let c = &self.counts;
+        let seconds = self.elapsed.as_secs_f64().max(1e-9);
+        let rate = c.offered as f64 / seconds / 1e6;
+        let per_cpu = c.offered as f64 / self.cpu.as_secs_f64().max(1e-9) / 1e6;
+        writeln!(out, "{:>15}  packets, {} bytes on the wire", grouped(c.offered), grouped(c.wire_bytes))?;
+        writeln!(out, "{:>15}  flows in {} records, stored in {}", grouped(self.flows), grouped(self.records), super::show(&self.data_dir))?;
+        writeln!(out, "{:>15}  alerts", grouped(self.alerts))?;
+        for cause in Cause::all().filter(|cause| *cause != Cause::Processed && c.count(*cause) > 0) {
+            writeln!(out, "{:>15}  {}: {}", grouped(c.count(cause)), cause.name(), cause.hint())?;
+        }
+        let verdict = if c.is_balanced() { "every packet and record accounted for" } else { "LEDGER OUT OF BALANCE" };
+        writeln!(out, "{:>15}  {verdict}", grouped(c.accounted()))?;
+        writeln!(out, "{seconds:>14.3}s  elapsed, {:.3} s CPU: {rate:.2} M packets/s, {per_cpu:.2} M packets per CPU second", self.cpu.as_secs_f64())?;
+        if self.interrupted {
+            writeln!(out, "{:>15}  before the end: what was read is stored", "interrupted")?;
+        }
+        Ok(())
+    }
+}
+
+/// `1234567` as `1,234,567`.
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let first = digits.len() % 3;
+    let (head, tail) = digits.split_at(first);
+    let mut parts: Vec<&str> = if head.is_empty() { Vec::new() } else { vec![head] };
+    parts.extend(tail.as_bytes().chunks(3).filter_map(|c| std::str::from_utf8(c).ok()));
+    parts.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::grouped;
+
+    #[test]
+    fn digits_in_threes() {
+        assert_eq!(["0", "999", "1,000", "12,345,678"], [0, 999, 1000, 12_345_678].map(grouped).each_ref().map(String::as_str));
+    }
+}

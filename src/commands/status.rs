@@ -1,0 +1,141 @@
+//! `taphouse status`: the ledger of a running server, and what it holds.
+
+use super::query::remote;
+use crate::cli::{Output, StatusArgs};
+use crate::failure::Failure;
+use comfy_table::{CellAlignment, Table, presets};
+use rpc::v1;
+use serde_json::{Value, json};
+use std::io::Write;
+
+pub(crate) fn status(args: &StatusArgs, output: Output) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let status = runtime.block_on(async {
+        let mut client = rpc::client::connect(&args.server).await.map_err(remote)?;
+        client.status().await.map_err(remote)
+    })?;
+    let mut out = std::io::stdout().lock();
+    match output {
+        Output::Table => write!(out, "{}", text(&status))?,
+        Output::Json => writeln!(out, "{:#}", document(&status))?,
+        Output::Ndjson => writeln!(out, "{}", document(&status))?,
+        Output::Csv => {
+            writeln!(out, "tap,queue,cause,packets,loss")?;
+            for (q, c) in status.queues.iter().flat_map(|q| q.causes.iter().map(move |c| (q, c))) {
+                writeln!(out, "\"{}\",{},{},{},{}", q.tap.replace('"', "\"\""), q.queue, c.name, c.count, c.loss)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn time(t: &Option<prost_types::Timestamp>) -> Option<String> {
+    let t = t.as_ref()?;
+    chrono::DateTime::from_timestamp(t.seconds, u32::try_from(t.nanos).ok()?)
+        .map(|t| t.to_rfc3339_opts(chrono::SecondsFormat::Micros, true))
+}
+
+fn document(s: &v1::Status) -> Value {
+    let records = s.records.unwrap_or_default();
+    let flows = s.flows.clone().unwrap_or_default();
+    let storage = s.storage.unwrap_or_default();
+    let alerts = s.alerts.unwrap_or_default();
+    let exported: serde_json::Map<String, Value> =
+        flows.exported.iter().map(|e| (e.reason.clone(), json!(e.count))).collect();
+    json!({
+        "version": s.version,
+        "start_time": time(&s.start_time),
+        "uptime_s": s.uptime.map(|u| u.seconds as f64 + f64::from(u.nanos) / 1e9),
+        "data_dir": s.data_dir,
+        "generated_traffic": s.generated_traffic,
+        "packet_clock": time(&s.packet_clock),
+        "taps": s.taps.iter().map(|t| json!({ "name": t.name, "interfaces": t.interfaces, "source": t.source })).collect::<Vec<_>>(),
+        "queues": s.queues.iter().map(queue).collect::<Vec<_>>(),
+        "records": { "stored": records.stored, "dropped_ring_full": records.dropped_ring_full,
+                     "dropped_disk": records.dropped_disk },
+        "flows": { "active": flows.active, "capacity": flows.capacity, "created": flows.created, "exported": exported },
+        "storage": { "segments": storage.segments, "rows": storage.rows, "bytes": storage.bytes,
+                     "wal_bytes": storage.wal_bytes, "oldest": time(&storage.oldest), "newest": time(&storage.newest) },
+        "alerts": { "firing": alerts.firing, "last_seq": alerts.last_seq, "log_errors": alerts.log_errors },
+    })
+}
+
+fn queue(q: &v1::QueueLedger) -> Value {
+    let causes: serde_json::Map<String, Value> = q.causes.iter().map(|c| (c.name.clone(), json!(c.count))).collect();
+    json!({ "tap": q.tap, "queue": q.queue, "offered": q.offered, "bytes": q.bytes, "causes": causes, "balanced": q.balanced })
+}
+
+fn text(s: &v1::Status) -> String {
+    let uptime = s.uptime.map(|u| std::time::Duration::from_secs(u.seconds.max(0) as u64)).unwrap_or_default();
+    let mut out = format!("taphouse {}, up {}, data in {}\n", s.version, humantime::format_duration(uptime), s.data_dir);
+    if s.generated_traffic {
+        out.push_str("DEMO: this traffic is generated, nothing was read from a network\n");
+    }
+    for tap in &s.taps {
+        out.push_str(&format!("tap {} ({}) {}\n", tap.name, tap.source, tap.interfaces.join(", ")));
+    }
+    out.push_str(&format!("\n{}\n", ledger(s)));
+    hints(s, &mut out);
+    let (records, storage) = (s.records.unwrap_or_default(), s.storage.unwrap_or_default());
+    let (flows, alerts) = (s.flows.clone().unwrap_or_default(), s.alerts.unwrap_or_default());
+    let ended: Vec<String> =
+        flows.exported.iter().filter(|e| e.count > 0).map(|e| format!("{} {}", e.count, e.reason)).collect();
+    out.push_str(&format!(
+        "\nflows    {} active of {} at most, {} begun; exported: {}\n",
+        flows.active,
+        flows.capacity,
+        flows.created,
+        if ended.is_empty() { "none yet".to_owned() } else { ended.join(", ") }
+    ));
+    out.push_str(&format!(
+        "records  {} stored, {} dropped (ring full), {} dropped (disk)\n",
+        records.stored, records.dropped_ring_full, records.dropped_disk
+    ));
+    out.push_str(&format!(
+        "storage  {} rows; {} segments, {}; {} in the write-ahead log\n",
+        storage.rows,
+        storage.segments,
+        bytesize::ByteSize(storage.bytes),
+        bytesize::ByteSize(storage.wal_bytes)
+    ));
+    out.push_str(&format!("alerts   {} firing, {} in the log\n", alerts.firing, alerts.last_seq));
+    out
+}
+
+/// Where every packet ended: one line a cause, one column a queue, totals that add up.
+fn ledger(s: &v1::Status) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    let mut header = vec!["packets".to_owned()];
+    header.extend(s.queues.iter().map(|q| format!("{}/{}", q.tap, q.queue)));
+    header.push("total".to_owned());
+    let columns = header.len();
+    table.set_header(header);
+    let row = |name: &str, counts: Vec<u64>| {
+        let total = counts.iter().sum::<u64>();
+        let counts = counts.into_iter().chain([total]).map(|n| n.to_string());
+        [name.to_owned()].into_iter().chain(counts).collect::<Vec<_>>()
+    };
+    for (i, cause) in s.queues.first().map(|q| q.causes.as_slice()).unwrap_or_default().iter().enumerate() {
+        let counts: Vec<u64> = s.queues.iter().filter_map(|q| q.causes.get(i)).map(|c| c.count).collect();
+        // What never happened is left out, except the losses that people look for.
+        if cause.loss || cause.name == "processed" || counts.iter().any(|n| *n > 0) {
+            table.add_row(row(&cause.name, counts));
+        }
+    }
+    table.add_row(row("offered", s.queues.iter().map(|q| q.offered).collect()));
+    for index in 1..columns {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn hints(s: &v1::Status, out: &mut String) {
+    for (q, c) in s.queues.iter().flat_map(|q| q.causes.iter().map(move |c| (q, c))) {
+        if c.loss && c.count > 0 {
+            out.push_str(&format!("! {}/{}: {} {}: {}\n", q.tap, q.queue, c.count, c.name, c.hint));
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Frames in, decoded packets out: the first stage of every worker, and of the reader that deals to several.
+
+use capture::ledger::QueueLedger;
+use capture::{BATCH_FRAMES_MAX, BatchHandler, SourceCounts, SourceError};
+use std::sync::Arc;
+use wire::{Frame, Limits, Nanos, PacketMeta, decode_into};
+
+/// What takes decoded packets on: a worker, or the dealer that has several of them.
+pub(crate) trait Stage {
+    /// Decoded packets in capture order; their clocks never decrease.
+    fn packets(&mut self, packets: &[PacketMeta]);
+    /// Time has passed without packets.
+    fn advance(&mut self, clock: Nanos);
+}
+
+/// Decodes batches and keeps the clock.
+pub(crate) struct Ingest<S> {
+    pub(crate) stage: S,
+    limits: Limits,
+    /// Reused from batch to batch; never grows beyond `BATCH_FRAMES_MAX`.
+    packets: Vec<PacketMeta>,
+    /// Highest packet time so far: it never goes back, whatever the capture does.
+    clock: Nanos,
+    ledger: Arc<QueueLedger>,
+}
+
+impl<S: Stage> Ingest<S> {
+    pub(crate) fn new(stage: S, ledger: Arc<QueueLedger>) -> Ingest<S> {
+        Ingest {
+            stage,
+            limits: Limits::default(),
+            packets: Vec::with_capacity(BATCH_FRAMES_MAX),
+            clock: Nanos::ZERO,
+            ledger,
+        }
+    }
+
+    /// The pipeline's clock.
+    pub(crate) fn clock(&self) -> Nanos {
+        self.clock
+    }
+}
+
+/// The end of time is what the flow table marks free slots with: a capture that claims it is taken one back.
+const CLOCK_MAX: Nanos = Nanos(u64::MAX - 1);
+
+impl<S: Stage> BatchHandler for Ingest<S> {
+    fn batch(&mut self, frames: &[Frame<'_>]) {
+        self.packets.clear();
+        for frame in frames {
+            self.clock = self.clock.max(frame.ts.min(CLOCK_MAX));
+            self.packets.push(PacketMeta::default());
+            let Some(packet) = self.packets.last_mut() else { return };
+            match decode_into(frame, &self.limits, packet) {
+                Ok(()) => packet.clock = self.clock,
+                Err(reason) => {
+                    self.packets.pop();
+                    self.ledger.undecoded(reason);
+                }
+            }
+        }
+        if self.packets.is_empty() {
+            self.stage.advance(self.clock);
+        } else {
+            self.stage.packets(&self.packets);
+        }
+        self.ledger.worker.processed.add(self.packets.len() as u64);
+    }
+
+    fn idle(&mut self, now: Nanos) {
+        self.clock = self.clock.max(now.min(CLOCK_MAX));
+        self.stage.advance(self.clock);
+    }
+
+    fn counted(&mut self, delta: &SourceCounts) {
+        self.ledger.source(delta);
+    }
+
+    fn failed(&mut self, error: &SourceError) {
+        tracing::error!("{error}; the other interfaces of the tap go on");
+    }
+}

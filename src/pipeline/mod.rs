@@ -1,0 +1,117 @@
+//! The pipeline between a source and the data folder.
+//!
+//! ```text
+//! source → Ingest (decode) → Worker (flow table, sketches, feed) ─ rtrb ring ─→ writer thread → Store
+//!              └→ Dealer → Worker … (replay, several workers)     └─ ticks ───→ detector thread → alerts
+//! ```
+
+mod deal;
+mod detectors;
+mod ingest;
+mod outlet;
+mod settings;
+mod shared;
+mod worker;
+mod writer;
+
+pub(crate) use deal::Dealer;
+pub(crate) use detectors::AlertSink;
+pub(crate) use ingest::{Ingest, Stage};
+pub(crate) use outlet::WhenFull;
+pub(crate) use settings::LiveSettings;
+pub(crate) use shared::{WorkerGauges, WorkerView};
+pub(crate) use worker::Worker;
+
+use crate::config::Config;
+use anyhow::{Context, anyhow};
+use capture::ledger::QueueLedger;
+use detect::{DetectConfig, DetectCounters, Detectors, TickFeed};
+use outlet::Outlet;
+use sketches::HyperLogLog;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel, sync_channel};
+use std::thread::{Builder, JoinHandle};
+use storage::{Retention, Store};
+
+/// Ticks on their way to the detectors, over all workers.
+const TICKS_QUEUED: usize = 1024;
+/// How many ticks a live worker may lag behind the others before the detectors go on without it: one second.
+const LAG_TICKS_LIVE: u64 = 10;
+/// 2^12 registers: 4 KiB a worker, 1.6 % standard error.
+const SOURCES_PRECISION: u8 = 12;
+
+/// The threads behind the workers, and what can be seen and changed from outside.
+pub(crate) struct Pipeline {
+    pub(crate) views: Vec<WorkerView>,
+    pub(crate) settings: Arc<LiveSettings>,
+    pub(crate) detect_counts: Arc<DetectCounters>,
+    pub(crate) retention: Sender<Retention>,
+    pub(crate) detect_config: Sender<DetectConfig>,
+    writer: JoinHandle<Result<(), storage::StorageError>>,
+    detectors: JoinHandle<()>,
+}
+
+impl Pipeline {
+    /// Starts writer and detectors and makes `count` workers for them. The workers run on whatever thread drives them.
+    pub(crate) fn start(
+        config: &Config,
+        tap_names: &[String],
+        count: u16,
+        when_full: WhenFull,
+        store: Store,
+        alerts: AlertSink,
+    ) -> anyhow::Result<(Pipeline, Vec<Worker>)> {
+        let mut detect_config = config.to_detect();
+        detect_config.lag_ticks_max = (when_full == WhenFull::Drop).then_some(LAG_TICKS_LIVE);
+        let detectors = Detectors::new(detect_config, usize::from(count), tap_names.to_vec())?;
+        let settings = Arc::new(LiveSettings::default());
+        let (tick_sender, ticks) = sync_channel(TICKS_QUEUED);
+        let (mut views, mut workers, mut inlets) = (Vec::new(), Vec::new(), Vec::new());
+        for k in 0..count {
+            let view = WorkerView {
+                gauges: Arc::new(WorkerGauges::default()),
+                sources: Arc::new(HyperLogLog::new(SOURCES_PRECISION)?),
+                ledger: Arc::new(QueueLedger::default()),
+            };
+            let (producer, records) = rtrb::RingBuffer::new(config.pipeline.record_ring as usize);
+            let feed = TickFeed::new(k, tap_names.len(), detect_config.limits);
+            let outlet = Outlet::new(
+                producer,
+                tick_sender.clone(),
+                feed,
+                when_full,
+                view.ledger.clone(),
+                view.gauges.clone(),
+                view.sources.clone(),
+            );
+            workers.push(Worker::new(config.flowtable.to_table(), outlet, view.gauges.clone(), settings.clone())?);
+            inlets.push(writer::Inlet { records, ledger: view.ledger.clone() });
+            views.push(view);
+        }
+        let (retention, retention_changes) = channel();
+        let (detect_sender, detect_changes) = channel();
+        let detect_counts = detectors.counters();
+        let writer = Builder::new()
+            .name("writer".to_owned())
+            .spawn(move || writer::run(store, inlets, &retention_changes))
+            .context("cannot start the writer thread")?;
+        let detectors = Builder::new()
+            .name("detectors".to_owned())
+            .spawn(move || detectors::run(detectors, &ticks, &detect_changes, alerts))
+            .context("cannot start the detector thread")?;
+        let pipeline =
+            Pipeline { views, settings, detect_counts, retention, detect_config: detect_sender, writer, detectors };
+        Ok((pipeline, workers))
+    }
+
+    /// Waits until everything the workers handed over is on disk. The workers must have finished.
+    ///
+    /// # Errors
+    /// What kept records from being stored.
+    pub(crate) fn finish(self) -> anyhow::Result<Vec<WorkerView>> {
+        let written = self.writer.join().map_err(|_| anyhow!("the writer thread panicked"));
+        self.detectors.join().map_err(|_| anyhow!("the detector thread panicked"))?;
+        written??;
+        Ok(self.views)
+    }
+}

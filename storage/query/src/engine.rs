@@ -1,0 +1,357 @@
+use crate::address::{AddressRule, TextAsAddress};
+use crate::error::{Complaint, message_of, plain};
+use crate::functions::{self, Name};
+use crate::parse::{self, TextKind};
+use crate::reader::ScanBudget;
+use crate::stop::{self, Stop};
+use crate::stream::{self, AbortOnDrop, QueryStream, Running};
+use crate::table::{FLOWS, FlowsTable, flows_view};
+use crate::{FlowQuery, Located, QueryError};
+use arrow::datatypes::SchemaRef;
+use datafusion::catalog::{CatalogProvider, CatalogProviderList, SchemaProvider};
+use datafusion::catalog::{MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider};
+use datafusion::common::DataFusionError;
+use datafusion::execution::context::SQLOptions;
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::GreedyMemoryPool;
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::execution::{SessionState, SessionStateBuilder};
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::optimizer::Analyzer;
+use datafusion::physical_plan::execute_stream;
+use datafusion::prelude::SessionConfig;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use storage::{Snapshot, StorageError, StoreReader};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Stack of a query thread, bytes. Planner and optimizer recurse over expressions; [`parse::TEXT_WORDS_MAX`] bounds
+/// how deep, and a test holds the two together. Only touched pages cost memory.
+const THREAD_STACK_BYTES: usize = 64 << 20;
+
+/// Most memory for Parquet footers kept between queries, bytes.
+const FOOTER_CACHE_BYTES: usize = 64 << 20;
+
+/// Rows a batch.
+const BATCH_ROWS: usize = 8192;
+
+/// Functions that make gigabytes out of one small argument, past every budget: not offered.
+const UNBOUNDED: [&str; 3] = ["repeat", "lpad", "rpad"];
+
+const CATALOG: &str = "taphouse";
+const SCHEMA: &str = "public";
+
+/// What gives queries their rows: each snapshot is consistent and stays readable as long as it lives.
+pub trait FlowSource: Send + Sync + 'static {
+    /// All segments, and the rows in none of them yet. May block; called on a query thread.
+    ///
+    /// # Errors
+    /// When the data folder cannot be read.
+    fn snapshot(&self) -> Result<Snapshot, StorageError>;
+}
+
+impl FlowSource for StoreReader {
+    fn snapshot(&self) -> Result<Snapshot, StorageError> {
+        StoreReader::snapshot(self)
+    }
+}
+
+/// What queries may cost. History must never cost a packet.
+#[derive(Clone, Debug)]
+pub struct QueryLimits {
+    /// Memory all running queries share for grouping, sorting and joining, bytes. What a scan holds of the rows it is
+    /// decoding comes on top: some MiB a thread.
+    pub memory_bytes: usize,
+    /// Most bytes a query may read from segments; `None` for no limit.
+    pub scan_bytes_max: Option<u64>,
+    /// Most time a query may compute; waiting for its reader does not count. `None` for no limit.
+    pub time_max: Option<Duration>,
+    /// Most rows of an answer, after which it ends in an error; `None` for no limit.
+    pub rows_max: Option<u64>,
+    /// Most queries at a time; one more is refused at once. At least 1.
+    pub concurrent_max: usize,
+    /// Threads that compute queries, all of them together. At least 1.
+    pub threads: usize,
+}
+
+impl Default for QueryLimits {
+    fn default() -> QueryLimits {
+        QueryLimits {
+            memory_bytes: 512 << 20,
+            scan_bytes_max: None,
+            time_max: Some(Duration::from_secs(60)),
+            rows_max: None,
+            concurrent_max: 16,
+            threads: 2,
+        }
+    }
+}
+
+/// Answers SQL over one data folder. Cheap to clone; all clones share threads, memory and limits.
+///
+/// Queries run on threads of their own, so that a long one starves neither packets nor the caller's runtime. Dropping
+/// the last clone and the last [`QueryStream`] ends the threads.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("limits", &self.shared.limits).finish_non_exhaustive()
+    }
+}
+
+pub(crate) struct Shared {
+    source: Arc<dyn FlowSource>,
+    schema: SchemaRef,
+    limits: QueryLimits,
+    slots: Arc<Semaphore>,
+    /// Functions, rules and settings every query starts from; holds no table.
+    template: SessionState,
+    /// `None` only while being dropped.
+    threads: Option<Runtime>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Some(threads) = self.threads.take() {
+            // Waiting for them would panic where the last clone is dropped inside another runtime.
+            threads.shutdown_background();
+        }
+    }
+}
+
+impl Engine {
+    /// An engine over what `source` holds, usually a [`StoreReader`].
+    ///
+    /// # Errors
+    /// When its threads cannot be started.
+    pub fn new(source: impl FlowSource, limits: QueryLimits) -> Result<Engine, QueryError> {
+        Engine::with_thread_init(source, limits, || ())
+    }
+
+    /// As [`Engine::new`]; `init` runs first on each of the engine's threads, to pin or name it.
+    ///
+    /// # Errors
+    /// When its threads cannot be started.
+    pub fn with_thread_init(
+        source: impl FlowSource,
+        limits: QueryLimits,
+        init: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Engine, QueryError> {
+        let failed = |what: &str, e: &dyn std::fmt::Display| QueryError::Execution { message: format!("{what}: {e}") };
+        let threads = Builder::new_multi_thread()
+            .worker_threads(limits.threads.max(1))
+            // Reads of segments block; more at once than this only fight for the disk.
+            .max_blocking_threads(limits.threads.max(1) * 4)
+            .thread_name("query")
+            .thread_stack_size(THREAD_STACK_BYTES)
+            .on_thread_start(init)
+            .enable_time()
+            .build()
+            .map_err(|e| failed("cannot start query threads", &e))?;
+        let template = template(&limits).map_err(|e| failed("cannot set up the query engine", &message_of(&e)))?;
+        let slots = Arc::new(Semaphore::new(limits.concurrent_max.max(1)));
+        let source = Arc::new(source);
+        let schema = storage::flow_schema();
+        Ok(Engine { shared: Arc::new(Shared { source, schema, limits, slots, template, threads: Some(threads) }) })
+    }
+
+    /// The limits it was made with.
+    pub fn limits(&self) -> &QueryLimits {
+        &self.shared.limits
+    }
+
+    /// The stored columns of `flows`. In SQL the computed column `t_start` comes behind them.
+    pub fn flow_schema(&self) -> SchemaRef {
+        self.shared.schema.clone()
+    }
+
+    /// Answers one SQL statement that reads: SELECT, EXPLAIN, SHOW, DESCRIBE. All of it sees one snapshot.
+    ///
+    /// # Errors
+    /// [`QueryError::Sql`] with the place where the text is wrong, [`QueryError::ReadOnly`] for what does more than
+    /// read, [`QueryError::Busy`], and what goes wrong in reading the data folder.
+    pub async fn sql(&self, text: &str) -> Result<QueryStream, QueryError> {
+        self.run(Request::Sql(text.to_owned())).await
+    }
+
+    /// Lists flows, newest first; see [`FlowQuery`].
+    ///
+    /// # Errors
+    /// [`QueryError::Filter`] with the place where the filter or the list of columns is wrong, otherwise as
+    /// [`Engine::sql`].
+    pub async fn flows(&self, query: FlowQuery) -> Result<QueryStream, QueryError> {
+        self.run(Request::Flows(query)).await
+    }
+
+    /// Plans on a query thread, and leaves the rows to be computed there.
+    async fn run(&self, request: Request) -> Result<QueryStream, QueryError> {
+        let Some(threads) = &self.shared.threads else { return Err(QueryError::Stopped) };
+        let shared = self.shared.clone();
+        let mut task = AbortOnDrop(threads.spawn(async move {
+            match shared.limits.time_max {
+                None => start(&shared, request).await,
+                Some(limit) => match tokio::time::timeout(limit, start(&shared, request)).await {
+                    Ok(result) => result,
+                    Err(_) => Err(QueryError::TimeLimit { limit }),
+                },
+            }
+        }));
+        let running = (&mut task.0).await.map_err(|_| QueryError::Stopped)??;
+        Ok(QueryStream::new(running, self.shared.clone()))
+    }
+}
+
+/// What was asked.
+enum Request {
+    Sql(String),
+    Flows(FlowQuery),
+}
+
+impl Request {
+    async fn plan(&self, session: &Session) -> Result<LogicalPlan, Failure> {
+        match self {
+            Request::Flows(query) => query.plan(session).await,
+            Request::Sql(text) => {
+                let plan = session.state.statement_to_plan(parse::statement(text)?).await?;
+                // The parser has refused these already; this holds should it overlook one.
+                let only_read =
+                    SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+                only_read.verify_plan(&plan)?;
+                Ok(plan)
+            }
+        }
+    }
+
+    /// An error of planning as a mistake in the text.
+    fn mistake(&self, error: &DataFusionError, state: &SessionState) -> QueryError {
+        let (kind, text) = match self {
+            Request::Sql(text) => (TextKind::Sql, text.as_str()),
+            Request::Flows(query) => (TextKind::Filter, query.filter.as_deref().unwrap_or_default()),
+        };
+        let functions = || function_names(state);
+        kind.error(Located::complaint(text, Complaint::new(error, &functions)))
+    }
+}
+
+/// An error while planning: worded already, or still the planner's own.
+pub(crate) enum Failure {
+    Said(QueryError),
+    Planner(DataFusionError),
+}
+
+impl From<QueryError> for Failure {
+    fn from(error: QueryError) -> Failure {
+        Failure::Said(error)
+    }
+}
+
+impl From<DataFusionError> for Failure {
+    fn from(error: DataFusionError) -> Failure {
+        Failure::Planner(error)
+    }
+}
+
+async fn start(shared: &Arc<Shared>, request: Request) -> Result<Running, QueryError> {
+    let limits = &shared.limits;
+    let begun = Instant::now();
+    let busy = |_| QueryError::Busy { max: limits.concurrent_max.max(1) };
+    let permit = shared.slots.clone().try_acquire_owned().map_err(busy)?;
+    let source = shared.source.clone();
+    let snapshot = tokio::task::spawn_blocking(move || source.snapshot()).await.map_err(|_| QueryError::Stopped)??;
+    let session = Session::new(shared, Arc::new(snapshot), permit).map_err(|e| failed(&e))?;
+    let state = &session.state;
+    let plan = match request.plan(&session).await {
+        Ok(plan) => plan,
+        Err(Failure::Said(error)) => return Err(error),
+        Err(Failure::Planner(error)) => return Err(request.mistake(&error, state)),
+    };
+    // Analysis and optimization still find mistakes, such as a literal in an IN list that is no address.
+    let plan = state.optimize(&plan).map_err(|e| request.mistake(&e, state))?;
+    let plan =
+        state.query_planner().create_physical_plan(&plan, state).await.map_err(|e| request.mistake(&e, state))?;
+    let stop = Arc::new(Stop::new());
+    let plan = stop::stoppable(plan, &stop).map_err(|e| failed(&e))?;
+    let rows = execute_stream(plan, state.task_ctx()).map_err(|e| failed(&e))?;
+    let time_left = limits.time_max.map(|max| max.saturating_sub(begun.elapsed()));
+    Ok(stream::spawn(rows, limits, time_left, stop, session))
+}
+
+fn failed(error: &DataFusionError) -> QueryError {
+    QueryError::Execution { message: plain(&message_of(error)) }
+}
+
+/// One query being prepared or answered: its view of the data, and what it may still cost.
+pub(crate) struct Session {
+    pub(crate) state: SessionState,
+    pub(crate) budget: Arc<ScanBudget>,
+    /// Held until the answer is complete, so that the files stay, and one query is one query.
+    _snapshot: Arc<Snapshot>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Session {
+    fn new(shared: &Shared, snapshot: Arc<Snapshot>, permit: OwnedSemaphorePermit) -> Result<Session, DataFusionError> {
+        let budget = Arc::new(ScanBudget::new(shared.limits.scan_bytes_max));
+        let flows = FlowsTable::new(snapshot.clone(), shared.schema.clone(), budget.clone());
+        let schema = MemorySchemaProvider::new();
+        schema.register_table(FLOWS.to_owned(), Arc::new(flows_view(Arc::new(flows))?))?;
+        let catalog = MemoryCatalogProvider::new();
+        catalog.register_schema(SCHEMA, Arc::new(schema))?;
+        let catalogs = MemoryCatalogProviderList::new();
+        catalogs.register_catalog(CATALOG.to_owned(), Arc::new(catalog));
+        let mut state = shared.template.clone();
+        state.register_catalog_list(Arc::new(catalogs));
+        // What `now()` is.
+        state.mark_start_execution();
+        Ok(Session { state, budget, _snapshot: snapshot, _permit: permit })
+    }
+}
+
+fn template(limits: &QueryLimits) -> Result<SessionState, DataFusionError> {
+    let mut config = SessionConfig::new()
+        .with_default_catalog_and_schema(CATALOG, SCHEMA)
+        .with_create_default_catalog_and_schema(false)
+        .with_information_schema(true)
+        .with_target_partitions(limits.threads.max(1))
+        .with_batch_size(BATCH_ROWS);
+    let options = config.options_mut();
+    options.sql_parser.collect_spans = true;
+    options.execution.parquet.pushdown_filters = true;
+    options.execution.parquet.reorder_filters = true;
+    let mut analyzer = Analyzer::new();
+    analyzer.rules.insert(0, Arc::new(AddressRule));
+    let mut builder = SessionStateBuilder::new()
+        .with_config(config)
+        .with_runtime_env(runtime(limits)?)
+        .with_default_features()
+        .with_analyzer_rules(analyzer.rules);
+    // Nothing that names a file is reachable from SQL.
+    *builder.file_formats() = Some(Vec::new());
+    *builder.table_factories() = Some(Default::default());
+    builder.expr_planners().get_or_insert_default().insert(0, Arc::new(TextAsAddress));
+    let scalar = builder.scalar_functions().get_or_insert_default();
+    scalar.retain(|f| !UNBOUNDED.contains(&f.name()));
+    scalar.extend(Name::ALL.map(functions::function));
+    Ok(builder.build())
+}
+
+fn runtime(limits: &QueryLimits) -> Result<Arc<RuntimeEnv>, DataFusionError> {
+    RuntimeEnvBuilder::new()
+        .with_memory_pool(Arc::new(GreedyMemoryPool::new(limits.memory_bytes)))
+        // A query that does not fit is refused; spilling would compete with the writer for the disk.
+        .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled))
+        .with_metadata_cache_limit(FOOTER_CACHE_BYTES)
+        .build_arc()
+}
+
+fn function_names(state: &SessionState) -> Vec<String> {
+    let ours = ["host", "net", "port"].map(str::to_owned);
+    let scalar = state.scalar_functions().keys().cloned();
+    let aggregate = state.aggregate_functions().keys().cloned();
+    let window = state.window_functions().keys().cloned();
+    ours.into_iter().chain(scalar).chain(aggregate).chain(window).collect()
+}

@@ -1,0 +1,252 @@
+use crate::locate::Located;
+use datafusion::common::{DataFusionError, SchemaError};
+use std::time::Duration;
+use storage::StorageError;
+
+/// Why there is no answer, or no more of it.
+#[derive(Debug, thiserror::Error)]
+pub enum QueryError {
+    /// The SQL text is wrong; says where.
+    #[error("{0}")]
+    Sql(Box<Located>),
+    /// The filter expression (or the column list) of a flow listing is wrong; says where.
+    #[error("{0}")]
+    Filter(Box<Located>),
+    /// A statement that does more than read.
+    #[error("{statement} is refused: queries only read; use SELECT, EXPLAIN, SHOW or DESCRIBE")]
+    ReadOnly {
+        /// Its first word.
+        statement: String,
+    },
+    /// Too much text to parse.
+    #[error("the query has {value} {unit}, allowed are {max}: write long lists of values as `column IN (...)`")]
+    TooLong {
+        /// How many it has.
+        value: usize,
+        /// Of what.
+        unit: &'static str,
+        /// The most allowed.
+        max: usize,
+    },
+    /// As many queries as allowed are running.
+    #[error("{max} queries are running already, which is the most allowed: try again when one has finished")]
+    Busy {
+        /// The limit.
+        max: usize,
+    },
+    /// The time limit was reached.
+    #[error("the query took more than {limit:?}, the most allowed: narrow its time range, or raise the time limit")]
+    TimeLimit {
+        /// The limit.
+        limit: Duration,
+    },
+    /// The limit of bytes read from segments was reached.
+    #[error(
+        "the query read more than {limit} bytes, the most allowed: narrow its time range or columns, or raise the scan limit"
+    )]
+    ScanLimit {
+        /// The limit.
+        limit: u64,
+    },
+    /// The answer has too many rows.
+    #[error("the answer has more than {limit} rows, the most allowed: add a LIMIT, or raise the row limit")]
+    RowLimit {
+        /// The limit.
+        limit: u64,
+    },
+    /// Grouping, sorting or joining did not fit into the memory all queries share.
+    #[error(
+        "the query needs more memory than the {limit} bytes all queries share: group or sort fewer rows, or raise the memory limit"
+    )]
+    MemoryLimit {
+        /// The limit.
+        limit: usize,
+    },
+    /// The data folder could not be read.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// Retention of another process removed a segment between the snapshot and its reading.
+    #[error("a segment expired while it was read: run the query again")]
+    SegmentGone,
+    /// Reading or computing failed.
+    #[error("the query failed: {message}")]
+    Execution {
+        /// What went wrong.
+        message: String,
+    },
+    /// The engine was dropped, or the query's task ended without an answer.
+    #[error("the query was stopped before it was answered: the server is shutting down")]
+    Stopped,
+}
+
+/// A text that should be an address and is none. Travels through the planner as an external error, so that the place
+/// in the query can be found again.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("'{text}' is not {expected}")]
+pub(crate) struct BadLiteral {
+    pub(crate) text: String,
+    pub(crate) expected: &'static str,
+    pub(crate) hint: Option<String>,
+}
+
+/// An error whose culprit is an identifier or word in the text.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct BadUse {
+    pub(crate) message: String,
+    /// The word in the text that the message is about.
+    pub(crate) word: String,
+    pub(crate) hint: Option<String>,
+}
+
+/// What the planner said, boiled down to a message and, where known, the culprit in the text.
+pub(crate) struct Complaint {
+    pub(crate) message: String,
+    pub(crate) culprit: Culprit,
+    pub(crate) hint: Option<String>,
+}
+
+/// How to find the place a message is about.
+pub(crate) enum Culprit {
+    /// Line and column, from 1.
+    At(u64, u64),
+    /// The first identifier that reads so.
+    Word(String),
+    /// The first string literal that reads so.
+    Literal(String),
+    /// Not known.
+    Nowhere,
+}
+
+impl Complaint {
+    /// Reads a planner's error. `functions` are the names a misspelt function is compared with.
+    pub(crate) fn new(error: &DataFusionError, functions: &dyn Fn() -> Vec<String>) -> Complaint {
+        match error {
+            DataFusionError::Context(_, inner) | DataFusionError::Diagnostic(_, inner) => {
+                Complaint::new(inner, functions)
+            }
+            DataFusionError::Shared(inner) => Complaint::new(inner, functions),
+            DataFusionError::Collection(all) if !all.is_empty() => Complaint::new(&all[0], functions),
+            DataFusionError::SchemaError(inner, _) => Complaint::schema(inner),
+            DataFusionError::External(inner) => Complaint::external(inner.as_ref()),
+            other => Complaint::text(&message_of(other), functions),
+        }
+    }
+
+    fn schema(error: &SchemaError) -> Complaint {
+        match error {
+            SchemaError::FieldNotFound { field, valid_fields } => {
+                let place = field.spans.first().map(|s| Culprit::At(s.start.line, s.start.column));
+                let names: Vec<&str> = valid_fields.iter().map(|c| c.name()).collect();
+                Complaint {
+                    message: format!("there is no column `{}`", field.flat_name()),
+                    culprit: place.unwrap_or_else(|| Culprit::Word(field.name().to_owned())),
+                    hint: nearest(field.name(), names.iter().copied()).map(|n| format!("did you mean `{n}`?")),
+                }
+            }
+            SchemaError::AmbiguousReference { field } => Complaint {
+                message: format!("column `{}` is in more than one table here", field.name()),
+                culprit: Culprit::Word(field.name().to_owned()),
+                hint: Some(format!("write the table's name or alias before it, as in `f.{}`", field.name())),
+            },
+            other => Complaint { message: plain(&other.to_string()), culprit: Culprit::Nowhere, hint: None },
+        }
+    }
+
+    fn external(error: &(dyn std::error::Error + Send + Sync + 'static)) -> Complaint {
+        if let Some(bad) = error.downcast_ref::<BadLiteral>() {
+            return Complaint {
+                message: bad.to_string(),
+                culprit: Culprit::Literal(bad.text.clone()),
+                hint: bad.hint.clone(),
+            };
+        }
+        if let Some(bad) = error.downcast_ref::<BadUse>() {
+            return Complaint {
+                message: bad.message.clone(),
+                culprit: Culprit::Word(bad.word.clone()),
+                hint: bad.hint.clone(),
+            };
+        }
+        Complaint { message: plain(&error.to_string()), culprit: Culprit::Nowhere, hint: None }
+    }
+
+    fn text(message: &str, functions: &dyn Fn() -> Vec<String>) -> Complaint {
+        if let Some(name) = between(message, "Invalid function '", "'") {
+            let known = functions();
+            return Complaint {
+                message: format!("there is no function `{name}`"),
+                culprit: Culprit::Word(name.to_owned()),
+                hint: nearest(name, known.iter().map(String::as_str)).map(|n| format!("did you mean `{n}`?")),
+            };
+        }
+        if let Some(path) = between(message, "table '", "' not found") {
+            let name = path.rsplit('.').next().unwrap_or(path);
+            return Complaint {
+                message: format!("there is no table `{name}`"),
+                culprit: Culprit::Word(name.to_owned()),
+                hint: Some("the table is called `flows`".to_owned()),
+            };
+        }
+        Complaint { message: plain(message), culprit: Culprit::Nowhere, hint: None }
+    }
+}
+
+fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {
+    let rest = &text[text.find(before)? + before.len()..];
+    rest.find(after).map(|end| &rest[..end])
+}
+
+/// The nearest of `names`, if it is near enough to be what was meant.
+pub(crate) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
+    let name = name.to_lowercase();
+    let (score, best) =
+        names.map(|n| (strsim::jaro_winkler(&name, n), n)).max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(a.1)))?;
+    (score > 0.75).then(|| best.to_owned())
+}
+
+/// The message alone, without the engine's own prefix ("Error during planning: ") and backtrace.
+pub(crate) fn message_of(error: &DataFusionError) -> String {
+    match error.find_root() {
+        DataFusionError::Plan(m)
+        | DataFusionError::Execution(m)
+        | DataFusionError::NotImplemented(m)
+        | DataFusionError::Internal(m)
+        | DataFusionError::Configuration(m)
+        | DataFusionError::ResourcesExhausted(m) => m.clone(),
+        other => other.strip_backtrace(),
+    }
+}
+
+/// In the manner of this project: first letter small, one line, no period at the end.
+pub(crate) fn plain(message: &str) -> String {
+    let message = message.split("\n\nbacktrace:").next().unwrap_or(message);
+    let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    let line = line.trim_end_matches('.');
+    let mut chars = line.chars();
+    match (chars.next(), chars.clone().next()) {
+        // "SQL ..." and "CAST ..." keep their capitals.
+        (Some(first), Some(second)) if !second.is_uppercase() => first.to_lowercase().chain(chars).collect(),
+        _ => line.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suggests_only_what_is_near() {
+        let names = ["src_ip", "dst_ip", "src_port", "bytes_o"];
+        assert_eq!(nearest("srcip", names.into_iter()).as_deref(), Some("src_ip"));
+        assert_eq!(nearest("SRC_PROT", names.into_iter()).as_deref(), Some("src_port"));
+        assert_eq!(nearest("zzz", names.into_iter()), None);
+    }
+
+    #[test]
+    fn engine_messages_become_ours() {
+        assert_eq!(plain("Cannot do\nthis."), "cannot do this");
+        assert_eq!(plain("SQL is hard"), "SQL is hard");
+        assert_eq!(plain("A"), "A");
+    }
+}

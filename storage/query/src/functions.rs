@@ -1,0 +1,238 @@
+//! The SQL functions of this project. `host`, `net` and `port` are not here: they are rewritten in the syntax tree
+//! (see `parse`).
+
+use crate::address::{self, Kind};
+use arrow::array::{
+    Array, ArrayRef, AsArray, BooleanBuilder, FixedSizeBinaryBuilder, StringBuilder, TimestampMicrosecondArray,
+};
+use arrow::datatypes::{DataType, Int64Type, TimeUnit, TimestampMicrosecondType, UInt8Type};
+use datafusion::common::{Result, ScalarValue};
+use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
+use std::sync::{Arc, LazyLock};
+use wire::{Addr, Prefix};
+
+/// Which function. One type for all: they differ in their types and in one loop each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Name {
+    /// `ip(text)`: the address a text denotes.
+    Ip,
+    /// `mac(text)`: the MAC address a text denotes.
+    Mac,
+    /// `ip_text(address)`: as people write it.
+    IpText,
+    /// `mac_text(mac)`: as people write it.
+    MacText,
+    /// `in_cidr(address, text)`: whether the address lies in the block.
+    InCidr,
+    /// `proto_name(number)`: `tcp`, `udp`, ...; the number where it has no short name here.
+    ProtoName,
+    /// `t_start(t_end, dur_us)`: what the column `t_start` is made of.
+    TStart,
+}
+
+impl Name {
+    pub(crate) const ALL: [Name; 7] =
+        [Name::Ip, Name::Mac, Name::IpText, Name::MacText, Name::InCidr, Name::ProtoName, Name::TStart];
+
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Name::Ip => "ip",
+            Name::Mac => "mac",
+            Name::IpText => "ip_text",
+            Name::MacText => "mac_text",
+            Name::InCidr => "in_cidr",
+            Name::ProtoName => "proto_name",
+            Name::TStart => "t_start",
+        }
+    }
+}
+
+/// One of this crate's functions, as the planner knows it.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct FlowFunction {
+    pub(crate) name: Name,
+    signature: Signature,
+}
+
+/// The function of that name; the same instance every time.
+pub(crate) fn function(name: Name) -> Arc<ScalarUDF> {
+    static ALL: LazyLock<Vec<(Name, Arc<ScalarUDF>)>> = LazyLock::new(|| {
+        Name::ALL.iter().map(|n| (*n, Arc::new(ScalarUDF::new_from_impl(FlowFunction::new(*n))))).collect()
+    });
+    match ALL.iter().find(|(n, _)| *n == name) {
+        Some((_, f)) => f.clone(),
+        None => Arc::new(ScalarUDF::new_from_impl(FlowFunction::new(name))),
+    }
+}
+
+/// Type of the time columns.
+pub(crate) fn time_type() -> DataType {
+    DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))
+}
+
+impl FlowFunction {
+    fn new(name: Name) -> FlowFunction {
+        let args = match name {
+            Name::Ip | Name::Mac => vec![DataType::Utf8],
+            Name::IpText => vec![Kind::Ip.data_type()],
+            Name::MacText => vec![Kind::Mac.data_type()],
+            Name::InCidr => vec![Kind::Ip.data_type(), DataType::Utf8],
+            Name::ProtoName => vec![DataType::UInt8],
+            Name::TStart => vec![time_type(), DataType::Int64],
+        };
+        FlowFunction { name, signature: Signature::exact(args, Volatility::Immutable) }
+    }
+}
+
+impl ScalarUDFImpl for FlowFunction {
+    fn name(&self) -> &str {
+        self.name.as_str()
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+        Ok(match self.name {
+            Name::Ip => Kind::Ip.data_type(),
+            Name::Mac => Kind::Mac.data_type(),
+            Name::IpText | Name::MacText | Name::ProtoName => DataType::Utf8,
+            Name::InCidr => DataType::Boolean,
+            Name::TStart => time_type(),
+        })
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let all_scalar = args.args.iter().all(|a| matches!(a, ColumnarValue::Scalar(_)));
+        let rows = if all_scalar { 1 } else { args.number_rows };
+        let arrays = args.args.iter().map(|a| a.to_array(rows)).collect::<Result<Vec<_>>>()?;
+        let result = match self.name {
+            Name::Ip => parse_each(&arrays[0], Kind::Ip)?,
+            Name::Mac => parse_each(&arrays[0], Kind::Mac)?,
+            Name::IpText => text_each(&arrays[0], Kind::Ip),
+            Name::MacText => text_each(&arrays[0], Kind::Mac),
+            Name::InCidr => in_cidr(&arrays[0], &arrays[1])?,
+            Name::ProtoName => proto_names(&arrays[0]),
+            Name::TStart => t_start(&arrays[0], &arrays[1]),
+        };
+        if all_scalar {
+            return ScalarValue::try_from_array(&result, 0).map(ColumnarValue::Scalar);
+        }
+        Ok(ColumnarValue::Array(result))
+    }
+}
+
+fn parse_each(texts: &ArrayRef, kind: Kind) -> Result<ArrayRef> {
+    let mut out = FixedSizeBinaryBuilder::with_capacity(texts.len(), kind.width());
+    for text in texts.as_string::<i32>() {
+        match text {
+            Some(text) => out.append_value(address::parse(kind, text)?)?,
+            None => out.append_null(),
+        }
+    }
+    Ok(Arc::new(out.finish()))
+}
+
+fn text_each(addresses: &ArrayRef, kind: Kind) -> ArrayRef {
+    let addresses = addresses.as_fixed_size_binary();
+    let mut out = StringBuilder::with_capacity(addresses.len(), addresses.len() * 16);
+    for bytes in addresses {
+        out.append_option(bytes.and_then(|b| kind.to_text(b)));
+    }
+    Arc::new(out.finish())
+}
+
+fn in_cidr(addresses: &ArrayRef, blocks: &ArrayRef) -> Result<ArrayRef> {
+    let addresses = addresses.as_fixed_size_binary();
+    let mut out = BooleanBuilder::with_capacity(addresses.len());
+    // Blocks repeat: the text of one row is almost always that of the row before.
+    let mut last: Option<(&str, Prefix)> = None;
+    for (bytes, text) in addresses.iter().zip(blocks.as_string::<i32>()) {
+        let (Some(bytes), Some(text)) = (bytes.and_then(|b| <[u8; 16]>::try_from(b).ok()), text) else {
+            out.append_null();
+            continue;
+        };
+        let block = match last {
+            Some((same, block)) if same == text => block,
+            _ => address::parse_block(text)?,
+        };
+        last = Some((text, block));
+        out.append_value(block.contains(Addr(bytes)));
+    }
+    Ok(Arc::new(out.finish()))
+}
+
+fn t_start(ends: &ArrayRef, durations: &ArrayRef) -> ArrayRef {
+    let ends = ends.as_primitive::<TimestampMicrosecondType>();
+    let durations = durations.as_primitive::<Int64Type>();
+    let starts: TimestampMicrosecondArray =
+        ends.iter().zip(durations).map(|(end, dur)| Some(end?.saturating_sub(dur?))).collect();
+    Arc::new(starts.with_timezone("UTC"))
+}
+
+fn proto_names(numbers: &ArrayRef) -> ArrayRef {
+    let numbers = numbers.as_primitive::<UInt8Type>();
+    let mut out = StringBuilder::with_capacity(numbers.len(), numbers.len() * 4);
+    for number in numbers {
+        match number {
+            None => out.append_null(),
+            Some(n) => match proto_name(n) {
+                Some(name) => out.append_value(name),
+                None => out.append_value(n.to_string()),
+            },
+        }
+    }
+    Arc::new(out.finish())
+}
+
+/// Names of IANA's registry of protocol numbers, in small letters; those one meets on a wire.
+fn proto_name(number: u8) -> Option<&'static str> {
+    Some(match number {
+        0 => "hopopt",
+        1 => "icmp",
+        2 => "igmp",
+        4 => "ipv4",
+        6 => "tcp",
+        8 => "egp",
+        9 => "igp",
+        17 => "udp",
+        33 => "dccp",
+        41 => "ipv6",
+        43 => "ipv6-route",
+        44 => "ipv6-frag",
+        46 => "rsvp",
+        47 => "gre",
+        50 => "esp",
+        51 => "ah",
+        58 => "ipv6-icmp",
+        59 => "ipv6-nonxt",
+        60 => "ipv6-opts",
+        88 => "eigrp",
+        89 => "ospf",
+        94 => "ipip",
+        97 => "etherip",
+        103 => "pim",
+        108 => "ipcomp",
+        112 => "vrrp",
+        115 => "l2tp",
+        132 => "sctp",
+        135 => "mobility",
+        136 => "udplite",
+        137 => "mpls-in-ip",
+        139 => "hip",
+        140 => "shim6",
+        _ => return None,
+    })
+}
+
+/// The number of a protocol, so that `proto = 'tcp'` reads as people say it.
+pub(crate) fn proto_number(name: &str) -> Option<u8> {
+    let name = name.to_ascii_lowercase();
+    let alias = match name.as_str() {
+        "icmpv6" | "icmp6" => "ipv6-icmp",
+        "ospfigp" => "ospf",
+        other => other,
+    };
+    (0..=u8::MAX).find(|n| proto_name(*n) == Some(alias))
+}

@@ -1,0 +1,191 @@
+//! The table `flows` as one query sees it: the segments of one snapshot and the rows not yet in any.
+
+use crate::functions::{self, Name, time_type};
+use crate::prune;
+use crate::reader::{BudgetedReaders, ScanBudget};
+use arrow::datatypes::{Field, Schema, SchemaRef};
+use async_trait::async_trait;
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::stats::Precision;
+use datafusion::common::{ColumnStatistics, DataFusionError, Result, ScalarValue, Statistics};
+use datafusion::datasource::listing::PartitionedFile;
+use datafusion::datasource::memory::MemorySourceConfig;
+use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
+use datafusion::datasource::source::DataSourceExec;
+use datafusion::datasource::{TableType, ViewTable, provider_as_source};
+use datafusion::execution::object_store::ObjectStoreUrl;
+use datafusion::logical_expr::expr::ScalarFunction;
+use datafusion::logical_expr::{Expr, LogicalPlanBuilder, TableProviderFilterPushDown, col};
+use datafusion::object_store::path::Path as StorePath;
+use datafusion::object_store::{Error as StoreError, ObjectMeta};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::empty::EmptyExec;
+use datafusion::physical_plan::union::UnionExec;
+use std::cmp::Reverse;
+use std::sync::Arc;
+use storage::{Segment, Snapshot};
+
+/// Name of the table.
+pub(crate) const FLOWS: &str = "flows";
+
+/// Name of the computed column.
+pub(crate) const T_START: &str = "t_start";
+
+/// `flows` with its computed column `t_start` behind the stored ones: a view, so that the optimizer replaces the
+/// column by its expression wherever it is used, and nothing is computed where it is not.
+pub(crate) fn flows_view(stored: Arc<FlowsTable>) -> Result<ViewTable> {
+    let start = ScalarFunction::new_udf(functions::function(Name::TStart), vec![col("t_end"), col("dur_us")]);
+    let mut columns: Vec<Expr> = stored.schema.fields().iter().map(|f| col(f.name())).collect();
+    columns.push(Expr::ScalarFunction(start).alias(T_START));
+    let plan = LogicalPlanBuilder::scan(FLOWS, provider_as_source(stored), None)?.project(columns)?.build()?;
+    Ok(ViewTable::new(plan, None))
+}
+
+/// The stored columns of one snapshot.
+#[derive(Debug)]
+pub(crate) struct FlowsTable {
+    snapshot: Arc<Snapshot>,
+    schema: SchemaRef,
+    budget: Arc<ScanBudget>,
+}
+
+impl FlowsTable {
+    pub(crate) fn new(snapshot: Arc<Snapshot>, schema: SchemaRef, budget: Arc<ScanBudget>) -> FlowsTable {
+        FlowsTable { snapshot, schema, budget }
+    }
+
+    /// Newest first: a listing of the newest rows then fills up from the first files, and what it has learnt prunes
+    /// the others before they are opened.
+    fn newest_first(&self, keep: &[bool]) -> Vec<Arc<Segment>> {
+        let kept = self.snapshot.segments.iter().zip(keep).filter(|(_, keep)| **keep);
+        let mut segments: Vec<Arc<Segment>> = kept.map(|(s, _)| s.clone()).collect();
+        segments.sort_by_key(|s| Reverse((s.t_end_max, s.id)));
+        segments
+    }
+
+    fn parquet_scan(
+        &self,
+        state: &dyn Session,
+        segments: &[Arc<Segment>],
+        projection: Option<&Vec<usize>>,
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let url = ObjectStoreUrl::local_filesystem();
+        let readers = BudgetedReaders::new(
+            state.runtime_env().object_store(&url)?,
+            state.runtime_env().cache_manager.get_file_metadata_cache(),
+            self.budget.clone(),
+        );
+        let source = ParquetSource::new(self.schema.clone())
+            .with_pushdown_filters(true)
+            .with_reorder_filters(true)
+            .with_enable_page_index(true)
+            .with_bloom_filter_on_read(true)
+            .with_parquet_file_reader_factory(Arc::new(readers));
+        let groups = state.config().target_partitions().clamp(1, segments.len());
+        let mut files: Vec<Vec<PartitionedFile>> = vec![Vec::new(); groups];
+        for (i, segment) in segments.iter().enumerate() {
+            files[i % groups].push(self.file(segment)?);
+        }
+        let config = FileScanConfigBuilder::new(url, Arc::new(source))
+            .with_file_groups(files.into_iter().map(FileGroup::new).collect())
+            .with_statistics(self.statistics(segments))
+            .with_projection_indices(projection.cloned())?
+            .with_limit(limit)
+            .build();
+        Ok(DataSourceExec::from_data_source(config))
+    }
+
+    /// A segment as the scan knows it. It carries the segment along, so that retention leaves the file alone until
+    /// the scan has let go of it.
+    fn file(&self, segment: &Arc<Segment>) -> Result<PartitionedFile> {
+        let path = std::path::absolute(&segment.path)?;
+        let location = StorePath::from_absolute_path(path)
+            .map_err(|source| DataFusionError::ObjectStore(Box::new(StoreError::InvalidPath { source })))?;
+        let meta = ObjectMeta {
+            location,
+            last_modified: chrono::DateTime::UNIX_EPOCH,
+            size: segment.bytes,
+            e_tag: None,
+            version: None,
+        };
+        Ok(PartitionedFile::new_from_meta(meta)
+            .with_statistics(Arc::new(self.statistics(std::slice::from_ref(segment))))
+            .with_arrow_schema(self.schema.clone())
+            .with_extension(segment.clone()))
+    }
+
+    /// What the manifest knows: rows, and the range of `t_end`.
+    fn statistics(&self, segments: &[Arc<Segment>]) -> Statistics {
+        let time = |t: i64| Precision::Exact(ScalarValue::TimestampMicrosecond(Some(t), Some("UTC".into())));
+        let mut statistics = Statistics::new_unknown(&self.schema);
+        statistics.num_rows = Precision::Exact(segments.iter().map(|s| s.rows as usize).sum());
+        statistics.total_byte_size = Precision::Inexact(segments.iter().map(|s| s.bytes as usize).sum());
+        let min = segments.iter().map(|s| s.t_end_min).min();
+        let max = segments.iter().map(|s| s.t_end_max).max();
+        if let (Ok(column), Some(min), Some(max)) = (self.schema.index_of("t_end"), min, max) {
+            statistics.column_statistics[column] = ColumnStatistics {
+                null_count: Precision::Exact(0),
+                min_value: time(min),
+                max_value: time(max),
+                ..ColumnStatistics::new_unknown()
+            };
+        }
+        statistics
+    }
+}
+
+#[async_trait]
+impl TableProvider for FlowsTable {
+    fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    /// All filters are shown to [`TableProvider::scan`], which drops segments by them; their rows are filtered by what
+    /// the physical optimizer then pushes into the Parquet reader.
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+        Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let keep = prune::segments(&self.snapshot.segments, &self.schema, filters, state);
+        let segments = self.newest_first(&keep);
+        self.budget.planned(self.snapshot.segments.len() as u64, segments.len() as u64);
+        let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::new();
+        if !self.snapshot.live.is_empty() {
+            let live = std::slice::from_ref(&self.snapshot.live);
+            inputs.push(MemorySourceConfig::try_new_exec(live, self.schema.clone(), projection.cloned())?);
+        }
+        if !segments.is_empty() {
+            inputs.push(self.parquet_scan(state, &segments, projection, limit)?);
+        }
+        match inputs.len() {
+            0 => {
+                let schema = match projection {
+                    Some(columns) => Arc::new(self.schema.project(columns)?),
+                    None => self.schema.clone(),
+                };
+                Ok(Arc::new(EmptyExec::new(schema)))
+            }
+            1 => Ok(inputs.remove(0)),
+            _ => UnionExec::try_new(inputs),
+        }
+    }
+}
+
+/// The stored columns and `t_start`: what segments are pruned by.
+pub(crate) fn with_start(schema: &Schema) -> SchemaRef {
+    let mut fields = schema.fields().to_vec();
+    fields.push(Arc::new(Field::new(T_START, time_type(), false)));
+    Arc::new(Schema::new(fields))
+}

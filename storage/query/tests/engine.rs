@@ -1,0 +1,221 @@
+//! Snapshots, paging, pruning, limits, cancelling.
+
+mod common;
+
+use common::{Broken, Flows, HOUR, SECOND, T0, csv, one, sql, wait};
+use futures::StreamExt;
+use query::{Cursor, Engine, FlowQuery, QueryError, QueryLimits};
+use std::collections::HashSet;
+use std::time::Duration;
+use storage::StoreReader;
+
+#[test]
+fn paging_gives_every_row_once_while_rows_arrive() {
+    let seed = 0x9a6e;
+    let mut flows = Flows::sample(seed);
+    // Many rows of one microsecond, so that pages end inside a tie.
+    flows.add(60, T0 + 3 * HOUR, T0 + 3 * HOUR + 1);
+    let engine = flows.engine();
+    let at_start: HashSet<u64> = flows.rows.iter().map(|r| r.flow_id).collect();
+    let mut seen: Vec<u64> = Vec::new();
+    let mut after = None;
+    loop {
+        let query = FlowQuery {
+            columns: ["t_end", "flow_id", "part"].map(str::to_owned).to_vec(),
+            limit: Some(37),
+            after,
+            ..FlowQuery::default()
+        };
+        let batches = wait(async { engine.flows(query).await?.collect_all().await }).unwrap();
+        let mut rows = 0;
+        for batch in batches.iter().filter(|b| b.num_rows() > 0) {
+            use arrow::array::AsArray;
+            let ids = batch.column(1).as_primitive::<arrow::datatypes::UInt64Type>();
+            seen.extend(ids.values());
+            rows += batch.num_rows();
+            after = Cursor::last_of(batch);
+        }
+        if rows == 0 {
+            break;
+        }
+        // New flows end later than those shown; some of them go into a segment at once.
+        flows.add(5, T0 + 7 * HOUR, T0 + 8 * HOUR);
+        if seen.len() % 5 == 0 {
+            flows.store.flush().unwrap();
+        }
+    }
+    let distinct: HashSet<u64> = seen.iter().copied().collect();
+    assert_eq!(distinct.len(), seen.len(), "seed {seed:#x}: a row was shown twice");
+    assert_eq!(distinct, at_start, "seed {seed:#x}");
+}
+
+#[test]
+fn segments_outside_the_range_are_not_opened() {
+    let flows = Flows::sample(0x21);
+    let engine = flows.engine();
+    let segments = flows.store.reader().snapshot().unwrap().segments;
+    assert_eq!(segments.len(), 5);
+    // Without these files, only a query that needs them fails.
+    for gone in [0, 1, 4] {
+        std::fs::remove_file(&segments[gone].path).unwrap();
+    }
+    let time = |t: i64| chrono::DateTime::from_timestamp_micros(t).unwrap().to_rfc3339();
+    let (from, to) = (T0 + 2 * HOUR, T0 + 4 * HOUR - 600 * SECOND);
+    let expected = flows.rows.iter().filter(|r| (from..to).contains(&(r.end.as_micros() as i64))).count();
+    let text = format!("SELECT count(src_ip) FROM flows WHERE t_end >= '{}' AND t_end < '{}'", time(from), time(to));
+    assert_eq!(one(&engine, &text), expected.to_string());
+    // By the start as well: nothing that starts after the last segment's end is in a segment.
+    let text = format!("SELECT count(src_ip) FROM flows WHERE t_start > '{}'", time(T0 + 5 * HOUR));
+    one(&engine, &text);
+    // The newest rows are the live ones, of which there are enough.
+    let query = FlowQuery { since: Some(T0 + 5 * HOUR), limit: Some(10), ..FlowQuery::default() };
+    let stream = wait(engine.flows(query)).unwrap();
+    assert_eq!(stream.stats().segments, 5);
+    assert_eq!(stream.stats().segments_kept, 0);
+    assert_eq!(csv(stream).len(), 11);
+    let error = wait(async { engine.sql("SELECT sum(bytes_o) FROM flows").await?.collect_all().await }).unwrap_err();
+    assert!(matches!(error, QueryError::SegmentGone), "{error}");
+}
+
+#[test]
+fn the_newest_rows_are_found_without_opening_old_segments() {
+    let mut flows = Flows::new(0x22);
+    for hour in 0..30 {
+        flows.add(100, T0 + hour * HOUR, T0 + (hour + 1) * HOUR);
+        flows.store.flush().unwrap();
+    }
+    let engine = flows.engine_with(QueryLimits { threads: 1, ..QueryLimits::default() });
+    let mut stream = wait(engine.flows(FlowQuery { limit: Some(20), ..FlowQuery::default() })).unwrap();
+    let mut rows = 0;
+    while let Some(batch) = wait(stream.next()) {
+        rows += batch.unwrap().num_rows();
+    }
+    assert_eq!(rows, 20);
+    assert!(stream.stats().files_opened <= 6, "{:?}", stream.stats());
+}
+
+#[test]
+fn protocols_and_taps_prune_segments() {
+    let mut flows = Flows::new(0x23);
+    for proto in [6, 17, 1] {
+        let mut row = common::record(&mut flows.rng, u64::from(proto), T0 + i64::from(proto));
+        (row.proto, row.tap.0) = (proto, u16::from(proto % 3));
+        flows.store.append(&[row]).unwrap();
+        flows.store.flush().unwrap();
+    }
+    let engine = flows.engine();
+    for (filter, kept) in [
+        ("proto = 6", 1),
+        ("proto = 'udp'", 1),
+        ("proto IN (6, 17)", 2),
+        ("proto = 47", 0),
+        ("proto > 6", 1),
+        ("tap = 'lab'", 1),
+        ("tap = 'nowhere'", 0),
+        ("tap = 'core' OR proto = 1", 2),
+        ("bytes_o >= 0", 3),
+    ] {
+        let query = FlowQuery { filter: Some(filter.to_owned()), ..FlowQuery::default() };
+        let stream = wait(engine.flows(query)).unwrap();
+        assert_eq!(stream.stats().segments_kept, kept, "{filter}");
+    }
+}
+
+#[test]
+fn one_query_sees_one_snapshot() {
+    let mut flows = Flows::sample(0x24);
+    let engine = flows.engine();
+    let before = flows.rows.len();
+    let text = "SELECT (SELECT count(src_port) FROM flows), (SELECT count(dst_port) FROM flows)";
+    let stream = wait(engine.sql(text)).unwrap();
+    flows.add(50, T0 + 6 * HOUR, T0 + 7 * HOUR);
+    flows.store.flush().unwrap();
+    assert_eq!(csv(stream)[1], format!("{before},{before}"));
+    assert_eq!(one(&engine, "SELECT count(*) FROM flows"), flows.rows.len().to_string());
+}
+
+#[test]
+fn a_folder_is_read_while_a_server_writes_it() {
+    let mut flows = Flows::sample(0x25);
+    flows.store.sync().unwrap();
+    let engine = Engine::new(StoreReader::open(flows.store.reader().dir()).unwrap(), QueryLimits::default()).unwrap();
+    assert_eq!(one(&engine, "SELECT count(*) FROM flows"), flows.rows.len().to_string());
+    flows.add(10, T0 + 6 * HOUR, T0 + 7 * HOUR);
+    flows.store.sync().unwrap();
+    assert_eq!(one(&engine, "SELECT count(*) FROM flows"), flows.rows.len().to_string());
+}
+
+#[test]
+fn an_empty_store_answers() {
+    let flows = Flows::new(0x26);
+    let engine = flows.engine();
+    assert_eq!(one(&engine, "SELECT count(*) FROM flows"), "0");
+    assert!(sql(&engine, "SELECT src_ip, t_start FROM flows WHERE host('10.0.0.1')").is_empty());
+    assert_eq!(csv(wait(engine.flows(FlowQuery::default())).unwrap()).len(), 1);
+}
+
+#[test]
+fn limits_end_a_query_with_a_sentence() {
+    let flows = Flows::sample(0x27);
+    let run = |limits: QueryLimits, text: &str| {
+        let engine = flows.engine_with(limits);
+        wait(async { engine.sql(text).await?.collect_all().await }).unwrap_err()
+    };
+    let all = QueryLimits::default();
+    let error = run(QueryLimits { rows_max: Some(100), ..all.clone() }, "SELECT * FROM flows");
+    assert!(matches!(error, QueryError::RowLimit { limit: 100 }), "{error}");
+    let error = run(QueryLimits { scan_bytes_max: Some(1000), ..all.clone() }, "SELECT sum(bytes_o) FROM flows");
+    assert!(matches!(error, QueryError::ScanLimit { limit: 1000 }), "{error}");
+    let error =
+        run(QueryLimits { memory_bytes: 10_000, ..all.clone() }, "SELECT flow_id, count(*) FROM flows GROUP BY 1");
+    assert!(matches!(error, QueryError::MemoryLimit { limit: 10_000 }), "{error}");
+    // Joins that never end, on one thread and on two: with and without a condition, matching nothing and everything.
+    for (threads, text) in [
+        (1, "SELECT count(*) FROM flows a, flows b, flows c WHERE a.bytes_o + b.bytes_o + c.bytes_o = -1"),
+        (2, "SELECT count(*) FROM flows a, flows b, flows c WHERE a.bytes_o + b.bytes_o + c.bytes_o = -1"),
+        (1, "SELECT sum(a.bytes_o + b.bytes_o + c.bytes_o) FROM flows a, flows b, flows c"),
+        (
+            1,
+            "SELECT count(*) FROM flows a JOIN flows b ON a.ttl_o = b.ttl_o JOIN flows c ON b.ttl_o = c.ttl_o \
+             AND a.bytes_o + b.bytes_o + c.bytes_o = -1",
+        ),
+        (1, "WITH RECURSIVE r AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM r) SELECT count(*) FROM r"),
+    ] {
+        let error = run(QueryLimits { time_max: Some(Duration::from_millis(300)), threads, ..all.clone() }, text);
+        assert!(matches!(error, QueryError::TimeLimit { .. } | QueryError::MemoryLimit { .. }), "{text}: {error}");
+    }
+}
+
+#[test]
+fn dropping_a_stream_ends_its_query() {
+    let flows = Flows::sample(0x28);
+    let engine = flows.engine_with(QueryLimits { concurrent_max: 1, ..QueryLimits::default() });
+    let endless = "SELECT a.flow_id FROM flows a, flows b, flows c";
+    let stream = wait(engine.sql(endless)).unwrap();
+    assert!(matches!(wait(engine.sql("SELECT 1")), Err(QueryError::Busy { max: 1 })));
+    drop(stream);
+    // Cancelling takes effect when the query next yields; its slot is then free.
+    let freed = wait(async {
+        for _ in 0..1_000_000 {
+            match engine.sql("SELECT 1").await {
+                Err(QueryError::Busy { .. }) => tokio::task::yield_now().await,
+                other => return other.is_ok(),
+            }
+        }
+        false
+    });
+    assert!(freed);
+}
+
+#[test]
+fn a_stream_outlives_its_engine() {
+    let flows = Flows::sample(0x29);
+    let stream = wait(flows.engine().sql("SELECT * FROM flows")).unwrap();
+    assert_eq!(csv(stream).len(), flows.rows.len() + 1);
+}
+
+#[test]
+fn the_stores_errors_come_through() {
+    let engine = Engine::new(Broken, QueryLimits::default()).unwrap();
+    assert!(matches!(wait(engine.sql("SELECT 1")), Err(QueryError::Storage(_))));
+}

@@ -1,0 +1,327 @@
+//! One growing column for each shape of value. A column takes a slice of records and a function that picks its value,
+//! so that filling it is one tight loop without a call per row.
+
+use arrow::array::{
+    ArrayRef, DictionaryArray, FixedSizeBinaryArray, Int32Array, PrimitiveArray, StringArray, TimestampMicrosecondArray,
+};
+use arrow::buffer::{BooleanBuffer, Buffer, NullBuffer};
+use arrow::datatypes::{ArrowPrimitiveType, DataType, Int32Type, TimeUnit};
+use arrow::error::ArrowError;
+use flowtable::{ConnState, EndReason, FlowRecord};
+use std::marker::PhantomData;
+use std::sync::{Arc, LazyLock};
+use wire::{TapId, Tunnel};
+
+/// Name that stands for a tap the store was not told about.
+pub(crate) const UNKNOWN_TAP: &str = "unknown";
+
+/// Values of the dictionary columns. Every batch shares them, so that the log writes each table once a file.
+#[derive(Clone, Debug)]
+pub(crate) struct Tables {
+    tap: ArrayRef,
+}
+
+impl Tables {
+    pub(crate) fn new(tap_names: &[String]) -> Tables {
+        let names = tap_names.iter().map(String::as_str).chain([UNKNOWN_TAP]);
+        Tables { tap: Arc::new(StringArray::from_iter_values(names)) }
+    }
+}
+
+/// A growing column.
+pub(crate) trait Cells: Clone + Default {
+    /// What a record gives for it.
+    type Value;
+    const NULLABLE: bool;
+    /// Name of its Arrow extension type, if it has one.
+    const EXTENSION: Option<&'static str> = None;
+    /// Looked up by value: segments have a bloom filter of it.
+    const BLOOM: bool = false;
+    /// Whether the smallest and largest value of a page say anything. They cost a comparison each per row.
+    const STATISTICS: bool = true;
+    fn data_type() -> DataType;
+    fn with_capacity(rows: usize) -> Self;
+    fn extend(&mut self, rows: &[FlowRecord], value: impl Fn(&FlowRecord) -> Self::Value);
+    fn finish(self, tables: &Tables) -> Result<ArrayRef, ArrowError>;
+}
+
+/// Numbers, never null.
+pub(crate) struct Num<T: ArrowPrimitiveType>(Vec<T::Native>);
+
+// Derived, these would ask the same of `T`, which is only a name.
+impl<T: ArrowPrimitiveType> Clone for Num<T> {
+    fn clone(&self) -> Self {
+        Num(self.0.clone())
+    }
+}
+
+impl<T: ArrowPrimitiveType> Default for Num<T> {
+    fn default() -> Self {
+        Num(Vec::new())
+    }
+}
+
+impl<T: ArrowPrimitiveType> Cells for Num<T> {
+    type Value = T::Native;
+    const NULLABLE: bool = false;
+    fn data_type() -> DataType {
+        T::DATA_TYPE
+    }
+    fn with_capacity(rows: usize) -> Self {
+        Num(Vec::with_capacity(rows))
+    }
+    fn extend(&mut self, rows: &[FlowRecord], value: impl Fn(&FlowRecord) -> T::Native) {
+        self.0.extend(rows.iter().map(value));
+    }
+    fn finish(self, _: &Tables) -> Result<ArrayRef, ArrowError> {
+        Ok(Arc::new(PrimitiveArray::<T>::new(self.0.into(), None)))
+    }
+}
+
+/// Microseconds since 1970, UTC.
+#[derive(Clone, Default)]
+pub(crate) struct Time(Vec<i64>);
+
+impl Cells for Time {
+    type Value = i64;
+    const NULLABLE: bool = false;
+    fn data_type() -> DataType {
+        DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))
+    }
+    fn with_capacity(rows: usize) -> Self {
+        Time(Vec::with_capacity(rows))
+    }
+    fn extend(&mut self, rows: &[FlowRecord], value: impl Fn(&FlowRecord) -> i64) {
+        self.0.extend(rows.iter().map(value));
+    }
+    fn finish(self, _: &Tables) -> Result<ArrayRef, ArrowError> {
+        Ok(Arc::new(TimestampMicrosecondArray::new(self.0.into(), None).with_timezone("UTC")))
+    }
+}
+
+/// One byte a row until the batch is finished: cheaper to fill and to copy than bits.
+fn null_buffer(valid: &[bool]) -> NullBuffer {
+    NullBuffer::new(BooleanBuffer::collect_bool(valid.len(), |i| valid[i]))
+}
+
+/// Numbers that may be missing.
+pub(crate) struct Opt<T: ArrowPrimitiveType> {
+    values: Vec<T::Native>,
+    /// As long as `values`.
+    valid: Vec<bool>,
+}
+
+impl<T: ArrowPrimitiveType> Clone for Opt<T> {
+    fn clone(&self) -> Self {
+        Opt { values: self.values.clone(), valid: self.valid.clone() }
+    }
+}
+
+impl<T: ArrowPrimitiveType> Default for Opt<T> {
+    fn default() -> Self {
+        Opt { values: Vec::new(), valid: Vec::new() }
+    }
+}
+
+impl<T: ArrowPrimitiveType> Cells for Opt<T> {
+    type Value = Option<T::Native>;
+    const NULLABLE: bool = true;
+    fn data_type() -> DataType {
+        T::DATA_TYPE
+    }
+    fn with_capacity(rows: usize) -> Self {
+        Opt { values: Vec::with_capacity(rows), valid: Vec::with_capacity(rows) }
+    }
+    fn extend(&mut self, rows: &[FlowRecord], value: impl Fn(&FlowRecord) -> Self::Value) {
+        self.values.extend(rows.iter().map(|row| value(row).unwrap_or_default()));
+        self.valid.extend(rows.iter().map(|row| value(row).is_some()));
+    }
+    fn finish(self, _: &Tables) -> Result<ArrayRef, ArrowError> {
+        let nulls = null_buffer(&self.valid);
+        Ok(Arc::new(PrimitiveArray::<T>::try_new(self.values.into(), Some(nulls))?))
+    }
+}
+
+/// Addresses: 16 bytes, IPv4 mapped.
+#[derive(Clone, Default)]
+pub(crate) struct Ip(Vec<[u8; 16]>);
+
+impl Cells for Ip {
+    type Value = [u8; 16];
+    const NULLABLE: bool = false;
+    const EXTENSION: Option<&'static str> = Some("taphouse.ip");
+    const BLOOM: bool = true;
+    fn data_type() -> DataType {
+        DataType::FixedSizeBinary(16)
+    }
+    fn with_capacity(rows: usize) -> Self {
+        Ip(Vec::with_capacity(rows))
+    }
+    fn extend(&mut self, rows: &[FlowRecord], value: impl Fn(&FlowRecord) -> [u8; 16]) {
+        self.0.extend(rows.iter().map(value));
+    }
+    fn finish(self, _: &Tables) -> Result<ArrayRef, ArrowError> {
+        let bytes = Buffer::from_vec(self.0.into_flattened());
+        Ok(Arc::new(FixedSizeBinaryArray::try_new(16, bytes, None)?))
+    }
+}
+
+/// MAC addresses, missing where the link has none.
+#[derive(Clone, Default)]
+pub(crate) struct MacCells {
+    values: Vec<[u8; 6]>,
+    /// As long as `values`.
+    valid: Vec<bool>,
+}
+
+impl Cells for MacCells {
+    type Value = Option<[u8; 6]>;
+    const NULLABLE: bool = true;
+    const EXTENSION: Option<&'static str> = Some("taphouse.mac");
+    const STATISTICS: bool = false;
+    fn data_type() -> DataType {
+        DataType::FixedSizeBinary(6)
+    }
+    fn with_capacity(rows: usize) -> Self {
+        MacCells { values: Vec::with_capacity(rows), valid: Vec::with_capacity(rows) }
+    }
+    fn extend(&mut self, rows: &[FlowRecord], value: impl Fn(&FlowRecord) -> Self::Value) {
+        self.values.extend(rows.iter().map(|row| value(row).unwrap_or_default()));
+        self.valid.extend(rows.iter().map(|row| value(row).is_some()));
+    }
+    fn finish(self, _: &Tables) -> Result<ArrayRef, ArrowError> {
+        let bytes = Buffer::from_vec(self.values.into_flattened());
+        Ok(Arc::new(FixedSizeBinaryArray::try_new(6, bytes, Some(null_buffer(&self.valid)))?))
+    }
+}
+
+/// Text from a fixed table, stored as keys into it; 4 bytes a row in memory.
+pub(crate) struct Words<W: Word> {
+    /// Negative for null; clamped to the table when the batch is finished.
+    keys: Vec<i32>,
+    word: PhantomData<fn() -> W>,
+}
+
+impl<W: Word> Clone for Words<W> {
+    fn clone(&self) -> Self {
+        Words { keys: self.keys.clone(), word: PhantomData }
+    }
+}
+
+impl<W: Word> Default for Words<W> {
+    fn default() -> Self {
+        Words { keys: Vec::new(), word: PhantomData }
+    }
+}
+
+impl<W: Word> Cells for Words<W> {
+    type Value = W;
+    const NULLABLE: bool = W::NULLABLE;
+    fn data_type() -> DataType {
+        DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8))
+    }
+    fn with_capacity(rows: usize) -> Self {
+        Words { keys: Vec::with_capacity(rows), ..Self::default() }
+    }
+    fn extend(&mut self, rows: &[FlowRecord], value: impl Fn(&FlowRecord) -> W) {
+        self.keys.extend(rows.iter().map(|row| value(row).key()));
+    }
+    fn finish(self, tables: &Tables) -> Result<ArrayRef, ArrowError> {
+        let values = W::table(tables);
+        let last = values.len() as i32 - 1;
+        let nulls =
+            W::NULLABLE.then(|| NullBuffer::new(BooleanBuffer::collect_bool(self.keys.len(), |i| self.keys[i] >= 0)));
+        // A tap beyond the table is the table's last word, "unknown".
+        let keys: Vec<i32> = self.keys.iter().map(|&key| key.clamp(0, last)).collect();
+        let keys = Int32Array::try_new(keys.into(), nulls)?;
+        Ok(Arc::new(DictionaryArray::<Int32Type>::try_new(keys, values)?))
+    }
+}
+
+/// A value that has a name in a fixed table.
+pub(crate) trait Word {
+    const NULLABLE: bool;
+    /// Position in the table; negative for null.
+    fn key(self) -> i32;
+    fn table(tables: &Tables) -> ArrayRef;
+}
+
+impl Word for TapId {
+    const NULLABLE: bool = false;
+    fn key(self) -> i32 {
+        i32::from(self.0)
+    }
+    fn table(tables: &Tables) -> ArrayRef {
+        tables.tap.clone()
+    }
+}
+
+impl Word for Tunnel {
+    const NULLABLE: bool = true;
+    fn key(self) -> i32 {
+        self as i32 - 1
+    }
+    fn table(_: &Tables) -> ArrayRef {
+        static TABLE: LazyLock<ArrayRef> = LazyLock::new(|| {
+            let kinds = [Tunnel::IpIp, Tunnel::Gre, Tunnel::Vxlan, Tunnel::Geneve, Tunnel::Gtpu, Tunnel::Teredo];
+            Arc::new(StringArray::from_iter_values(kinds.into_iter().filter_map(Tunnel::name)))
+        });
+        TABLE.clone()
+    }
+}
+
+impl Word for Option<ConnState> {
+    const NULLABLE: bool = true;
+    fn key(self) -> i32 {
+        self.map_or(-1, |state| state as i32)
+    }
+    fn table(_: &Tables) -> ArrayRef {
+        static TABLE: LazyLock<ArrayRef> =
+            LazyLock::new(|| Arc::new(StringArray::from_iter_values(ConnState::ALL.map(ConnState::name))));
+        TABLE.clone()
+    }
+}
+
+impl Word for EndReason {
+    const NULLABLE: bool = false;
+    fn key(self) -> i32 {
+        self as i32 - 1
+    }
+    fn table(_: &Tables) -> ArrayRef {
+        static TABLE: LazyLock<ArrayRef> =
+            LazyLock::new(|| Arc::new(StringArray::from_iter_values(EndReason::ALL.map(EndReason::name))));
+        TABLE.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::AsArray;
+
+    fn text<W: Word>(word: W) -> Option<String> {
+        let mut cells = Words::<W>::default();
+        cells.keys.push(word.key());
+        let array = cells.finish(&Tables::new(&["a".into(), "b".into()])).unwrap();
+        let array = array.as_dictionary::<Int32Type>();
+        array.key(0).map(|key| array.values().as_string::<i32>().value(key).to_owned())
+    }
+
+    #[test]
+    fn every_word_finds_its_own_name_in_its_table() {
+        for reason in EndReason::ALL {
+            assert_eq!(text(reason).as_deref(), Some(reason.name()));
+        }
+        for state in ConnState::ALL {
+            assert_eq!(text(Some(state)).as_deref(), Some(state.name()));
+        }
+        assert_eq!(text(None::<ConnState>), None);
+        let tunnels = [Tunnel::IpIp, Tunnel::Gre, Tunnel::Vxlan, Tunnel::Geneve, Tunnel::Gtpu, Tunnel::Teredo];
+        for tunnel in tunnels.into_iter().chain([Tunnel::None]) {
+            assert_eq!(text(tunnel).as_deref(), tunnel.name());
+        }
+        assert_eq!(text(TapId(1)).as_deref(), Some("b"));
+        assert_eq!(text(TapId(2)).as_deref(), Some(UNKNOWN_TAP));
+        assert_eq!(text(TapId(u16::MAX)).as_deref(), Some(UNKNOWN_TAP));
+    }
+}

@@ -1,0 +1,223 @@
+//! The data folder: its layout, its marker, and the lock that makes one process its writer.
+
+use crate::error::IoContext;
+use crate::{StorageError, sys};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// Version of everything in a data folder. Raised when an older taphouse could no longer read it.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// Where things lie in a data folder.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    pub(crate) dir: PathBuf,
+}
+
+impl Layout {
+    pub(crate) fn marker(&self) -> PathBuf {
+        self.dir.join("taphouse.json")
+    }
+    pub(crate) fn lock(&self) -> PathBuf {
+        self.dir.join("lock")
+    }
+    pub(crate) fn manifest(&self) -> PathBuf {
+        self.dir.join("manifest.ndjson")
+    }
+    pub(crate) fn wal_dir(&self) -> PathBuf {
+        self.dir.join("wal")
+    }
+    pub(crate) fn wal(&self, id: u64) -> PathBuf {
+        self.dir.join("wal").join(format!("{id:016}.wal"))
+    }
+    pub(crate) fn segments_dir(&self) -> PathBuf {
+        self.dir.join("segments")
+    }
+    /// Path of segment `id` below `segments_dir`: a folder per day (UTC, by latest end), so that listings stay short.
+    pub(crate) fn segment_file(id: u64, t_end_max: i64) -> String {
+        format!("{}/{id:016}.parquet", sys::day(t_end_max))
+    }
+    pub(crate) fn damaged_dir(&self) -> PathBuf {
+        self.dir.join("damaged")
+    }
+
+    /// The numbered files of a folder (`0000000000000042.wal`), lowest first. A missing folder holds none.
+    pub(crate) fn numbered(dir: &Path, extension: &str) -> Result<Vec<(u64, PathBuf)>, StorageError> {
+        let mut found = Vec::new();
+        let entries = match fs::read_dir(dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+            Err(error) => return Err(error).at("list", dir),
+        };
+        for entry in entries {
+            let path = entry.at("list", dir)?.path();
+            let id = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
+            if let (Some(id), true) = (id, path.extension().is_some_and(|e| e == extension)) {
+                found.push((id, path));
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// Moves a file that does not check out to `damaged/`, under a name that is not taken there.
+    pub(crate) fn set_aside(&self, path: &Path) -> Result<PathBuf, StorageError> {
+        let dir = self.damaged_dir();
+        fs::create_dir_all(&dir).at("create", &dir)?;
+        let name = path.file_name().map_or_else(|| "file".into(), |name| name.to_string_lossy().into_owned());
+        let mut target = dir.join(&name);
+        let mut copy = 1;
+        while target.exists() {
+            target = dir.join(format!("{name}.{copy}"));
+            copy += 1;
+        }
+        fs::rename(path, &target).at("move aside", path)?;
+        sys::sync_dir(&dir).at("sync", &dir)?;
+        Ok(target)
+    }
+
+    /// Checks that this is a data folder this version can read.
+    pub(crate) fn check(&self) -> Result<(), StorageError> {
+        let path = self.marker();
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(self.without_marker()),
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+                return Err(StorageError::NotAFolder { dir: self.dir.clone() });
+            }
+            Err(error) => return Err(error).at("read", &path),
+        };
+        let bad = |reason: String| StorageError::BadMarker { path: path.clone(), reason };
+        let marker: Marker = serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
+        if marker.product != PRODUCT {
+            return Err(bad(format!("product is '{}', expected '{PRODUCT}'", marker.product)));
+        }
+        if marker.format > FORMAT_VERSION {
+            return Err(StorageError::Newer { dir: self.dir.clone(), found: marker.format, supported: FORMAT_VERSION });
+        }
+        Ok(())
+    }
+
+    fn without_marker(&self) -> StorageError {
+        match foreign_entry(&self.dir) {
+            Ok(Some(found)) => StorageError::Foreign { dir: self.dir.clone(), found },
+            Ok(None) | Err(_) => StorageError::NoSuchFolder { dir: self.dir.clone() },
+        }
+    }
+}
+
+const PRODUCT: &str = "taphouse";
+
+#[derive(Serialize, Deserialize)]
+struct Marker {
+    product: String,
+    /// Missing only in a file that is not ours.
+    format: u32,
+}
+
+/// A locked data folder; the lock goes with the value, or with the process however it ends (flock(2)).
+pub(crate) struct DataFolder {
+    pub(crate) layout: Layout,
+    _lock: File,
+}
+
+impl DataFolder {
+    /// Creates the folder if it is missing, refuses it if it is not ours, and locks it.
+    pub(crate) fn open(dir: &Path) -> Result<DataFolder, StorageError> {
+        let layout = Layout { dir: dir.to_owned() };
+        create_dir(dir)?;
+        if !layout.marker().exists()
+            && let Some(found) = foreign_entry(dir).at("list", dir)?
+        {
+            return Err(StorageError::Foreign { dir: dir.to_owned(), found });
+        }
+        if layout.marker().exists() {
+            layout.check()?;
+        }
+        let lock = lock(&layout)?;
+        // Only the owner of the lock writes the marker, and never over one that is there.
+        if !layout.marker().exists() {
+            let marker = Marker { product: PRODUCT.to_owned(), format: FORMAT_VERSION };
+            let text = serde_json::to_string(&marker).unwrap_or_default() + "\n";
+            replace(&layout.marker(), text.as_bytes())?;
+        }
+        layout.check()?;
+        for sub in [layout.wal_dir(), layout.segments_dir()] {
+            create_dir(&sub)?;
+        }
+        sys::sync_dir(dir).at("sync", dir)?;
+        Ok(DataFolder { layout, _lock: lock })
+    }
+}
+
+/// Replaces a file so that a crash leaves either the old or the new one: write beside it, sync, rename, sync the folder.
+pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<File, StorageError> {
+    let tmp = path.with_extension("tmp");
+    let mut file = File::create(&tmp).at("create", &tmp)?;
+    file.write_all(content).at("write", &tmp)?;
+    file.sync_all().at("sync", &tmp)?;
+    fs::rename(&tmp, path).at("rename", &tmp)?;
+    if let Some(dir) = path.parent() {
+        sys::sync_dir(dir).at("sync", dir)?;
+    }
+    Ok(file)
+}
+
+fn create_dir(dir: &Path) -> Result<(), StorageError> {
+    match fs::create_dir_all(dir) {
+        Ok(()) => Ok(()),
+        Err(error) if refused(&error) => Err(StorageError::ReadOnly { dir: dir.to_owned(), source: error }),
+        Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory) => {
+            Err(StorageError::NotAFolder { dir: dir.to_owned() })
+        }
+        Err(error) => Err(error).at("create", dir),
+    }
+}
+
+fn refused(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
+}
+
+/// A file that shows that a folder without marker is somebody else's. What a first start that was cut short leaves
+/// behind does not count, nor does the root of a fresh file system.
+fn foreign_entry(dir: &Path) -> io::Result<Option<String>> {
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if !["lock", "taphouse.tmp", "lost+found"].contains(&name.as_str()) {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
+fn lock(layout: &Layout) -> Result<File, StorageError> {
+    let path = layout.lock();
+    let mut file = match OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path) {
+        Ok(file) => file,
+        Err(error) if refused(&error) => {
+            return Err(StorageError::ReadOnly { dir: layout.dir.clone(), source: error });
+        }
+        Err(error) => return Err(error).at("open", &path),
+    };
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            // The number is for the message only; an owner that is just starting has not written it.
+            let _ = file.read_to_string(&mut text);
+            return Err(StorageError::Locked { dir: layout.dir.clone(), pid: text.trim().parse().ok() });
+        }
+        Err(TryLockError::Error(error)) => return Err(error).at("lock", &path),
+    }
+    // Not being able to write the number (a full disk) is no reason not to start: retention may free space.
+    let written = file
+        .set_len(0)
+        .and_then(|()| file.seek(SeekFrom::Start(0)))
+        .and_then(|_| file.write_all(format!("{}\n", std::process::id()).as_bytes()));
+    if let Err(error) = written {
+        tracing::warn!(path = %path.display(), %error, "cannot write the process id into the lock file");
+    }
+    Ok(file)
+}

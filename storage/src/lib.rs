@@ -1,0 +1,27 @@
+#![doc = include_str!("../README.md")]
+
+mod cells;
+mod columns;
+mod encode;
+mod error;
+mod folder;
+mod manifest;
+mod options;
+mod reader;
+mod recover;
+mod retention;
+mod segment;
+mod shared;
+mod store;
+mod sys;
+mod wal;
+
+pub use columns::{FlowBatchBuilder, flow_schema};
+pub use encode::SegmentProfile;
+pub use error::StorageError;
+pub use folder::FORMAT_VERSION;
+pub use options::{Now, OnError, Retention, StoreOptions};
+pub use reader::{Snapshot, StoreReader};
+pub use segment::Segment;
+pub use shared::StoreCounts;
+pub use store::Store;

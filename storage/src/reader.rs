@@ -1,0 +1,138 @@
+//! Reading a data folder: inside the server from memory, elsewhere from its files.
+
+use crate::StorageError;
+use crate::folder::Layout;
+use crate::manifest::Listing;
+use crate::segment::{Segment, Unlinks};
+use crate::shared::{Shared, StoreCounts};
+use crate::wal::WalReader;
+use arrow::record_batch::RecordBatch;
+use hashbrown::HashMap;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// All flow records of a data folder at one moment: each row is in exactly one of the two.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Published segments, by id. Their files stay while the `Arc`s live.
+    pub segments: Vec<Arc<Segment>>,
+    /// Rows that are in no segment yet, in batches of [`flow_schema`](crate::flow_schema), not sorted.
+    pub live: Vec<RecordBatch>,
+}
+
+impl Snapshot {
+    /// Rows in all.
+    pub fn rows(&self) -> u64 {
+        let live: u64 = self.live.iter().map(|batch| batch.num_rows() as u64).sum();
+        self.segments.iter().map(|segment| segment.rows).sum::<u64>() + live
+    }
+}
+
+/// Takes snapshots of a data folder. Cheap to clone; any number of threads may use it while the store writes.
+#[derive(Clone)]
+pub struct StoreReader {
+    source: Source,
+}
+
+#[derive(Clone)]
+enum Source {
+    Memory(Arc<Shared>),
+    Files(Arc<Files>),
+}
+
+impl StoreReader {
+    pub(crate) fn of(shared: Arc<Shared>) -> StoreReader {
+        StoreReader { source: Source::Memory(shared) }
+    }
+
+    /// Reads a folder that another process may be writing; takes no lock and changes nothing. Rows show up once the
+    /// writer has put them into its log: within its sync interval. A file may vanish under such a reader when
+    /// retention drops it: take a new snapshot then.
+    ///
+    /// # Errors
+    /// If `dir` is no data folder this version can read.
+    pub fn open(dir: impl AsRef<Path>) -> Result<StoreReader, StorageError> {
+        let layout = Layout { dir: dir.as_ref().to_owned() };
+        layout.check()?;
+        Ok(StoreReader { source: Source::Files(Arc::new(Files { layout, logs: Mutex::default() })) })
+    }
+
+    /// The data folder.
+    pub fn dir(&self) -> &Path {
+        match &self.source {
+            Source::Memory(shared) => &shared.layout.dir,
+            Source::Files(files) => &files.layout.dir,
+        }
+    }
+
+    /// Everything there is now. In the server this copies at most one unfinished batch and a pointer for each batch
+    /// and segment; elsewhere it reads the manifest and what was added to the log since the last snapshot.
+    ///
+    /// # Errors
+    /// If files cannot be read.
+    pub fn snapshot(&self) -> Result<Snapshot, StorageError> {
+        match &self.source {
+            Source::Memory(shared) => shared.snapshot(),
+            Source::Files(files) => files.snapshot(),
+        }
+    }
+
+    /// The store's counters; `None` when it runs in another process.
+    pub fn counts(&self) -> Option<StoreCounts> {
+        match &self.source {
+            Source::Memory(shared) => Some(shared.counts()),
+            Source::Files(_) => None,
+        }
+    }
+}
+
+struct Files {
+    layout: Layout,
+    /// Log files read so far, so that each byte of them is read and decoded once.
+    logs: Mutex<HashMap<u64, WalReader>>,
+}
+
+impl Files {
+    /// Logs are opened before the manifest is read: a log that vanishes in between has become a segment, which the
+    /// manifest then lists; and one that is still there but listed is the same rows, and left out.
+    fn snapshot(&self) -> Result<Snapshot, StorageError> {
+        let mut logs = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
+        let present = Layout::numbered(&self.layout.wal_dir(), "wal")?;
+        logs.retain(|id, _| present.iter().any(|(other, _)| other == id));
+        for (id, path) in present {
+            if logs.contains_key(&id) {
+                continue;
+            }
+            match WalReader::open(&path) {
+                Ok(Some(log)) => drop(logs.insert(id, log)),
+                Ok(None) => {}
+                Err(StorageError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(error @ StorageError::Damaged { .. }) => tracing::warn!(%error, "left out"),
+                Err(error) => return Err(error),
+            }
+        }
+        let listing = Listing::read(&self.layout.manifest())?;
+        if let Some((at, reason)) = &listing.damage {
+            let path = self.layout.manifest();
+            return Err(StorageError::Damaged { path, offset: *at, reason: reason.clone() });
+        }
+        let mut live = Vec::new();
+        let mut ids: Vec<u64> = logs.keys().copied().collect();
+        ids.sort_unstable();
+        for id in ids {
+            let listed = listing.segments.contains_key(&id) || listing.removed.iter().any(|removed| removed.id == id);
+            if let (false, Some(log)) = (listed, logs.get_mut(&id)) {
+                let end = log.read_more()?;
+                if let Some((at, reason)) = end.damage {
+                    tracing::warn!(path = %self.layout.wal(id).display(), at, reason, "log is damaged; rows are missing");
+                }
+                live.extend(log.batches.iter().cloned());
+            }
+        }
+        let segments_dir = self.layout.segments_dir();
+        let unlinks = Arc::new(Unlinks::default());
+        let segment = |meta| Arc::new(Segment::new(&segments_dir, meta, unlinks.clone()));
+        Ok(Snapshot { segments: listing.segments.values().map(segment).collect(), live })
+    }
+}

@@ -1,0 +1,344 @@
+//! What the writer, the encoder thread and readers share: the rows, wherever they are.
+
+use crate::StorageError;
+use crate::columns::FlowBatchBuilder;
+use crate::encode::{SegmentProfile, write_segment};
+use crate::folder::Layout;
+use crate::manifest::Manifest;
+use crate::reader::Snapshot;
+use crate::segment::{Segment, Unlinks};
+use arrow::record_batch::RecordBatch;
+use std::collections::VecDeque;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Counters and gauges of a store. Rows: `appended + recovered` = those in segments or live + every `rows_lost_*` +
+/// those retention removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StoreCounts {
+    /// Rows given to `append`.
+    pub rows_appended: u64,
+    /// Rows written to the log.
+    pub rows_logged: u64,
+    /// Rows found in logs at the start.
+    pub rows_recovered: u64,
+    /// Rows lost because the log could not be written (disk full, I/O error).
+    pub rows_lost_disk: u64,
+    /// Rows lost because segments could not be written for so long that memory for them ran out.
+    pub rows_lost_backlog: u64,
+    /// Rows of torn log tails found at the start, as far as known: a crash within the sync interval loses these.
+    /// No part of `rows_recovered`.
+    pub rows_torn: u64,
+    /// Files set aside as damaged at the start.
+    pub files_damaged: u64,
+    /// Listed segments whose file was missing at the start.
+    pub segments_missing: u64,
+    /// Segments listed now.
+    pub segments: u64,
+    /// Rows in them.
+    pub segment_rows: u64,
+    /// Their size.
+    pub segment_bytes: u64,
+    /// Segments published since the start.
+    pub segments_published: u64,
+    /// Time spent encoding them.
+    pub encode_ns: u64,
+    /// Rows in no segment yet.
+    pub live_rows: u64,
+    /// Segments waiting to be encoded.
+    pub frozen: u64,
+    /// Log bytes written since the start.
+    pub wal_bytes: u64,
+    /// Times the log was made durable.
+    pub syncs: u64,
+    /// Time spent on that.
+    pub sync_ns: u64,
+    /// Writes or syncs of the log that failed.
+    pub wal_errors: u64,
+    /// Attempts to publish a segment that failed; each is repeated.
+    pub roll_errors: u64,
+    /// Times `append` waited for the encoder.
+    pub stalls: u64,
+    /// Time it waited.
+    pub stall_ns: u64,
+    /// Segments dropped by retention.
+    pub segments_removed: u64,
+    /// Rows in them.
+    pub rows_removed: u64,
+    /// Their size.
+    pub bytes_removed: u64,
+    /// Of those, files still held by readers.
+    pub unlinks_waiting: u64,
+    /// Their size.
+    pub unlinks_waiting_bytes: u64,
+    /// Files that could not be removed; the next start tries again.
+    pub unlinks_failed: u64,
+    /// The latest error, for people.
+    pub last_error: Option<String>,
+}
+
+/// Rows of a closed log file on their way into a segment.
+#[derive(Clone)]
+pub(crate) struct Frozen {
+    pub(crate) id: u64,
+    pub(crate) batches: Arc<Vec<RecordBatch>>,
+    /// Removed once the segment is published.
+    pub(crate) wal: PathBuf,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    /// Sorted by id.
+    pub(crate) segments: Vec<Arc<Segment>>,
+    /// Oldest first.
+    pub(crate) frozen: VecDeque<Frozen>,
+    /// Batches of the current log file.
+    pub(crate) active: Vec<RecordBatch>,
+    /// Rows in them.
+    pub(crate) active_rows: u64,
+    /// Rows not in the log yet; `None` only before the store has been opened.
+    pub(crate) pending: Option<FlowBatchBuilder>,
+    pub(crate) counts: StoreCounts,
+    /// Why the last attempt to publish failed; `None` after a success.
+    pub(crate) failing: Option<String>,
+    /// When the encoder may try again.
+    retry_at: Option<Instant>,
+    stop: bool,
+}
+
+impl State {
+    fn frozen_rows(&self) -> u64 {
+        self.frozen.iter().flat_map(|frozen| frozen.batches.iter()).map(|batch| batch.num_rows() as u64).sum()
+    }
+}
+
+/// Lock order: `manifest`, then `state`; `state` is never held across I/O.
+pub(crate) struct Shared {
+    pub(crate) layout: Layout,
+    profile: SegmentProfile,
+    pub(crate) unlinks: Arc<Unlinks>,
+    pub(crate) manifest: Mutex<Manifest>,
+    state: Mutex<State>,
+    /// Signalled when rows are frozen, published or stuck, and on stop.
+    changed: Condvar,
+}
+
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+impl Shared {
+    pub(crate) fn new(layout: Layout, profile: SegmentProfile, manifest: Manifest, unlinks: Arc<Unlinks>) -> Shared {
+        Shared {
+            layout,
+            profile,
+            unlinks,
+            manifest: Mutex::new(manifest),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Every change of the state is complete before a panic could happen, so a poisoned lock is as good as any.
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn manifest(&self) -> MutexGuard<'_, Manifest> {
+        self.manifest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn snapshot(&self) -> Result<Snapshot, StorageError> {
+        let state = self.state();
+        let mut live: Vec<RecordBatch> =
+            state.frozen.iter().flat_map(|frozen| frozen.batches.iter()).chain(&state.active).cloned().collect();
+        let segments = state.segments.clone();
+        let pending = state.pending.as_ref().filter(|pending| !pending.is_empty()).cloned();
+        drop(state);
+        if let Some(mut pending) = pending {
+            live.push(pending.finish()?);
+        }
+        Ok(Snapshot { segments, live })
+    }
+
+    pub(crate) fn counts(&self) -> StoreCounts {
+        let state = self.state();
+        let pending = state.pending.as_ref().map_or(0, FlowBatchBuilder::len) as u64;
+        StoreCounts {
+            segments: state.segments.len() as u64,
+            segment_rows: state.segments.iter().map(|segment| segment.rows).sum(),
+            segment_bytes: state.segments.iter().map(|segment| segment.bytes).sum(),
+            live_rows: state.frozen_rows() + state.active_rows + pending,
+            frozen: state.frozen.len() as u64,
+            unlinks_waiting: self.unlinks.waiting_files.load(Ordering::Relaxed),
+            unlinks_waiting_bytes: self.unlinks.waiting_bytes.load(Ordering::Relaxed),
+            unlinks_failed: self.unlinks.failed.load(Ordering::Relaxed),
+            ..state.counts.clone()
+        }
+    }
+
+    /// Moves the pending rows to the active ones, in one step; `None` if there are none.
+    pub(crate) fn seal_pending(&self) -> Result<Option<RecordBatch>, StorageError> {
+        let mut state = self.state();
+        let Some(pending) = state.pending.as_mut().filter(|pending| !pending.is_empty()) else { return Ok(None) };
+        let batch = pending.finish()?;
+        state.active_rows += batch.num_rows() as u64;
+        state.active.push(batch.clone());
+        Ok(Some(batch))
+    }
+
+    /// Takes back the rows sealed last; returns how many.
+    pub(crate) fn discard_last_active(&self) -> u64 {
+        let mut state = self.state();
+        let rows = state.active.pop().map_or(0, |batch| batch.num_rows() as u64);
+        state.active_rows -= rows;
+        rows
+    }
+
+    /// Drops the pending rows; returns how many.
+    pub(crate) fn discard_pending(&self) -> u64 {
+        let mut state = self.state();
+        state.pending.as_mut().map_or(0, FlowBatchBuilder::clear) as u64
+    }
+
+    /// Rows in memory, those not in the log yet aside.
+    pub(crate) fn live_rows(&self) -> u64 {
+        let state = self.state();
+        state.frozen_rows() + state.active_rows
+    }
+
+    /// Hands the active rows to the encoder: they are visible as frozen instead of as active, in one step. Waits while
+    /// `frozen_max` segments are before them, unless those are stuck. `false` if the rows stayed active, because of
+    /// that or because there are none.
+    pub(crate) fn freeze_active(&self, id: u64, wal: PathBuf, frozen_max: usize) -> bool {
+        let mut state = self.wait_for_room(frozen_max);
+        if state.active.is_empty() || state.frozen.len() >= frozen_max {
+            return false;
+        }
+        let batches = std::mem::take(&mut state.active);
+        state.active_rows = 0;
+        state.frozen.push_back(Frozen { id, batches: Arc::new(batches), wal });
+        self.changed.notify_all();
+        true
+    }
+
+    /// Hands rows of an earlier run to the encoder, whether or not it is stuck: they must be visible.
+    pub(crate) fn freeze(&self, id: u64, batches: Vec<RecordBatch>, wal: PathBuf, frozen_max: usize) {
+        let mut state = self.wait_for_room(frozen_max);
+        state.frozen.push_back(Frozen { id, batches: Arc::new(batches), wal });
+        self.changed.notify_all();
+    }
+
+    fn wait_for_room(&self, frozen_max: usize) -> MutexGuard<'_, State> {
+        let mut state = self.state();
+        if state.frozen.len() >= frozen_max && state.failing.is_none() {
+            let since = Instant::now();
+            while state.frozen.len() >= frozen_max && state.failing.is_none() {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            state.counts.stalls += 1;
+            state.counts.stall_ns += since.elapsed().as_nanos() as u64;
+        }
+        state
+    }
+
+    /// Waits until nothing is frozen. Fails with the reason when an attempt fails meanwhile.
+    pub(crate) fn wait_published(&self) -> Result<(), StorageError> {
+        let mut state = self.state();
+        let failed_before = state.counts.roll_errors;
+        state.retry_at = None;
+        self.changed.notify_all();
+        while !state.frozen.is_empty() {
+            if state.counts.roll_errors > failed_before
+                && let Some(reason) = state.failing.clone()
+            {
+                return Err(StorageError::Unpublished { reason });
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(())
+    }
+
+    /// Makes the encoder end after the segment it is at.
+    pub(crate) fn stop(&self) {
+        self.state().stop = true;
+        self.changed.notify_all();
+    }
+
+    /// Body of the encoder thread.
+    pub(crate) fn encode_until_stopped(&self) {
+        let mut backoff = RETRY_FIRST;
+        while let Some(frozen) = self.next_frozen() {
+            let since = Instant::now();
+            match self.publish(&frozen) {
+                Ok(segment) => {
+                    backoff = RETRY_FIRST;
+                    remove_wal(&frozen.wal);
+                    self.published(segment, since.elapsed());
+                }
+                Err(error) => {
+                    self.stuck(&error, Instant::now() + backoff);
+                    backoff = (backoff * 2).min(RETRY_MAX);
+                }
+            }
+        }
+    }
+
+    fn next_frozen(&self) -> Option<Frozen> {
+        let mut state = self.state();
+        loop {
+            if state.stop {
+                return None;
+            }
+            let wait = state.retry_at.map(|at| at.saturating_duration_since(Instant::now()));
+            state = match (state.frozen.front(), wait) {
+                (Some(frozen), None | Some(Duration::ZERO)) => return Some(frozen.clone()),
+                (Some(_), Some(wait)) => {
+                    self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0
+                }
+                (None, _) => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+
+    fn publish(&self, frozen: &Frozen) -> Result<Segment, StorageError> {
+        let meta = write_segment(&self.layout, frozen.id, &frozen.batches, self.profile)?;
+        let segment = Segment::new(&self.layout.segments_dir(), &meta, self.unlinks.clone());
+        self.manifest().add(meta)?;
+        Ok(segment)
+    }
+
+    /// The switch: in one step the rows leave the frozen ones and come in as a segment.
+    fn published(&self, segment: Segment, took: Duration) {
+        let mut state = self.state();
+        state.frozen.pop_front();
+        let at = state.segments.partition_point(|other| other.id < segment.id);
+        state.segments.insert(at, Arc::new(segment));
+        state.counts.segments_published += 1;
+        state.counts.encode_ns += took.as_nanos() as u64;
+        state.failing = None;
+        state.retry_at = None;
+        self.changed.notify_all();
+    }
+
+    fn stuck(&self, error: &StorageError, retry_at: Instant) {
+        let mut state = self.state();
+        state.counts.roll_errors += 1;
+        state.counts.last_error = Some(error.to_string());
+        state.failing = Some(error.to_string());
+        state.retry_at = Some(retry_at);
+        self.changed.notify_all();
+        drop(state);
+        // At most one line a retry, and those back off.
+        tracing::warn!(%error, "cannot publish a segment; its rows stay in the log and are tried again");
+    }
+}
+
+pub(crate) fn remove_wal(path: &std::path::Path) {
+    if let Err(error) = fs::remove_file(path) {
+        // Its rows are listed in the manifest, so the next start drops it.
+        tracing::warn!(path = %path.display(), %error, "cannot remove a log whose rows are in a segment");
+    }
+}

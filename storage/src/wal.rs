@@ -1,0 +1,300 @@
+//! The write-ahead log: one file for each segment to be.
+//!
+//! A file is a 16-byte head (`TAPHWAL1`, the file's number as u64 LE) and frames: `ROWS`, length of the payload, rows
+//! in it, CRC-32 (IEEE) of these two and the payload (u32 LE each), payload. The payloads, one after the other, are an
+//! Arrow IPC stream (lz4 frames), one batch a frame; the first carries the schema and the dictionaries. The frames are
+//! there because the stream has no checksum of its own: after a power cut a tail may have the right length and wrong
+//! bytes. Their mark lets a reader find the next good frame after a bad one.
+
+use crate::StorageError;
+use crate::columns::{conform, flow_schema};
+use crate::error::IoContext;
+use arrow::buffer::Buffer;
+use arrow::ipc::CompressionType;
+use arrow::ipc::reader::StreamDecoder;
+use arrow::ipc::writer::{IpcWriteOptions, StreamWriter};
+use arrow::record_batch::RecordBatch;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+const MAGIC: &[u8; 8] = b"TAPHWAL1";
+const HEAD_BYTES: u64 = 16;
+const FRAME_MARK: &[u8; 4] = b"ROWS";
+const FRAME_HEAD_BYTES: usize = 16;
+const STUCK: &str = "an earlier frame that this one needs is damaged";
+
+/// A log file being written.
+pub(crate) struct WalWriter {
+    pub(crate) id: u64,
+    pub(crate) path: PathBuf,
+    file: File,
+    stream: StreamWriter<Vec<u8>>,
+    /// Bytes written.
+    pub(crate) bytes: u64,
+    /// Of those, not yet synced.
+    pub(crate) bytes_unsynced: u64,
+}
+
+impl WalWriter {
+    /// Creates the file. Its name becomes durable with the first `sync`.
+    pub(crate) fn create(path: PathBuf, id: u64) -> Result<WalWriter, StorageError> {
+        let arrow = StorageError::arrow("start a log");
+        let options = IpcWriteOptions::default().try_with_compression(Some(CompressionType::LZ4_FRAME));
+        let stream =
+            options.and_then(|options| StreamWriter::try_new_with_options(Vec::new(), &flow_schema(), options));
+        let stream = stream.map_err(arrow)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).open(&path).at("create", &path)?;
+        let mut head = MAGIC.to_vec();
+        head.extend_from_slice(&id.to_le_bytes());
+        let named = file.write_all(&head).and_then(|()| path.parent().map_or(Ok(()), crate::sys::sync_dir));
+        if let Err(error) = named {
+            let _ = std::fs::remove_file(&path);
+            return Err(error).at("write", &path);
+        }
+        Ok(WalWriter { id, path, file, stream, bytes: HEAD_BYTES, bytes_unsynced: HEAD_BYTES })
+    }
+
+    /// Appends a batch of `flow_schema`. After an error the file ends where it ended before, or in a torn frame;
+    /// nothing may be appended to it any more.
+    pub(crate) fn append(&mut self, batch: &RecordBatch) -> Result<(), StorageError> {
+        // The stream's own buffer holds the payload, after room for the frame's head; at the first batch it already
+        // holds the schema.
+        let buffer = self.stream.get_mut();
+        buffer.splice(0..0, [0; FRAME_HEAD_BYTES]);
+        self.stream.write(batch).map_err(StorageError::arrow("encode rows for the log"))?;
+        let buffer = self.stream.get_mut();
+        let (head, payload) = buffer.split_at_mut(FRAME_HEAD_BYTES);
+        head[..4].copy_from_slice(FRAME_MARK);
+        head[4..8].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+        head[8..12].copy_from_slice(&(batch.num_rows() as u32).to_le_bytes());
+        let crc = checksum(&head[4..12], payload);
+        head[12..].copy_from_slice(&crc.to_le_bytes());
+        let written = self.file.write_all(buffer);
+        let length = buffer.len() as u64;
+        buffer.clear();
+        if let Err(error) = written {
+            // Gives a full disk back what the torn frame took; recovery copes if this fails too.
+            let _ = self.file.set_len(self.bytes);
+            return Err(error).at("write", &self.path);
+        }
+        self.bytes += length;
+        self.bytes_unsynced += length;
+        Ok(())
+    }
+
+    /// Makes everything appended durable.
+    pub(crate) fn sync(&mut self) -> Result<(), StorageError> {
+        self.file.sync_data().at("sync", &self.path)?;
+        self.bytes_unsynced = 0;
+        Ok(())
+    }
+}
+
+fn checksum(head: &[u8], payload: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(head);
+    crc.update(payload);
+    crc.finalize()
+}
+
+/// Reads a log file, also one that is being written: each call of `read_more` goes on where the last one stopped.
+pub(crate) struct WalReader {
+    path: PathBuf,
+    file: File,
+    decoder: StreamDecoder,
+    /// A good frame could not be decoded (the one with the schema is missing): none of the later ones can.
+    stuck: bool,
+    /// Start of the first frame not read yet.
+    at: u64,
+    /// Batches read so far, conformed to `flow_schema`.
+    pub(crate) batches: Vec<RecordBatch>,
+}
+
+/// What a reader could not read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct WalEnd {
+    /// Bytes after the last good frame: of a frame cut short, or one still being written.
+    pub(crate) torn_bytes: u64,
+    /// Rows the torn frame's head says it had, if there is one.
+    pub(crate) torn_rows: u64,
+    /// Where the first bad stretch begins that has good frames after it, and what is wrong there.
+    pub(crate) damage: Option<(u64, String)>,
+    /// Bytes in such stretches.
+    pub(crate) damaged_bytes: u64,
+}
+
+impl WalReader {
+    /// Opens a log file. `Ok(None)` if its head is not complete: nothing was ever stored in it.
+    ///
+    /// # Errors
+    /// `Damaged` if it is no log file.
+    pub(crate) fn open(path: &Path) -> Result<Option<WalReader>, StorageError> {
+        let mut file = File::open(path).at("open", path)?;
+        let mut head = [0; HEAD_BYTES as usize];
+        match file.read_exact(&mut head) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            Err(error) => return Err(error).at("read", path),
+        }
+        if &head[..8] != MAGIC {
+            let reason = "it does not begin as a taphouse log does".to_owned();
+            return Err(StorageError::Damaged { path: path.to_owned(), offset: 0, reason });
+        }
+        let reader = WalReader {
+            path: path.to_owned(),
+            file,
+            decoder: StreamDecoder::new(),
+            stuck: false,
+            at: HEAD_BYTES,
+            batches: Vec::new(),
+        };
+        Ok(Some(reader))
+    }
+
+    /// Reads the frames that have been completed since. Holds what is new of the file in memory.
+    pub(crate) fn read_more(&mut self) -> Result<WalEnd, StorageError> {
+        let mut bytes = Vec::new();
+        self.file.seek(SeekFrom::Start(self.at)).at("read", &self.path)?;
+        self.file.read_to_end(&mut bytes).at("read", &self.path)?;
+        let mut rest = bytes.as_slice();
+        let mut end = WalEnd::default();
+        while !rest.is_empty() {
+            match Frame::split(rest) {
+                Ok((frame, after)) => {
+                    let read =
+                        if self.stuck { Err(STUCK.to_owned()) } else { decode(&mut self.decoder, frame.payload) };
+                    let length = rest.len() - after.len();
+                    match read {
+                        Ok(batches) => self.batches.extend(batches),
+                        Err(reason) => {
+                            self.stuck = true;
+                            end.damage.get_or_insert((self.at, reason));
+                            end.damaged_bytes += length as u64;
+                        }
+                    }
+                    self.at += length as u64;
+                    rest = after;
+                }
+                Err(reason) => {
+                    let Some(skipped) = next_frame(rest) else {
+                        end.torn_bytes = rest.len() as u64;
+                        end.torn_rows = torn_rows(rest);
+                        break;
+                    };
+                    end.damage.get_or_insert((self.at, reason));
+                    end.damaged_bytes += skipped as u64;
+                    self.at += skipped as u64;
+                    rest = &rest[skipped..];
+                }
+            }
+        }
+        Ok(end)
+    }
+}
+
+struct Frame<'a> {
+    payload: &'a [u8],
+}
+
+impl Frame<'_> {
+    /// The frame `bytes` begin with, and what follows it.
+    fn split(bytes: &[u8]) -> Result<(Frame<'_>, &[u8]), String> {
+        let (head, rest) = bytes.split_first_chunk::<FRAME_HEAD_BYTES>().ok_or("the head of a frame is cut short")?;
+        if &head[..4] != FRAME_MARK {
+            return Err("no frame begins here".to_owned());
+        }
+        let (payload, rest) = rest.split_at_checked(word(head, 4) as usize).ok_or("a frame is cut short")?;
+        if checksum(&head[4..12], payload) != word(head, 12) {
+            return Err("the checksum of a frame does not match".to_owned());
+        }
+        Ok((Frame { payload }, rest))
+    }
+}
+
+fn word(head: &[u8; FRAME_HEAD_BYTES], at: usize) -> u32 {
+    u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]])
+}
+
+/// Where the next good frame begins, after a bad one at 0.
+fn next_frame(bytes: &[u8]) -> Option<usize> {
+    let marks = bytes.windows(FRAME_MARK.len()).enumerate().skip(1).filter(|(_, mark)| mark == FRAME_MARK);
+    marks.map(|(at, _)| at).find(|&at| Frame::split(&bytes[at..]).is_ok())
+}
+
+/// What the head of a torn frame says; a count no frame has means that the head is torn too.
+fn torn_rows(bytes: &[u8]) -> u64 {
+    const FRAME_ROWS_MAX: u32 = 1 << 20;
+    match bytes.first_chunk::<FRAME_HEAD_BYTES>() {
+        Some(head) if &head[..4] == FRAME_MARK && word(head, 8) <= FRAME_ROWS_MAX => u64::from(word(head, 8)),
+        _ => 0,
+    }
+}
+
+/// The batches of one frame: as a rule exactly one.
+fn decode(decoder: &mut StreamDecoder, payload: &[u8]) -> Result<Vec<RecordBatch>, String> {
+    let mut input = Buffer::from(payload);
+    let mut batches = Vec::new();
+    while !input.is_empty() {
+        if let Some(batch) = decoder.decode(&mut input).map_err(|error| error.to_string())? {
+            batches.push(conform(&batch).map_err(|error| error.to_string())?);
+        }
+    }
+    Ok(batches)
+}
+
+#[cfg(test)]
+impl WalWriter {
+    /// Makes every write fail as on a full disk.
+    pub(crate) fn fill_disk(&mut self) {
+        self.file = OpenOptions::new().write(true).open("/dev/full").expect("every Linux has /dev/full");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two frames with payloads that look like frames themselves, in part.
+    fn two_frames() -> (Vec<u8>, usize) {
+        let frame = |payload: &[u8], rows: u32| {
+            let mut frame = FRAME_MARK.to_vec();
+            frame.extend((payload.len() as u32).to_le_bytes());
+            frame.extend(rows.to_le_bytes());
+            frame.extend(checksum(&frame[4..12], payload).to_le_bytes());
+            frame.extend(payload);
+            frame
+        };
+        let first = frame(b"ROWS\x04\0\0\0ROWSROWS inside", 3);
+        let length = first.len();
+        ([first, frame(&[7; 300], 5)].concat(), length)
+    }
+
+    #[test]
+    fn a_frame_cut_at_any_byte_is_torn_and_its_rows_are_told() {
+        let (bytes, second) = two_frames();
+        for cut in 0..bytes.len() {
+            let part = &bytes[..cut];
+            match Frame::split(part) {
+                Ok((_, after)) => {
+                    assert!(cut >= second, "cut at {cut}");
+                    assert_eq!(after.len(), cut - second);
+                    assert!(Frame::split(after).is_err() && next_frame(after).is_none());
+                    assert_eq!(torn_rows(after), if after.len() >= FRAME_HEAD_BYTES { 5 } else { 0 });
+                }
+                Err(_) => assert!(cut < second && next_frame(part).is_none(), "cut at {cut}"),
+            }
+        }
+    }
+
+    #[test]
+    fn any_flipped_bit_is_seen_and_the_next_frame_found() {
+        let (bytes, second) = two_frames();
+        for bit in 0..second * 8 {
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(Frame::split(&bad).is_err(), "bit {bit}");
+            assert_eq!(next_frame(&bad), Some(second), "bit {bit}");
+        }
+    }
+}
