@@ -12,7 +12,10 @@ use std::path::Path;
 use support::{replay, sql, testdata};
 
 /// Files in which the truth errs, with the reason.
-const EXCEPTIONS: &[(&str, &str)] = &[];
+const EXCEPTIONS: &[(&str, &str)] = &[(
+    "bigtcp_v6_vxlan",
+    "a BIG TCP frame of 80,156 bytes: tshark 4.0 takes its IPv6 payload length of 0 literally and reads no UDP header",
+)];
 
 /// Unordered endpoints and protocol.
 type Key = (i64, String, i64, String, i64);

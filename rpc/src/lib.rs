@@ -13,8 +13,8 @@ mod server;
 mod status;
 mod token;
 
-pub use alerts::{AlertHub, SUBSCRIBER_ALERTS_MAX, SUBSCRIBERS_MAX};
 pub use alerts::message::alert_from_message;
+pub use alerts::{AlertHub, SUBSCRIBER_ALERTS_MAX, SUBSCRIBERS_MAX};
 pub use arrow_stream::Decoder;
 pub use error::RpcError;
 pub use http::serve_http;

@@ -139,7 +139,7 @@ mod tests {
         let (close, closing) = watch::channel(false);
         let scope = Scope::new(&MetadataMap::new(), closing);
         let (told, outcome) = tokio::sync::oneshot::channel();
-        let mut stream = scope.stream::<(), _>(|_| std::future::pending(), |code| drop(told.send(code)));
+        let mut stream = scope.stream::<(), _>(|_| std::future::pending(), |code| told.send(code).unwrap());
         close.send_replace(true);
         assert_eq!(stream.recv().await.unwrap().unwrap_err().code(), tonic::Code::Unavailable);
         assert_eq!(outcome.await.unwrap(), tonic::Code::Unavailable);
@@ -151,7 +151,7 @@ mod tests {
         let (_open, closing) = watch::channel(false);
         let scope = Scope::new(&MetadataMap::new(), closing);
         let (told, outcome) = tokio::sync::oneshot::channel();
-        drop(scope.stream::<(), _>(|_| std::future::pending(), |code| drop(told.send(code))));
+        drop(scope.stream::<(), _>(|_| std::future::pending(), |code| told.send(code).unwrap()));
         assert_eq!(outcome.await.unwrap(), tonic::Code::Cancelled);
     }
 }

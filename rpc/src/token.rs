@@ -54,7 +54,7 @@ pub(crate) fn decode<const N: usize>(token: &str, fingerprint: u64) -> Result<Op
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
     let digits = text.as_bytes();
-    if digits.len() % 2 != 0 || digits.len() > 256 {
+    if !digits.len().is_multiple_of(2) || digits.len() > 256 {
         return None;
     }
     let digit = |byte: u8| char::from(byte).to_digit(16);

@@ -9,7 +9,6 @@ use flowtable::{ConnState, EndReason, FlowRecord};
 use std::sync::{Arc, LazyLock};
 use wire::{TapId, Tunnel};
 
-/// How the `Tuned` profile encodes a column (Parquet encodings.md). Chosen by measuring each alternative.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Encoding {
     /// DELTA_BINARY_PACKED: sorted or slowly changing, and columns that are almost always 0.

@@ -62,7 +62,6 @@ pub fn testdata() -> Option<PathBuf> {
 pub fn generate(dir: &Path, config: traffic::Config) -> (PathBuf, traffic::Truth) {
     let path = dir.join("generated.pcap");
     let mut generator = traffic::Generator::new(traffic::Config { truth: true, ..config });
-    let file = std::fs::File::create(&path).expect("a capture file");
-    traffic::pcap::write_pcap(std::io::BufWriter::new(file), &mut generator, true).expect("a written capture");
+    traffic::pcap::write_pcap_file(&path, &mut generator, true).expect("a written capture");
     (path, generator.into_truth())
 }

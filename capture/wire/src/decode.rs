@@ -18,7 +18,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { tags_max: 16, extensions_max: 32, encapsulations_max: 8 }
+        Limits { tags_max: 64, extensions_max: 32, encapsulations_max: 8 }
     }
 }
 
@@ -306,15 +306,13 @@ fn ipv4<'a>(
     let h: &[u8; 20] = c.bytes(0).ok_or(DropReason::IpTruncated)?;
     let header_len = usize::from(h[0] & 0x0f) * 4;
     let total = u16::from_be_bytes([h[2], h[3]]);
-    // A total length of 0 is written by segmentation offload: the packet is then as long as its frame.
-    let wire_end = (meta.frame_bytes as usize).max(c.data.len());
-    let end = if total == 0 { wire_end } else { c.at + usize::from(total) };
-    if header_len < 20 || (total != 0 && usize::from(total) < header_len) {
+    let end = c.at + if total == 0 { offloaded_len(c, meta) } else { usize::from(total) };
+    if header_len < 20 || end - c.at < header_len {
         return Err(DropReason::IpHeaderLength);
     }
     let fragment = u16::from_be_bytes([h[6], h[7]]);
     let offset = fragment & 0x1fff;
-    meta.ip_bytes = u32::from(total);
+    meta.ip_bytes = (end - c.at) as u32;
     meta.dscp = h[1] >> 2;
     meta.ttl = h[8];
     meta.key.proto = h[9];
@@ -326,6 +324,13 @@ fn ipv4<'a>(
         return Ok(None);
     }
     if h[9] == proto::AH { Ok(after_ah(c, end, meta)) } else { Ok(Some(Transport::new(c, end))) }
+}
+
+/// Length of an IP packet whose length field is 0, as segmentation offload (TSO, BIG TCP) and jumbograms (RFC 2675)
+/// write it: the rest of the frame.
+#[cold]
+fn offloaded_len(c: Cursor<'_>, meta: &PacketMeta) -> usize {
+    (meta.frame_bytes as usize).max(c.data.len()) - c.at
 }
 
 /// What an authentication header (RFC 4302) covers; its own number stays where that cannot be read.
@@ -345,15 +350,13 @@ fn ipv6<'a>(
 ) -> Result<Option<Transport<'a>>, DropReason> {
     let h: &[u8; 40] = c.bytes(0).ok_or(DropReason::IpTruncated)?;
     let payload = u16::from_be_bytes([h[4], h[5]]);
-    meta.ip_bytes = 40 + u32::from(payload);
     meta.dscp = (u16::from_be_bytes([h[0], h[1]]) >> 6 & 0x3f) as u8;
     meta.ttl = h[7];
     ends.src = Addr(*c.bytes(8).ok_or(DropReason::IpTruncated)?);
     ends.dst = Addr(*c.bytes(24).ok_or(DropReason::IpTruncated)?);
     meta.key.proto = h[6];
-    // A payload length of 0 is a jumbogram (RFC 2675) or segmentation offload: as long as its frame.
-    let wire_end = (meta.frame_bytes as usize).max(c.data.len());
-    let end = if payload == 0 { wire_end } else { c.at + 40 + usize::from(payload) };
+    let end = c.at + if payload == 0 && h[6] != proto::NO_NEXT { offloaded_len(c, meta) } else { 40 + usize::from(payload) };
+    meta.ip_bytes = (end - c.at) as u32;
     extensions(c.skip(40), end, limits, meta)
 }
 
@@ -368,10 +371,14 @@ fn extensions<'a>(
     let mut seen = 0u8;
     loop {
         let step = match meta.key.proto {
-            0 | proto::ROUTING | proto::DSTOPTS | proto::SHIM6 => {
+            header @ (0 | proto::ROUTING | proto::DSTOPTS | proto::SHIM6) => {
                 let Some(&[next, units]) = c.bytes::<2>(0) else { return Ok(None) };
                 meta.key.proto = next;
-                (usize::from(units) + 1) * 8
+                let len = (usize::from(units) + 1) * 8;
+                if matches!(header, 0 | proto::DSTOPTS) && !options_fit(c, len, end) {
+                    return Ok(None);
+                }
+                len
             }
             proto::AH => {
                 let Some(&[next, words]) = c.bytes::<2>(0) else { return Ok(None) };
@@ -397,6 +404,27 @@ fn extensions<'a>(
         }
         c = c.skip(step);
     }
+}
+
+/// Whether the options of a hop-by-hop or destination options header (RFC 8200 section 4.2) stay within their packet,
+/// which ends at `end`. Where one claims to reach beyond, a receiver discards the packet, and what follows cannot be
+/// trusted to be a transport header. One that only reaches beyond its own header is let pass, as tshark does.
+fn options_fit(c: Cursor<'_>, len: usize, end: usize) -> bool {
+    let mut at = 2;
+    // A lone last byte has no length to lie with.
+    while at + 1 < len {
+        at += match (c.u8(at), c.u8(at + 1)) {
+            // Pad1 has no length.
+            (Some(0), _) => 1,
+            (Some(_), Some(option)) => 2 + usize::from(option),
+            // Cut by the capture: nothing follows that could be read anyway.
+            _ => return true,
+        };
+        if c.at + at > end {
+            return false;
+        }
+    }
+    true
 }
 
 /// Ports and TCP fields, as far as they were captured.

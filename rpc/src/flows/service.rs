@@ -83,9 +83,12 @@ impl FlowService for Flows {
         let scope = Scope::new(request.metadata(), self.closing.clone());
         let engine = self.engine.clone();
         let sql = request.into_inner().sql;
-        let stream = counted(scope, guard, |rows, sender| async move {
-            stream_arrow(engine.sql(&sql).await, rows, sender).await
-        });
+        let stream =
+            counted(
+                scope,
+                guard,
+                |rows, sender| async move { stream_arrow(engine.sql(&sql).await, rows, sender).await },
+            );
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }
@@ -189,7 +192,7 @@ async fn everything(engine: &Engine, query: FlowQuery) -> Result<QueryStream, Qu
     };
     // Planned as a listing first: what passes there is one expression over existing columns, so it cannot close the
     // parenthesis, and what does not is refused with places in the caller's text.
-    drop(engine.flows(FlowQuery { limit: Some(0), ..query }).await?);
+    drop(engine.flows(FlowQuery { limit: Some(1), ..query }).await?);
     engine.sql(&format!("select {} from flows{selection}", columns.join(", "))).await
 }
 

@@ -5,9 +5,11 @@ use crate::address::{self, Kind};
 use arrow::array::{
     Array, ArrayRef, AsArray, BooleanBuilder, FixedSizeBinaryBuilder, StringBuilder, TimestampMicrosecondArray,
 };
-use arrow::datatypes::{DataType, Int64Type, TimeUnit, TimestampMicrosecondType, UInt8Type};
+use arrow::datatypes::{DataType, Int64Type, TimeUnit, TimestampMicrosecondType};
 use datafusion::common::{Result, ScalarValue};
-use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
+use datafusion::logical_expr::{
+    ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TypeSignature, Volatility,
+};
 use std::sync::{Arc, LazyLock};
 use wire::{Addr, Prefix};
 
@@ -25,14 +27,14 @@ pub(crate) enum Name {
     /// `in_cidr(address, text)`: whether the address lies in the block.
     InCidr,
     /// `proto_name(number)`: `tcp`, `udp`, ...; the number where it has no short name here.
-    ProtoName,
+    Protocol,
     /// `t_start(t_end, dur_us)`: what the column `t_start` is made of.
     TStart,
 }
 
 impl Name {
     pub(crate) const ALL: [Name; 7] =
-        [Name::Ip, Name::Mac, Name::IpText, Name::MacText, Name::InCidr, Name::ProtoName, Name::TStart];
+        [Name::Ip, Name::Mac, Name::IpText, Name::MacText, Name::InCidr, Name::Protocol, Name::TStart];
 
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
@@ -41,7 +43,7 @@ impl Name {
             Name::IpText => "ip_text",
             Name::MacText => "mac_text",
             Name::InCidr => "in_cidr",
-            Name::ProtoName => "proto_name",
+            Name::Protocol => "proto_name",
             Name::TStart => "t_start",
         }
     }
@@ -72,15 +74,18 @@ pub(crate) fn time_type() -> DataType {
 
 impl FlowFunction {
     fn new(name: Name) -> FlowFunction {
+        let (ip, mac) = (Kind::Ip.data_type(), Kind::Mac.data_type());
+        // Where an address is taken, its text is as well.
         let args = match name {
-            Name::Ip | Name::Mac => vec![DataType::Utf8],
-            Name::IpText => vec![Kind::Ip.data_type()],
-            Name::MacText => vec![Kind::Mac.data_type()],
-            Name::InCidr => vec![Kind::Ip.data_type(), DataType::Utf8],
-            Name::ProtoName => vec![DataType::UInt8],
-            Name::TStart => vec![time_type(), DataType::Int64],
+            Name::Ip | Name::Mac => vec![vec![DataType::Utf8]],
+            Name::IpText => vec![vec![ip], vec![DataType::Utf8]],
+            Name::MacText => vec![vec![mac], vec![DataType::Utf8]],
+            Name::InCidr => vec![vec![ip, DataType::Utf8], vec![DataType::Utf8, DataType::Utf8]],
+            Name::Protocol => vec![vec![DataType::Int64]],
+            Name::TStart => vec![vec![time_type(), DataType::Int64]],
         };
-        FlowFunction { name, signature: Signature::exact(args, Volatility::Immutable) }
+        let args = args.into_iter().map(TypeSignature::Exact).collect();
+        FlowFunction { name, signature: Signature::one_of(args, Volatility::Immutable) }
     }
 }
 
@@ -97,7 +102,7 @@ impl ScalarUDFImpl for FlowFunction {
         Ok(match self.name {
             Name::Ip => Kind::Ip.data_type(),
             Name::Mac => Kind::Mac.data_type(),
-            Name::IpText | Name::MacText | Name::ProtoName => DataType::Utf8,
+            Name::IpText | Name::MacText | Name::Protocol => DataType::Utf8,
             Name::InCidr => DataType::Boolean,
             Name::TStart => time_type(),
         })
@@ -110,16 +115,23 @@ impl ScalarUDFImpl for FlowFunction {
         let result = match self.name {
             Name::Ip => parse_each(&arrays[0], Kind::Ip)?,
             Name::Mac => parse_each(&arrays[0], Kind::Mac)?,
-            Name::IpText => text_each(&arrays[0], Kind::Ip),
-            Name::MacText => text_each(&arrays[0], Kind::Mac),
-            Name::InCidr => in_cidr(&arrays[0], &arrays[1])?,
-            Name::ProtoName => proto_names(&arrays[0]),
+            Name::IpText => text_each(&as_addresses(&arrays[0], Kind::Ip)?, Kind::Ip),
+            Name::MacText => text_each(&as_addresses(&arrays[0], Kind::Mac)?, Kind::Mac),
+            Name::InCidr => in_cidr(&as_addresses(&arrays[0], Kind::Ip)?, &arrays[1])?,
+            Name::Protocol => proto_names(&arrays[0]),
             Name::TStart => t_start(&arrays[0], &arrays[1]),
         };
         if all_scalar {
             return ScalarValue::try_from_array(&result, 0).map(ColumnarValue::Scalar);
         }
         Ok(ColumnarValue::Array(result))
+    }
+}
+
+fn as_addresses(values: &ArrayRef, kind: Kind) -> Result<ArrayRef> {
+    match values.data_type() {
+        DataType::Utf8 => parse_each(values, kind),
+        _ => Ok(values.clone()),
     }
 }
 
@@ -172,12 +184,12 @@ fn t_start(ends: &ArrayRef, durations: &ArrayRef) -> ArrayRef {
 }
 
 fn proto_names(numbers: &ArrayRef) -> ArrayRef {
-    let numbers = numbers.as_primitive::<UInt8Type>();
+    let numbers = numbers.as_primitive::<Int64Type>();
     let mut out = StringBuilder::with_capacity(numbers.len(), numbers.len() * 4);
     for number in numbers {
         match number {
             None => out.append_null(),
-            Some(n) => match proto_name(n) {
+            Some(n) => match u8::try_from(n).ok().and_then(proto_name) {
                 Some(name) => out.append_value(name),
                 None => out.append_value(n.to_string()),
             },

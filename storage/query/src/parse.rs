@@ -21,7 +21,7 @@ pub const TEXT_BYTES_MAX: usize = 256 * 1024;
 
 /// Most operators and names in a text. Parser and planner recurse once or more for each of a chain such as
 /// `a = 1 OR a = 2 OR ...`; the engine's threads have the stack for this many, and literals in an `IN` list are free.
-pub const TEXT_WORDS_MAX: usize = 4096;
+pub const TEXT_WORDS_MAX: usize = 1024;
 
 /// Which kind of error a mistake in the text becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -40,7 +40,7 @@ fn paging_gives_every_row_once_while_rows_arrive() {
         }
         // New flows end later than those shown; some of them go into a segment at once.
         flows.add(5, T0 + 7 * HOUR, T0 + 8 * HOUR);
-        if seen.len() % 5 == 0 {
+        if seen.len().is_multiple_of(5) {
             flows.store.flush().unwrap();
         }
     }

@@ -7,10 +7,12 @@ use flowtable::FlowRecord;
 use query::FlowQuery;
 use wire::Prefix;
 
+type Eval = Box<dyn Fn(&FlowRecord) -> Option<bool>>;
+
 /// A filter as text, and what it says of a row; `None` is SQL's unknown.
 struct Filter {
     text: String,
-    eval: Box<dyn Fn(&FlowRecord) -> Option<bool>>,
+    eval: Eval,
 }
 
 fn filter(text: String, eval: impl Fn(&FlowRecord) -> Option<bool> + 'static) -> Filter {

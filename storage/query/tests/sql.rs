@@ -83,8 +83,6 @@ fn either_side_works_with_aliases_and_joins() {
 #[test]
 fn t_start_is_a_column() {
     let engine = FLOWS.engine();
-    let text = "SELECT count(*) FROM flows f WHERE f.t_start = f.t_end - f.dur_us * interval '1 microsecond'";
-    let _ = text;
     assert_eq!(one(&engine, "SELECT min(t_start) FROM flows"), {
         let first = FLOWS.rows.iter().map(|r| r.start.as_micros() as i64).min().unwrap();
         chrono::DateTime::from_timestamp_micros(first).unwrap().to_rfc3339_opts(chrono::SecondsFormat::Micros, true)
@@ -108,6 +106,18 @@ fn the_schema_can_be_asked_for() {
     assert!(sql(&engine, "DESCRIBE flows").iter().any(|l| l.starts_with("src_ip,")));
     assert!(!sql(&engine, "EXPLAIN SELECT count(*) FROM flows").is_empty());
     assert!(sql(&engine, "SHOW COLUMNS FROM flows").iter().any(|l| l.contains("t_start")));
+}
+
+#[test]
+fn filters_run_inside_the_parquet_reader() {
+    let engine = FLOWS.engine();
+    let plan =
+        sql(&engine, "EXPLAIN SELECT bytes_o FROM flows WHERE host('10.0.0.1') AND in_cidr(dst_ip, '10.0.0.0/8')")
+            .join("\n");
+    let scan = plan.lines().find(|l| l.contains("file_type=parquet")).expect(&plan);
+    assert!(scan.contains("predicate=(src_ip@") && scan.contains("dst_ip@6 >= "), "{plan}");
+    // The one that is left filters the live rows.
+    assert_eq!(plan.matches("FilterExec").count(), 1, "{plan}");
 }
 
 #[test]
@@ -180,7 +190,11 @@ fn mistakes_point_at_their_place() {
              SELECT src_ip FROM flows a JOIN flows b ON a.flow_id = b.flow_id\n         ^\n\
              write the table's name or alias before it, as in `f.src_ip`",
         ),
-        ("SELECT FROM WHERE", "expected an expression, found FROM (line 1, column 8)\n  SELECT FROM WHERE\n         ^"),
+        (
+            "SELECT 1 FROM flows WHERE proto = ) 6",
+            "expected an expression, found ) (line 1, column 35)\n  \
+             SELECT 1 FROM flows WHERE proto = ) 6\n                                    ^",
+        ),
     ] {
         assert_eq!(sql_error(&engine, text), expected, "{text}");
     }
@@ -243,5 +257,10 @@ fn the_deepest_expression_that_parses_does_not_overflow() {
     let chain = vec!["bytes_o"; query::TEXT_WORDS_MAX / 2 - 20].join("|");
     assert_eq!(one(&engine, &format!("SELECT count(*) FROM flows WHERE ({chain}) >= 0")), FLOWS.rows.len().to_string());
     let ors = vec!["proto=6"; query::TEXT_WORDS_MAX / 3 - 20].join(" OR ");
+    let words = query::TEXT_WORDS_MAX;
+    let unions = vec!["SELECT 1"; words / 4].join(" UNION ALL ");
+    assert_eq!(sql(&engine, &unions).len(), words / 4);
+    assert_eq!(one(&engine, &format!("SELECT 7{}", "::INT".repeat(words / 2 - 2))), "7");
+    assert_eq!(one(&engine, &format!("SELECT 7{}", " IS NULL".repeat(words / 2 - 2))), "false");
     assert!(wait(engine.flows(FlowQuery { filter: Some(ors), limit: Some(1), ..FlowQuery::default() })).is_ok());
 }

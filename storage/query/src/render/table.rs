@@ -36,7 +36,7 @@ impl TableWriter {
     pub(super) fn write(&mut self, batch: &RecordBatch, out: &mut impl Write) -> io::Result<()> {
         for row in 0..batch.num_rows() {
             self.rows += 1;
-            let texts = batch.columns().iter().map(|c| self.text(&cell(c.as_ref(), row))).collect();
+            let texts: Vec<String> = batch.columns().iter().map(|c| self.text(&cell(c.as_ref(), row))).collect();
             match &mut self.held {
                 None => self.row(&texts, out)?,
                 Some(held) => {
@@ -77,7 +77,7 @@ impl TableWriter {
         held.iter().try_for_each(|row| self.row(row, out))
     }
 
-    fn row(&self, texts: &Vec<String>, out: &mut impl Write) -> io::Result<()> {
+    fn row(&self, texts: &[String], out: &mut impl Write) -> io::Result<()> {
         let lines = texts.iter().map(|t| t.lines().count()).max().unwrap_or(0).max(1);
         for line in 0..lines {
             let mut printed = String::new();

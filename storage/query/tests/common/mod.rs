@@ -75,7 +75,7 @@ pub fn record(rng: &mut Rng, flow_id: u64, end: i64) -> FlowRecord {
         tunnel_id: 0,
         src_mac: (rng.below(3) > 0).then(|| mac(rng.below(4) as u8)),
         dst_mac: None,
-        icmp: (proto == 1).then(|| (8, 0)),
+        icmp: (proto == 1).then_some((8, 0)),
         pkts_o: 1 + rng.below(100),
         pkts_r: rng.below(100),
         bytes_o: rng.below(100_000),
