@@ -11,11 +11,20 @@ use std::io::BufReader;
 use std::path::Path;
 use support::{replay, sql, testdata};
 
-/// Files in which the truth errs, with the reason.
-const EXCEPTIONS: &[(&str, &str)] = &[(
-    "bigtcp_v6_vxlan",
-    "a BIG TCP frame of 80,156 bytes: tshark 4.0 takes its IPv6 payload length of 0 literally and reads no UDP header",
-)];
+/// Files in which the truth errs: how many flows differ for it, and why.
+const EXCEPTIONS: &[(&str, usize, &str)] = &[
+    (
+        "bigtcp_v6_vxlan",
+        2,
+        "a BIG TCP frame of 80,156 bytes: tshark 4.0 takes its IPv6 payload length of 0 literally and reads no UDP header",
+    ),
+    (
+        "malformed_mpls6in6",
+        7,
+        "fuzzed: tshark takes IPv4 headers of 28 to 44 bytes in packets of 22 to 38 (frames 217, 342, 535, 685) for \
+         packets; a header that says it is longer than its packet is counted as ip_header_length here",
+    ),
+];
 
 /// Unordered endpoints and protocol.
 type Key = (i64, String, i64, String, i64);
@@ -70,15 +79,15 @@ fn read_truth(path: &Path) -> Value {
     parsed.unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// What differs, or the number of flows that agree.
-fn compare(truth: &Value, capture: &Path) -> Result<usize, String> {
+/// The number of flows that agree, or how many differ and the first of them.
+fn compare(truth: &Value, capture: &Path) -> Result<usize, (usize, String)> {
     let dir = tempfile::tempdir().expect("a folder");
     let summary = replay(capture, dir.path(), &["flowtable.timeouts=off"]);
     if summary["packets"] != truth["packets"] {
-        return Err(format!("{} packets instead of {}", summary["packets"], truth["packets"]));
+        return Err((usize::MAX, format!("{} packets instead of {}", summary["packets"], truth["packets"])));
     }
     if summary["ledger"]["balanced"] != true {
-        return Err(format!("the ledger does not add up: {}", summary["ledger"]));
+        return Err((usize::MAX, format!("the ledger does not add up: {}", summary["ledger"])));
     }
     let (want, got) = (truth_flows(truth), stored_flows(dir.path()));
     let wrong: Vec<String> = want
@@ -89,7 +98,7 @@ fn compare(truth: &Value, capture: &Path) -> Result<usize, String> {
         .collect();
     match wrong.first() {
         None => Ok(want.len()),
-        Some(first) => Err(format!("{} of {} flows differ, first {first}", wrong.len(), want.len())),
+        Some(first) => Err((wrong.len(), format!("{} of {} flows differ, first {first}", wrong.len(), want.len()))),
     }
 }
 
@@ -110,14 +119,16 @@ fn packets_and_bytes_of_every_flow_equal_the_truth() {
             continue;
         }
         checked += 1;
-        match (compare(&truth, &capture), EXCEPTIONS.iter().find(|(name, _)| *name == stem)) {
+        match (compare(&truth, &capture), EXCEPTIONS.iter().find(|(name, ..)| *name == stem)) {
             (Ok(flows), None) => println!("{stem:32} {:>8} packets {flows:>7} flows equal", truth["packets"]),
-            (Ok(_), Some(_)) => failed.push(format!("{stem}: equal, though listed as an exception")),
-            (Err(_), Some((_, reason))) => println!("{stem:32} EXCEPTION: {reason}"),
-            (Err(difference), None) => {
+            (Err((differ, _)), Some((_, expected, reason))) if differ == *expected => {
+                println!("{stem:32} {differ} flows differ, the truth errs: {reason}");
+            }
+            (Err((_, difference)), _) => {
                 println!("{stem:32} DIFFERS: {difference}");
                 failed.push(format!("{stem}: {difference}"));
             }
+            (Ok(_), Some(_)) => failed.push(format!("{stem}: equal, though listed as an exception")),
         }
     }
     println!("{checked} captures checked, {} differ", failed.len());

@@ -29,7 +29,7 @@ pub enum RpcError {
     /// A listener failed while serving.
     #[error("the {what} server stopped: {source}")]
     Serve {
-        /// `grpc` or `http`.
+        /// `gRPC` or `HTTP`.
         what: &'static str,
         /// What stopped it.
         source: Box<dyn std::error::Error + Send + Sync>,

@@ -1,16 +1,18 @@
 use crate::RpcError;
 use crate::metrics::{CONTENT_TYPE, MetricsFn};
+use crate::server::SHUTDOWN_GRACE;
 use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use std::future::Future;
+use std::future::{Future, IntoFuture};
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 
 const INDEX: &str = "taphouse\n\n/metrics  OpenMetrics text for Prometheus\n/healthz  200 while the server runs\n";
 
-/// Serves `/metrics`, `/healthz` and a text index at `/` until `shutdown` completes. `metrics` is called once a scrape,
-/// on a thread that may block for it.
+/// Serves `/metrics`, `/healthz` and a text index at `/` until `shutdown` completes; connections then have five seconds
+/// to close. `metrics` is called once a scrape, on a thread that may block for it.
 ///
 /// # Errors
 /// [`RpcError::Serve`] when the listener fails.
@@ -19,10 +21,22 @@ pub async fn serve_http(
     metrics: MetricsFn,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), RpcError> {
-    axum::serve(listener, router(metrics))
-        .with_graceful_shutdown(shutdown)
-        .await
-        .map_err(|source| RpcError::Serve { what: "http", source: source.into() })
+    let (close, closing) = oneshot::channel();
+    let serving = axum::serve(listener, router(metrics)).with_graceful_shutdown(async {
+        // An error means that the sender is gone, which is the end as well.
+        let _ = closing.await;
+    });
+    let signal = async {
+        shutdown.await;
+        let _ = close.send(());
+        tokio::time::sleep(SHUTDOWN_GRACE).await;
+    };
+    tokio::select! {
+        served = serving.into_future() => {
+            served.map_err(|source| RpcError::Serve { what: "HTTP", source: source.into() })
+        }
+        () = signal => Ok(()),
+    }
 }
 
 fn router(metrics: MetricsFn) -> Router {

@@ -33,6 +33,8 @@ async fn alerts_come_as_they_are_published() {
     let hub = fixture.hub.clone();
     std::thread::spawn(move || hub.publish(alert("traffic_spike", 11)).unwrap()).join().unwrap();
     let Event::Alert(told) = next(&mut stream).await else { panic!("no alert") };
+    let logged = detect::Alert { seq: 2, ..alert("traffic_spike", 11) };
+    assert_eq!(rpc::alert_from_message(told.clone()), Some(logged), "what arrives is what was logged");
     assert_eq!((told.seq, told.rule.as_str(), told.summary.as_str()), (2, "traffic_spike", "traffic_spike at 11"));
     assert_eq!(told.state(), v1::AlertState::Firing);
     assert_eq!(told.severity(), v1::Severity::Critical);

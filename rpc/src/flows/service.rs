@@ -83,12 +83,10 @@ impl FlowService for Flows {
         let scope = Scope::new(request.metadata(), self.closing.clone());
         let engine = self.engine.clone();
         let sql = request.into_inner().sql;
-        let stream =
-            counted(
-                scope,
-                guard,
-                |rows, sender| async move { stream_arrow(engine.sql(&sql).await, rows, sender).await },
-            );
+        let stream = counted(scope, guard, |rows, sender| async move {
+            let answer = engine.sql(&sql).await;
+            stream_arrow(answer, rows, sender).await
+        });
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }
