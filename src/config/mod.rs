@@ -77,17 +77,15 @@ pub(crate) struct TapConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct CaptureConfig {
-    /// Kernel ring of each worker and interface.
+    /// Kernel ring of each worker and interface, 2MiB to 4GiB: how much traffic a stall may last for.
     pub(crate) ring: Size,
-    /// Bytes kept of each packet; headers are all that is needed.
-    pub(crate) snaplen: u32,
     /// Take packets that are not for this host, as a mirror port delivers them.
     pub(crate) promiscuous: bool,
 }
 
 impl Default for CaptureConfig {
     fn default() -> CaptureConfig {
-        CaptureConfig { ring: Size::mib(64), snaplen: 2048, promiscuous: true }
+        CaptureConfig { ring: Size::mib(64), promiscuous: true }
     }
 }
 
@@ -427,8 +425,8 @@ impl Config {
                 format!("{}; allowed are 64 to 16777216 records", self.pipeline.record_ring),
             ));
         }
-        if !(64..=262_144).contains(&self.capture.snaplen) {
-            return Err(invalid("capture.snaplen", format!("{}; allowed are 64 to 262144 bytes", self.capture.snaplen)));
+        if !(2 << 20..=4 << 30).contains(&self.capture.ring.0) {
+            return Err(invalid("capture.ring", format!("{} bytes; allowed are 2MiB to 4GiB", self.capture.ring.0)));
         }
         if !(1..=1 << 24).contains(&self.storage.segment_rows) {
             return Err(invalid(
@@ -513,7 +511,7 @@ mod tests {
             ("flowtable: {flows_max: 1}", "flowtable.flows_max"),
             ("flowtable: {timeouts: {active: 0s}}", "flowtable.timeouts.active"),
             ("taps: [{name: a, interfaces: [x]}, {name: a, interfaces: [y]}]", "taps"),
-            ("capture: {snaplen: 1}", "capture.snaplen"),
+            ("capture: {ring: 1KiB}", "capture.ring"),
         ] {
             let error = Config::parse(text).unwrap().validate().unwrap_err().to_string();
             assert!(error.contains(key), "{error}");

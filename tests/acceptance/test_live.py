@@ -30,7 +30,7 @@ def link():
             sh("ip", "netns", "exec", ns, "sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1", "net.ipv6.conf.all.disable_ipv6=1")
         sh("ip", "-n", near, "link", "add", "tap0", "type", "veth", "peer", "name", "tap1", "netns", far)
         for ns, dev in ((near, "tap0"), (far, "tap1")):
-            sh("ip", "-n", ns, "link", "set", dev, "up")
+            sh("ip", "-n", ns, "link", "set", dev, "mtu", "9000", "up")
         sh("ip", "-n", far, "link", "set", "lo", "up")
         yield near, far
     finally:

@@ -20,7 +20,7 @@ def segments(request, generated, tmp_path):
 def test_counts_agree(segments):
     folder, files = segments
     ours = rows("SELECT count(*) AS n, sum(pkts_o + pkts_r) AS p, sum(bytes_o + bytes_r) AS b FROM flows", folder)[0]
-    duck = duckdb.sql(f"SELECT count(*), sum(pkts_o + pkts_r), sum(bytes_o + bytes_r) FROM read_parquet({[str(f) for f in files]})").fetchone()
+    duck = duckdb.sql(f"SELECT count(*), sum(pkts_o + pkts_r), sum(bytes_o + bytes_r) FROM read_parquet({[str(f) for f in files]})").fetchall()[0]
     assert duck == (ours["n"], ours["p"], ours["b"])
     tables = [pq.read_table(f) for f in files]
     assert sum(t.num_rows for t in tables) == ours["n"]
