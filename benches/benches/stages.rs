@@ -1,10 +1,11 @@
 //! What each stage costs, per packet. Budgets: `BUDGET.md`.
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use flowtable::{FlowRecord, FlowSink, FlowTable, FlowTableConfig, Timeouts};
 use std::hint::black_box;
 use traffic::frames::{self, Link};
 use traffic::{Config, Endless, EndlessConfig, Generator, Rng, Sizes};
-use wire::{Frame, Limits, LinkType, Nanos, TapId, decode};
+use wire::{Frame, Limits, LinkType, Nanos, PacketMeta, TapId, decode};
 
 const PACKETS: u64 = 100_000;
 /// Frames of a decode round: more than fit the L2 cache, as in a live ring.
@@ -104,5 +105,58 @@ fn decoding(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(stages, generate, decoding);
+/// Decoded packets over many flows, as a worker hands them to its table.
+fn packets(flows: u64) -> Vec<PacketMeta> {
+    const PACKETS: u64 = 400_000;
+    let config = Config { packets: PACKETS, flows, attacks: false, truth: false, ..Config::default() };
+    let (mut generator, mut buf) = (Generator::new(config), Vec::new());
+    let limits = Limits::default();
+    let mut packets = Vec::new();
+    while let Some(meta) = generator.next(&mut buf) {
+        let frame = Frame {
+            data: &buf,
+            wire_len: meta.len,
+            ts: Nanos(meta.ts_ns),
+            link: LinkType::Ethernet,
+            tap: TapId(0),
+        };
+        if let Ok(packet) = decode(&frame, &limits) {
+            packets.push(PacketMeta { clock: packet.ts, ..packet });
+        }
+    }
+    packets
+}
+
+struct Discard;
+
+impl FlowSink for Discard {
+    fn record(&mut self, record: &FlowRecord) {
+        black_box(record);
+    }
+}
+
+fn flow_table(c: &mut Criterion) {
+    let mut group = c.benchmark_group("flowtable");
+    for (name, flows) in [("1k", 1_000), ("10k", 10_000), ("100k", 100_000)] {
+        let packets = packets(flows);
+        group.throughput(Throughput::Elements(packets.len() as u64));
+        group.bench_function(name, |b| {
+            b.iter_batched_ref(
+                // Without timeouts: inserts and updates, no exports.
+                || FlowTable::new(FlowTableConfig { timeouts: Timeouts::OFF, ..FlowTableConfig::default() }),
+                |table| {
+                    if let Ok(table) = table {
+                        for batch in packets.chunks(256) {
+                            table.process(batch, &mut Discard);
+                        }
+                    }
+                },
+                BatchSize::PerIteration,
+            )
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(stages, generate, decoding, flow_table);
 criterion_main!(stages);

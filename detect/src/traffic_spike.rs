@@ -308,7 +308,7 @@ mod tests {
     #[test]
     fn silence_fades_the_baseline_and_long_silence_starts_anew() {
         let config = TrafficSpikeConfig { windows_min: 1, ..TrafficSpikeConfig::default() };
-        let after = |gap| run(config.clone(), steady(60).chain(std::iter::repeat_n(0, gap)).chain(steady(3))).len();
+        let after = |gap| run(config, steady(60).chain(std::iter::repeat_n(0, gap)).chain(steady(3))).len();
         assert_eq!(after(10), 0, "ten seconds are a pause");
         assert_eq!(after(300), 1, "after five minutes of silence two megabytes a second are news");
         assert_eq!(after(601), 0, "after ten half-lives nothing is known any more");

@@ -82,7 +82,7 @@ fn feed(events: &[Event], workers: u16, limits: FeedLimits) -> Vec<VecDeque<Tick
 /// Runs everything, the workers' ticks interleaved at random; alerts and the counters that must not depend on it.
 fn run(config: &DetectConfig, mut events: Vec<Event>, workers: u16, seed: u64) -> (Vec<Alert>, [u64; 5]) {
     events.sort_by_key(|e| (e.at, e.flow));
-    let mut detectors = Detectors::new(config.clone(), usize::from(workers), taps()).unwrap();
+    let mut detectors = Detectors::new(*config, usize::from(workers), taps()).unwrap();
     let mut queues = feed(&events, workers, config.limits);
     let (mut out, mut rng) = (Vec::new(), Rng(seed));
     while queues.iter().any(|q| !q.is_empty()) {
@@ -303,7 +303,7 @@ fn a_scan_beyond_the_cap_of_a_source_says_so_and_is_estimated() {
 #[test]
 fn a_live_laggard_is_left_out_and_counted() {
     let config = DetectConfig { lag_ticks_max: Some(5), ..offline(PortScanConfig::default()) };
-    let mut detectors = Detectors::new(config.clone(), 2, taps()).unwrap();
+    let mut detectors = Detectors::new(config, 2, taps()).unwrap();
     let (mut feed, mut out) = (TickFeed::new(0, 2, config.limits), Vec::new());
     for e in vertical(0, host(10, 1), host(192, 1)) {
         let clock = Nanos(START + e.at);
@@ -351,7 +351,7 @@ fn detectors_can_be_switched_off_and_need_a_worker() {
     let mut config = offline(PortScanConfig { enabled: false, ..PortScanConfig::default() });
     config.traffic_spike.enabled = false;
     assert_eq!(run(&config, mixture(1), 2, 0).0, []);
-    assert!(Detectors::new(config.clone(), 0, taps()).is_err());
+    assert!(Detectors::new(config, 0, taps()).is_err());
     config.port_scan.window = Duration::from_millis(1);
     assert!(Detectors::new(config, 1, taps()).is_err());
 }

@@ -172,7 +172,7 @@ mod tests {
             let mut index = Index::new(64);
             let mut model: HashMap<u64, u32> = HashMap::new();
             for (at, (insert, bucket, low)) in ops.into_iter().enumerate() {
-                let hash = bucket << 32 | low % 3;
+                let hash = (bucket << 32) | (low % 3);
                 let key = bucket << 16 | low;
                 let slot = key as u32;
                 if insert && model.len() < 64 {
@@ -183,7 +183,7 @@ mod tests {
                     index.remove(hash, slot);
                 }
                 for (key, slot) in &model {
-                    let hash = (key >> 16) << 32 | (key & 0xffff) % 3;
+                    let hash = ((key >> 16) << 32) | ((key & 0xffff) % 3);
                     prop_assert_eq!(index.find(hash, |s| s == *slot), Some(*slot), "after step {}", at);
                 }
                 prop_assert_eq!(index.find(hash, |s| s == slot).is_some(), model.contains_key(&key));

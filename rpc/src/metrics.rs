@@ -238,6 +238,7 @@ impl Collector for StatusCollector {
         out.records(&self.0.records.unwrap_or_default())?;
         out.flows(&self.0.flows.clone().unwrap_or_default())?;
         out.storage(&self.0.storage.unwrap_or_default())?;
+        out.detectors(&self.0.detectors.unwrap_or_default())?;
         out.alerts(&self.0.alerts.unwrap_or_default())
     }
 }
@@ -345,6 +346,12 @@ impl Families<'_> {
             Some(Unit::Other("ratio".to_owned())),
             fill,
         )?;
+        self.plain_gauge(
+            "taphouse_flow_originators_estimate",
+            "Distinct originators among the flows exported, estimated within 1.6 %",
+            None,
+            flows.originators_estimate,
+        )?;
         self.counter("taphouse_flows_created", "Flows begun", None, [(&[] as Labels<'_>, flows.created)])?;
         let exported: Vec<_> = flows.exported.iter().map(|e| ([("reason", e.reason.as_str())], e.count)).collect();
         self.counter(
@@ -370,6 +377,24 @@ impl Families<'_> {
             }
         }
         Ok(())
+    }
+
+    fn detectors(&mut self, d: &v1::DetectorStatus) -> fmt::Result {
+        for (name, help, count) in [
+            ("taphouse_detector_openings", "TCP openings looked at", d.openings),
+            ("taphouse_detector_openings_dropped", "TCP openings beyond a worker's limit", d.openings_dropped),
+            ("taphouse_detector_ticks_late", "Worker reports that came too late", d.ticks_late),
+            ("taphouse_detector_ticks_dropped", "Worker reports dropped, the detectors being too slow", d.ticks_dropped),
+            ("taphouse_detector_sources_evicted", "Sources no longer watched, to make room", d.sources_evicted),
+        ] {
+            self.counter(name, help, None, [(&[] as Labels<'_>, count)])?;
+        }
+        self.plain_gauge(
+            "taphouse_detector_sources_tracked",
+            "Sources watched for scans",
+            None,
+            d.sources_tracked as f64,
+        )
     }
 
     fn alerts(&mut self, alerts: &v1::AlertStatus) -> fmt::Result {

@@ -69,7 +69,7 @@ impl Stage for Dealer {
         let count = self.lanes.len() as u64;
         for packet in packets {
             // The high half of the product is a fair share of the hash's range.
-            let lane = (u128::from(packet.key.stable_hash()) * u128::from(count) >> 64) as usize;
+            let lane = ((u128::from(packet.key.stable_hash()) * u128::from(count)) >> 64) as usize;
             let lane = &mut self.lanes[lane];
             lane.filling.push(*packet);
             if lane.filling.len() == BLOCK_PACKETS {

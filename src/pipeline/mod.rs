@@ -29,6 +29,7 @@ use detect::{DetectConfig, DetectCounters, Detectors, TickFeed};
 use outlet::Outlet;
 use sketches::HyperLogLog;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel, sync_channel};
 use std::thread::{Builder, JoinHandle};
 use storage::{Retention, Store};
@@ -47,6 +48,9 @@ pub(crate) struct Pipeline {
     pub(crate) detect_counts: Arc<DetectCounters>,
     pub(crate) retention: Sender<Retention>,
     pub(crate) detect_config: Sender<DetectConfig>,
+    /// Ends the workers; whoever drives them looks at it. The writer sets it when it cannot go on: what is read after
+    /// that could not be stored.
+    pub(crate) stop: Arc<AtomicBool>,
     writer: JoinHandle<Result<(), storage::StorageError>>,
     detectors: JoinHandle<()>,
 }
@@ -91,16 +95,24 @@ impl Pipeline {
         let (retention, retention_changes) = channel();
         let (detect_sender, detect_changes) = channel();
         let detect_counts = detectors.counters();
+        let stop = Arc::new(AtomicBool::new(false));
+        let failed = stop.clone();
         let writer = Builder::new()
             .name("writer".to_owned())
-            .spawn(move || writer::run(store, inlets, &retention_changes))
+            .spawn(move || {
+                let written = writer::run(store, inlets, &retention_changes);
+                if written.is_err() {
+                    failed.store(true, Ordering::Relaxed);
+                }
+                written
+            })
             .context("cannot start the writer thread")?;
         let detectors = Builder::new()
             .name("detectors".to_owned())
             .spawn(move || detectors::run(detectors, &ticks, &detect_changes, alerts))
             .context("cannot start the detector thread")?;
         let pipeline =
-            Pipeline { views, settings, detect_counts, retention, detect_config: detect_sender, writer, detectors };
+            Pipeline { views, settings, detect_counts, retention, detect_config: detect_sender, stop, writer, detectors };
         Ok((pipeline, workers))
     }
 

@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// The binary under test.
-pub fn taphouse() -> Command {
+pub(crate) fn taphouse() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_taphouse"));
     command.env_remove("RUST_LOG");
     command
 }
 
 /// Runs to the end; panics with both outputs unless it succeeds.
-pub fn run(command: &mut Command) -> Output {
+pub(crate) fn run(command: &mut Command) -> Output {
     let output = command.output().expect("the binary starts");
     assert!(
         output.status.success(),
@@ -26,7 +26,7 @@ pub fn run(command: &mut Command) -> Output {
 
 /// `taphouse replay FILE --data-dir DIR`, its summary as JSON.
 #[allow(dead_code, reason = "each test file uses its part of this module")]
-pub fn replay(file: &Path, dir: &Path, settings: &[&str]) -> Value {
+pub(crate) fn replay(file: &Path, dir: &Path, settings: &[&str]) -> Value {
     let mut command = taphouse();
     command.arg("replay").arg(file).arg("--data-dir").arg(dir).args(["--output", "json"]);
     for setting in settings {
@@ -37,7 +37,7 @@ pub fn replay(file: &Path, dir: &Path, settings: &[&str]) -> Value {
 
 /// `taphouse sql QUERY --data-dir DIR`, its rows.
 #[allow(dead_code, reason = "each test file uses its part of this module")]
-pub fn sql(query: &str, dir: &Path) -> Vec<Value> {
+pub(crate) fn sql(query: &str, dir: &Path) -> Vec<Value> {
     let output = run(taphouse().args(["sql", query, "--output", "json", "--data-dir"]).arg(dir));
     match serde_json::from_slice(&output.stdout).expect("valid JSON") {
         Value::Array(rows) => rows,
@@ -47,7 +47,7 @@ pub fn sql(query: &str, dir: &Path) -> Vec<Value> {
 
 /// The folder of captures with independent ground truth, if there is one. Says so if there is not.
 #[allow(dead_code, reason = "each test file uses its part of this module")]
-pub fn testdata() -> Option<PathBuf> {
+pub(crate) fn testdata() -> Option<PathBuf> {
     match std::env::var_os("TAPHOUSE_TESTDATA") {
         Some(dir) => Some(PathBuf::from(dir).canonicalize().expect("TAPHOUSE_TESTDATA is a folder")),
         None => {
@@ -59,7 +59,7 @@ pub fn testdata() -> Option<PathBuf> {
 
 /// A generated capture in `dir`.
 #[allow(dead_code, reason = "each test file uses its part of this module")]
-pub fn generate(dir: &Path, config: traffic::Config) -> (PathBuf, traffic::Truth) {
+pub(crate) fn generate(dir: &Path, config: traffic::Config) -> (PathBuf, traffic::Truth) {
     let path = dir.join("generated.pcap");
     let mut generator = traffic::Generator::new(traffic::Config { truth: true, ..config });
     traffic::pcap::write_pcap_file(&path, &mut generator, true).expect("a written capture");

@@ -112,6 +112,15 @@ pub(crate) fn status() -> v1::Status {
             capacity: 100,
             created: 30,
             exported: vec![v1::EndReasonCount { reason: "idle".into(), count: 5 }],
+            originators_estimate: 17.5,
+        }),
+        detectors: Some(v1::DetectorStatus {
+            openings: 40,
+            openings_dropped: 3,
+            ticks_late: 2,
+            ticks_dropped: 1,
+            sources_tracked: 6,
+            sources_evicted: 4,
         }),
         storage: Some(v1::StorageStatus {
             segments: 3,

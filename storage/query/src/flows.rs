@@ -80,7 +80,12 @@ impl FlowQuery {
         let order = KEY.map(|name| SortExpr::new(column(name), name != "t_end", false));
         let limit = self.limit.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
         // Sorted before it is projected: the key may not be among the columns asked for.
-        Ok(plan.sort_with_limit(order, limit)?.project(columns)?.build()?)
+        let plan = match limit {
+            // A sort that keeps nothing makes DataFusion panic.
+            Some(0) => plan.limit(0, Some(0))?,
+            limit => plan.sort_with_limit(order, limit)?,
+        };
+        Ok(plan.project(columns)?.build()?)
     }
 
     fn columns(&self, schema: &DFSchema) -> Result<Vec<Expr>, QueryError> {
