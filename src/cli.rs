@@ -1,6 +1,7 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// What each exit code means; printed by `--help` and in the man pages.
@@ -9,9 +10,10 @@ Exit codes:
   0  done
   1  failed; the reason is on standard error
   2  wrong usage: unknown option, bad value, bad config, bad filter or SQL
-  3  the input was damaged: what came before the damage is stored
+  3  the input is damaged or no capture: what came before the damage is stored
   4  not permitted: a capability or a file permission is missing
-  5  no server answers at the address";
+  5  no server answers at the address
+  130, 143  ended at once by a second SIGINT or SIGTERM";
 
 /// Capture server for network taps: packets to flows, flows to Parquet, answers in SQL over gRPC.
 #[derive(Debug, Parser)]
@@ -47,6 +49,14 @@ impl Output {
     pub(crate) fn is_json(self) -> bool {
         matches!(self, Output::Json | Output::Ndjson)
     }
+
+    /// What a command line that does not parse asks for: `--output json` or `--output=json`, else a table.
+    pub(crate) fn asked(args: impl Iterator<Item = OsString>) -> Output {
+        let args: Vec<String> = args.map(|arg| arg.to_string_lossy().into_owned()).collect();
+        let joined = args.iter().filter_map(|arg| arg.strip_prefix("--output="));
+        let spaced = args.windows(2).filter(|pair| pair[0] == "--output").map(|pair| pair[1].as_str());
+        joined.chain(spaced).find_map(|name| Output::from_str(name, false).ok()).unwrap_or(Output::Table)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -61,16 +71,19 @@ pub(crate) enum Command {
     #[command(after_help = EXIT_CODES)]
     Demo(DemoArgs),
     /// List flows, newest first.
-    #[command(after_help = FLOWS_HELP)]
+    #[command(after_help = format!("{FLOWS_HELP}\n\n{EXIT_CODES}"))]
     Flows(FlowsArgs),
     /// Answer a SQL query over the table `flows`.
-    #[command(after_help = SQL_HELP)]
+    #[command(after_help = format!("{SQL_HELP}\n\n{EXIT_CODES}"))]
     Sql(SqlArgs),
     /// List alerts, or follow them.
+    #[command(after_help = EXIT_CODES)]
     Alerts(AlertsArgs),
     /// What a running server captures, lost, holds.
+    #[command(after_help = EXIT_CODES)]
     Status(StatusArgs),
     /// Check a configuration file.
+    #[command(after_help = EXIT_CODES)]
     Validate(ValidateArgs),
     /// Print the complete example configuration.
     ExampleConfig,

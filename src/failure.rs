@@ -2,7 +2,7 @@
 
 use crate::cli::Output;
 use serde_json::json;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 /// The exit codes of `cli::EXIT_CODES`.
@@ -42,15 +42,34 @@ impl Failure {
         Failure { code, error: error.into(), reported: false }
     }
 
+    /// A command line that does not parse, in one sentence instead of clap's paragraphs.
+    pub(crate) fn usage(error: &clap::Error) -> Failure {
+        let text = error.render().to_string();
+        let paragraphs = text.split("\n\n").map(|p| p.split_whitespace().collect::<Vec<_>>().join(" "));
+        let told: Vec<String> = paragraphs
+            .map(|p| p.strip_prefix("error: ").map(str::to_owned).unwrap_or(p))
+            .filter(|p| !p.is_empty() && !p.starts_with("Usage:") && !p.starts_with("For more information"))
+            .collect();
+        Failure::new(Code::Usage, anyhow::anyhow!("{}; --help tells what there is", told.join("; ")))
+    }
+
     /// Whoever read our output has read enough (`| head`).
     pub(crate) fn is_broken_pipe(&self) -> bool {
         let kinds = self.error.chain().filter_map(|e| e.downcast_ref::<std::io::Error>());
         kinds.map(std::io::Error::kind).any(|kind| kind == std::io::ErrorKind::BrokenPipe)
     }
 
-    /// The sentence.
+    /// The sentence: the error, then each cause it does not name already.
     pub(crate) fn message(&self) -> String {
-        format!("{:#}", self.error)
+        let mut sentence = String::new();
+        for part in self.error.chain().map(ToString::to_string) {
+            if sentence.is_empty() {
+                sentence = part;
+            } else if !sentence.contains(&part) {
+                sentence = format!("{sentence}: {part}");
+            }
+        }
+        sentence
     }
 
     /// Prints the sentence and gives the code to exit with.
@@ -66,9 +85,48 @@ impl Failure {
     }
 }
 
-/// What is not said to be anything else has failed.
+/// What is not said to be anything else has failed, or was not permitted if the operating system says so.
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Failure {
-        Failure::new(Code::Failed, error)
+        let error = error.into();
+        let kinds = error.chain().filter_map(|e| e.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
+        let refused = |kind| matches!(kind, ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem);
+        let code = if kinds.into_iter().any(refused) { Code::NotPermitted } else { Code::Failed };
+        Failure::new(code, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::Cli;
+    use clap::Parser;
+    use std::io::Error;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot open x: {0}")]
+    struct Told(#[source] Error);
+
+    #[test]
+    fn a_cause_that_is_named_is_not_told_twice() {
+        let failure = Failure::from(Told(ErrorKind::NotFound.into()));
+        assert_eq!(failure.message(), "cannot open x: entity not found");
+        let failure = Failure::from(anyhow::Error::from(Error::other("b")).context("a"));
+        assert_eq!(failure.message(), "a: b");
+    }
+
+    #[test]
+    fn what_the_system_refuses_has_a_code_of_its_own() {
+        assert_eq!(Failure::from(Told(ErrorKind::PermissionDenied.into())).code, Code::NotPermitted);
+        assert_eq!(Failure::from(Told(ErrorKind::NotFound.into())).code, Code::Failed);
+    }
+
+    #[test]
+    fn a_wrong_command_line_is_one_sentence() {
+        let message = |args: &[&str]| Failure::usage(&Cli::try_parse_from(args).unwrap_err()).message();
+        let text = message(&["taphouse", "repla"]);
+        assert!(text.starts_with("unrecognized subcommand 'repla'") && text.contains("'replay'"), "{text}");
+        let text = message(&["taphouse", "replay"]);
+        assert!(text.contains("<FILE>") && !text.contains('\n'), "{text}");
     }
 }

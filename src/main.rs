@@ -11,11 +11,18 @@ mod server;
 mod time;
 
 use clap::Parser;
-use cli::{Cli, Command};
+use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+use cli::{Cli, Command, Output};
+use failure::Failure;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and version go to standard output; without any command the help is the answer too.
+        Err(error) if !error.use_stderr() || error.kind() == DisplayHelpOnMissingArgumentOrSubcommand => error.exit(),
+        Err(error) => return Failure::usage(&error).report(Output::asked(std::env::args_os())),
+    };
     let output = cli.output.output;
     let result = match cli.command {
         Command::Run(args) => commands::run::run(&args),

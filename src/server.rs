@@ -7,13 +7,14 @@ use crate::pipeline::{AlertSink, Ingest, LiveSettings, Pipeline, WhenFull, Worke
 use anyhow::Context;
 use capture::Source;
 use capture::ledger::{Cause, QueueCounts};
-use detect::{AlertState, DetectConfig};
+use detect::{AlertState, DetectConfig, DetectCounters};
 use flowtable::EndReason;
 use rpc::metrics::QueryMetrics;
 use rpc::{AlertHub, RpcError, Services, StatusFn, v1};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use std::path::PathBuf;
+use sketches::HyperLogLog;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -91,7 +92,7 @@ pub(crate) fn serve(setup: Setup) -> Result<(), Failure> {
     let (events, inbox) = channel();
     watch_signals(events.clone())?;
 
-    let stop = Arc::new(AtomicBool::new(false));
+    let stop = pipeline.stop.clone();
     let mut threads = Vec::new();
     let sources = taps.into_iter().flat_map(|t| t.sources);
     for (k, (source, worker)) in sources.zip(workers).enumerate() {
@@ -99,7 +100,9 @@ pub(crate) fn serve(setup: Setup) -> Result<(), Failure> {
         let (stop, events) = (stop.clone(), events.clone());
         let pin = config.pipeline.pin.then(|| k % cores());
         let thread = Builder::new().name(format!("worker-{k}"));
-        threads.push(thread.spawn(move || live_worker(source, ingest, pin, &stop, &events)).context("cannot start a worker")?);
+        threads.push(
+            thread.spawn(move || live_worker(source, ingest, pin, &stop, &events)).context("cannot start a worker")?,
+        );
     }
     drop(events);
     eprintln!(
@@ -186,13 +189,19 @@ fn supervise(
         match inbox.recv() {
             Ok(Event::Stop) | Err(_) => return Ok(()),
             Ok(Event::Reload) => match reload() {
-                Ok(new) => current = apply(&current, new, log, &pipeline.settings, &pipeline.detect_config, &pipeline.retention),
+                Ok(new) => {
+                    current =
+                        apply(&current, new, log, &pipeline.settings, &pipeline.detect_config, &pipeline.retention)
+                }
                 Err(failure) => tracing::error!("the configuration stays as it is: {}", failure.message()),
             },
             Ok(Event::WorkerEnded) => {
                 workers -= 1;
                 if workers == 0 {
-                    return Err(Failure::new(Code::Failed, anyhow::anyhow!("every capture source has ended; what was captured is stored")));
+                    return Err(Failure::new(
+                        Code::Failed,
+                        anyhow::anyhow!("every capture source has ended; what was captured is stored"),
+                    ));
                 }
             }
         }
@@ -226,10 +235,15 @@ fn apply(
     let _ = detect.send(now.to_detect());
     let _ = retention_sender.send(retention(&now));
     match (list(true), list(false)) {
-        (live, restart) if live.is_empty() && restart.is_empty() => tracing::info!("configuration re-read: nothing changed"),
+        (live, restart) if live.is_empty() && restart.is_empty() => {
+            tracing::info!("configuration re-read: nothing changed")
+        }
         (live, restart) if restart.is_empty() => tracing::info!("configuration re-read: changed {live}"),
         (live, restart) => {
-            tracing::warn!("configuration re-read: changed {}; needs a restart: {restart}", if live.is_empty() { "nothing" } else { &live });
+            tracing::warn!(
+                "configuration re-read: changed {}; needs a restart: {restart}",
+                if live.is_empty() { "nothing" } else { &live }
+            );
         }
     }
     now
@@ -325,6 +339,7 @@ struct Status {
     /// Tap name and queue of each worker.
     queues: Vec<(String, u32)>,
     views: Vec<WorkerView>,
+    detect_counts: Arc<DetectCounters>,
     reader: StoreReader,
     hub: AlertHub,
     firing: Arc<AtomicU64>,
@@ -352,6 +367,7 @@ impl Status {
                 .collect(),
             queues: queues.collect(),
             views: pipeline.views.clone(),
+            detect_counts: pipeline.detect_counts.clone(),
             reader,
             hub,
             firing,
@@ -369,6 +385,7 @@ impl Status {
             generated_traffic: self.generated,
             taps: self.taps.clone(),
             queues: self.queues.iter().zip(&ledgers).map(|((tap, queue), c)| queue_ledger(tap, *queue, c)).collect(),
+            detectors: Some(self.detectors()),
             records: Some(v1::RecordLedger {
                 stored: ledgers.iter().map(|c| c.records_stored).sum(),
                 dropped_ring_full: ledgers.iter().map(|c| c.records_ring_full).sum(),
@@ -396,6 +413,30 @@ impl Status {
             capacity: self.views.iter().map(|v| v.gauges.flows_max()).sum(),
             created: counts.iter().map(|c| c.created).sum(),
             exported: exported.collect(),
+            originators_estimate: self.originators(),
+        }
+    }
+
+    /// The workers' sketches, merged into one of our own.
+    fn originators(&self) -> f64 {
+        let Some(first) = self.views.first() else { return 0.0 };
+        let Ok(merged) = HyperLogLog::new(first.sources.precision()) else { return 0.0 };
+        // All were made with one precision, so that every merge succeeds.
+        let complete = self.views.iter().all(|v| merged.merge(&v.sources).is_ok());
+        debug_assert!(complete);
+        merged.estimate()
+    }
+
+    fn detectors(&self) -> v1::DetectorStatus {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let c = &self.detect_counts;
+        v1::DetectorStatus {
+            openings: get(&c.openings),
+            openings_dropped: get(&c.openings_dropped),
+            ticks_late: get(&c.ticks_late),
+            ticks_dropped: self.views.iter().map(|v| v.gauges.ticks_dropped()).sum(),
+            sources_tracked: get(&c.sources_tracked),
+            sources_evicted: get(&c.sources_evicted),
         }
     }
 
@@ -406,17 +447,24 @@ impl Status {
             Some((least, s.segments.iter().map(|s| s.t_end_max).max()?))
         });
         let time = |us: Option<i64>| {
-            us.and_then(|us| u64::try_from(us).ok()).map(|us| (SystemTime::UNIX_EPOCH + Duration::from_micros(us)).into())
+            us.and_then(|us| u64::try_from(us).ok())
+                .map(|us| (SystemTime::UNIX_EPOCH + Duration::from_micros(us)).into())
         };
         v1::StorageStatus {
             segments: c.segments,
             rows: c.segment_rows + c.live_rows,
             bytes: c.segment_bytes,
-            wal_bytes: c.wal_bytes,
+            wal_bytes: wal_bytes(self.reader.dir()),
             oldest: time(range.map(|r| r.0)),
             newest: time(range.map(|r| r.1)),
         }
     }
+}
+
+/// Size of the log files as they are now; they come and go while this looks.
+fn wal_bytes(data_dir: &Path) -> u64 {
+    let files = std::fs::read_dir(data_dir.join("wal")).into_iter().flatten().flatten();
+    files.filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum()
 }
 
 fn queue_ledger(tap: &str, queue: u32, c: &QueueCounts) -> v1::QueueLedger {

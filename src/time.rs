@@ -11,11 +11,16 @@ pub(crate) fn parse(text: &str, now: DateTime<Utc>) -> anyhow::Result<i64> {
     if let Some(back) = text.strip_prefix('-') {
         let back = humantime::parse_duration(back)
             .with_context(|| format!("'{text}' is no time: after the minus comes a duration such as -15m or -2h"))?;
-        return Ok((now - Duration::from_std(back)?).timestamp_micros());
+        let time = Duration::from_std(back).ok().and_then(|back| now.checked_sub_signed(back));
+        return time
+            .map(|t| t.timestamp_micros())
+            .with_context(|| format!("'{text}' is before all time: give a shorter way back"));
     }
     match DateTime::parse_from_rfc3339(text) {
         Ok(time) => Ok(time.timestamp_micros()),
-        Err(_) => bail!("'{text}' is no time: give RFC 3339 such as 2026-03-01T12:00:00Z, or back from now such as -15m"),
+        Err(_) => {
+            bail!("'{text}' is no time: give RFC 3339 such as 2026-03-01T12:00:00Z, or back from now such as -15m")
+        }
     }
 }
 
@@ -32,5 +37,8 @@ mod tests {
         assert_eq!(at("2026-03-01T13:00:00.000001+01:00"), at("now") + 1);
         assert!(parse("yesterday", now).unwrap_err().to_string().contains("RFC 3339"));
         assert!(parse("-15", now).is_err());
+        for text in ["-99999999y", "-5000000000y", "-"] {
+            assert!(parse(text, now).unwrap_err().to_string().contains(text), "{text}");
+        }
     }
 }

@@ -94,7 +94,11 @@ fn compare(truth: &Value, capture: &Path) -> Result<usize, (usize, String)> {
         .iter()
         .filter(|(key, counts)| got.get(*key) != Some(*counts))
         .map(|(key, counts)| format!("{key:?}: {:?} instead of {counts:?}", got.get(key)))
-        .chain(got.keys().filter(|key| !want.contains_key(*key)).map(|key| format!("{key:?}: {:?}, not in the truth", got[key])))
+        .chain(
+            got.keys()
+                .filter(|key| !want.contains_key(*key))
+                .map(|key| format!("{key:?}: {:?}, not in the truth", got[key])),
+        )
         .collect();
     match wrong.first() {
         None => Ok(want.len()),

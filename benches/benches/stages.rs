@@ -113,13 +113,8 @@ fn packets(flows: u64) -> Vec<PacketMeta> {
     let limits = Limits::default();
     let mut packets = Vec::new();
     while let Some(meta) = generator.next(&mut buf) {
-        let frame = Frame {
-            data: &buf,
-            wire_len: meta.len,
-            ts: Nanos(meta.ts_ns),
-            link: LinkType::Ethernet,
-            tap: TapId(0),
-        };
+        let frame =
+            Frame { data: &buf, wire_len: meta.len, ts: Nanos(meta.ts_ns), link: LinkType::Ethernet, tap: TapId(0) };
         if let Ok(packet) = decode(&frame, &limits) {
             packets.push(PacketMeta { clock: packet.ts, ..packet });
         }

@@ -41,8 +41,9 @@ pub enum SourceError {
     },
     /// The input ends inside a record.
     #[error(
-        "capture '{name}' is cut short: the record at byte {at_byte} has {need_bytes} bytes or more, {have_bytes} are \
-         there; the {packets} packets before it were read"
+        "capture '{name}' is cut short: the {} at byte {at_byte} has {need_bytes} bytes or more, {have_bytes} are \
+         there; {}",
+        if *at_byte == 0 { "header" } else { "record" }, before(*packets)
     )]
     Truncated {
         /// Path as given.
@@ -58,7 +59,7 @@ pub enum SourceError {
     },
     /// A record that contradicts its format.
     #[error(
-        "capture '{name}' is corrupt: the record at byte {at_byte} {reason}; the {packets} packets before it were read"
+        "capture '{name}' is corrupt: the record at byte {at_byte} {reason}; {}", before(*packets)
     )]
     Corrupt {
         /// Path as given.
@@ -72,8 +73,8 @@ pub enum SourceError {
     },
     /// The compressed stream is damaged or ends early.
     #[error(
-        "capture '{name}': its {format} stream fails after {at_byte} decompressed bytes ({source}); {packets} packets \
-         were read"
+        "capture '{name}': its {format} stream fails after {at_byte} decompressed bytes ({source}); {}",
+        before(*packets)
     )]
     Decompress {
         /// Path as given.
@@ -88,7 +89,7 @@ pub enum SourceError {
         source: io::Error,
     },
     /// The operating system failed a read.
-    #[error("reading capture '{name}' failed at byte {at_byte} ({source}); {packets} packets were read")]
+    #[error("reading capture '{name}' failed at byte {at_byte} ({source}); {}", before(*packets))]
     Read {
         /// Path as given.
         name: String,
@@ -286,6 +287,15 @@ pub enum Corruption {
         /// Its length.
         bytes: u16,
     },
+}
+
+/// What came before the damage.
+fn before(packets: u64) -> String {
+    match packets {
+        0 => "no packet was read before".to_owned(),
+        1 => "the packet before was read".to_owned(),
+        n => format!("the {n} packets before were read"),
+    }
 }
 
 struct Hex([u8; 4]);

@@ -70,7 +70,11 @@ impl Timeouts {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum FlowTableError {
     /// `flows_max` out of range.
-    #[error("flowtable.flows_max is {value}; allowed are {} to {}", FlowTableError::FLOWS_MIN, FlowTableError::FLOWS_MAX)]
+    #[error(
+        "flowtable.flows_max is {value}; allowed are {} to {}",
+        FlowTableError::FLOWS_MIN,
+        FlowTableError::FLOWS_MAX
+    )]
     FlowsMax {
         /// What was asked for.
         value: u32,

@@ -154,6 +154,11 @@ impl Index {
         }
     }
 
+    /// Removes everything.
+    pub(crate) fn clear(&mut self) {
+        self.buckets.fill(Bucket::EMPTY);
+    }
+
     pub(crate) fn memory_bytes(&self) -> usize {
         self.buckets.len() * size_of::<Bucket>()
     }

@@ -112,11 +112,8 @@ impl FlowState {
     /// When this flow is over unless a packet comes, in the pipeline's clock.
     #[inline]
     pub(crate) fn deadline(&self, timeouts: &Timeouts) -> Nanos {
-        let after = if self.tcp.closed() {
-            timeouts.closed.min(timeouts.tcp_idle)
-        } else {
-            timeouts.idle(self.key.proto)
-        };
+        let after =
+            if self.tcp.closed() { timeouts.closed.min(timeouts.tcp_idle) } else { timeouts.idle(self.key.proto) };
         if after == Nanos::MAX { Nanos::MAX } else { self.last_clock + after }
     }
 

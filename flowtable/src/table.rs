@@ -158,9 +158,11 @@ impl FlowTable {
                 } else {
                     EndReason::Shutdown
                 };
-                self.end(slot as u32, reason, sink);
+                self.export(slot, reason, sink);
             }
         }
+        // All at once: taking each flow out of the index would cost a cache miss a flow.
+        self.index.clear();
     }
 
     #[inline]
@@ -238,15 +240,19 @@ impl FlowTable {
         slot
     }
 
-    /// Exports a flow and frees its slot.
+    /// Exports a flow, frees its slot and takes it out of the index.
     fn end(&mut self, slot: u32, reason: EndReason, sink: &mut impl FlowSink) {
-        let state = &mut self.states[slot as usize];
+        self.index.remove(self.hash(&self.states[slot as usize].key), slot);
+        self.export(slot as usize, reason, sink);
+    }
+
+    /// Exports a flow and frees its slot. The index still knows it.
+    fn export(&mut self, slot: usize, reason: EndReason, sink: &mut impl FlowSink) {
+        let state = &mut self.states[slot];
         sink.record(&state.record(reason));
-        let key = state.key;
         state.set_free();
-        self.index.remove(self.hash(&key), slot);
-        self.deadlines[slot as usize] = NEVER;
-        self.free.push(slot);
+        self.deadlines[slot] = NEVER;
+        self.free.push(slot as u32);
         self.counts.active -= 1;
         self.counts.exported[reason as usize - 1] += 1;
     }
@@ -255,12 +261,10 @@ impl FlowTable {
     #[cold]
     fn evict(&mut self, sink: &mut impl FlowSink) {
         let count = self.states.len();
-        let victim = (0..EVICT_CANDIDATES.min(count))
-            .map(|i| (self.evict_at + i) % count)
-            .min_by_key(|slot| {
-                let state = &self.states[*slot];
-                (!state.tcp.half_open() || state.key.proto != proto::TCP, state.last_clock)
-            });
+        let victim = (0..EVICT_CANDIDATES.min(count)).map(|i| (self.evict_at + i) % count).min_by_key(|slot| {
+            let state = &self.states[*slot];
+            (!state.tcp.half_open() || state.key.proto != proto::TCP, state.last_clock)
+        });
         self.evict_at = (self.evict_at + EVICT_CANDIDATES) % count;
         if let Some(slot) = victim {
             self.end(slot as u32, EndReason::Evicted, sink);

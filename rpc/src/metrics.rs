@@ -384,7 +384,11 @@ impl Families<'_> {
             ("taphouse_detector_openings", "TCP openings looked at", d.openings),
             ("taphouse_detector_openings_dropped", "TCP openings beyond a worker's limit", d.openings_dropped),
             ("taphouse_detector_ticks_late", "Worker reports that came too late", d.ticks_late),
-            ("taphouse_detector_ticks_dropped", "Worker reports dropped, the detectors being too slow", d.ticks_dropped),
+            (
+                "taphouse_detector_ticks_dropped",
+                "Worker reports dropped, the detectors being too slow",
+                d.ticks_dropped,
+            ),
             ("taphouse_detector_sources_evicted", "Sources no longer watched, to make room", d.sources_evicted),
         ] {
             self.counter(name, help, None, [(&[] as Labels<'_>, count)])?;

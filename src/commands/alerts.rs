@@ -23,7 +23,11 @@ pub(crate) fn alerts(args: &AlertsArgs, output: Output) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut client = client::connect(&args.from.server).await.map_err(remote)?;
-        if args.follow { follow(&mut client, args, &mut printer).await } else { printer.all(&list(&mut client, args).await?) }
+        if args.follow {
+            follow(&mut client, args, &mut printer).await
+        } else {
+            printer.all(&list(&mut client, args).await?)
+        }
     })
 }
 
@@ -74,8 +78,7 @@ async fn list(client: &mut client::Client, args: &AlertsArgs) -> Result<Vec<Aler
 async fn follow(client: &mut client::Client, args: &AlertsArgs, printer: &mut Printer<'_>) -> Result<(), Failure> {
     let request =
         v1::SubscribeAlertsRequest { resume_after: (args.after > 0).then_some(args.after), ..Default::default() };
-    let mut events =
-        client.alerts.subscribe_alerts(request).await.map_err(|s| remote(s.into()))?.into_inner();
+    let mut events = client.alerts.subscribe_alerts(request).await.map_err(|s| remote(s.into()))?.into_inner();
     printer.header()?;
     while let Some(event) = events.message().await.map_err(|s| remote(s.into()))? {
         match event.event {
@@ -121,7 +124,11 @@ impl Printer<'_> {
 
     fn header(&mut self) -> Result<(), Failure> {
         match self.output {
-            Output::Table => writeln!(self.out, "{:>6}  {:<27}  {:<8}  {:<8}  {:<14}  summary", "seq", "time", "state", "severity", "rule")?,
+            Output::Table => writeln!(
+                self.out,
+                "{:>6}  {:<30}  {:<8}  {:<8}  {:<14}  summary",
+                "seq", "time", "state", "severity", "rule"
+            )?,
             Output::Csv => writeln!(self.out, "seq,time,state,severity,rule,tap,src_ip,dst_ip,score,summary")?,
             Output::Json | Output::Ndjson => {}
         }
@@ -150,7 +157,7 @@ impl Printer<'_> {
             )?,
             Output::Table => writeln!(
                 self.out,
-                "{:>6}  {:<27}  {:<8}  {:<8}  {:<14}  {}",
+                "{:>6}  {:<30}  {:<8}  {:<8}  {:<14}  {}",
                 a.seq,
                 time,
                 a.state.name(),

@@ -3,6 +3,7 @@
 use super::run::reloader;
 use super::{load_config, open_store, start_logging};
 use crate::cli::DemoArgs;
+use crate::config::Config;
 use crate::failure::Failure;
 use crate::server::{Listeners, LiveTap, Setup, serve};
 use capture::{BATCH_FRAMES_MAX, BatchHandler, Polled, Source, SourceCounts, SourceError};
@@ -17,12 +18,7 @@ const TAP: &str = "generated";
 const WAIT_MAX: Duration = Duration::from_millis(20);
 
 pub(crate) fn demo(args: &DemoArgs) -> Result<(), Failure> {
-    let mut config = load_config(&args.server)?;
-    let own_folder = args.server.data_dir.is_none() && config.data_dir == crate::config::Config::default().data_dir;
-    if own_folder {
-        // Generated flows must not end up among real ones.
-        config.data_dir = PathBuf::from("taphouse-demo");
-    }
+    let config = in_own_folder(load_config(&args.server)?, args.server.data_dir.is_some());
     let log = start_logging(&config.log)?;
     eprintln!(
         "taphouse: DEMO: all traffic is generated, about {} packets a second; nothing is read from a network",
@@ -31,13 +27,19 @@ pub(crate) fn demo(args: &DemoArgs) -> Result<(), Failure> {
     let listeners = Listeners::bind(&config)?;
     let store = open_store(&config, &[TAP.to_owned()], OnError::Count)?;
     let source = Generated::new(args.rate);
-    let tap = LiveTap {
-        name: TAP.to_owned(),
-        interfaces: Vec::new(),
-        kind: "generator",
-        sources: vec![Box::new(source)],
-    };
-    serve(Setup { reload: reloader(&args.server), config, log, taps: vec![tap], store, listeners, generated: true })
+    let tap =
+        LiveTap { name: TAP.to_owned(), interfaces: Vec::new(), kind: "generator", sources: vec![Box::new(source)] };
+    let (read, chosen) = (reloader(&args.server), args.server.data_dir.is_some());
+    let reload = Box::new(move || Ok(in_own_folder(read()?, chosen)));
+    serve(Setup { reload, config, log, taps: vec![tap], store, listeners, generated: true })
+}
+
+/// Generated flows must not end up among real ones: where no folder was chosen, they get one of their own.
+fn in_own_folder(mut config: Config, chosen: bool) -> Config {
+    if !chosen && config.data_dir == Config::default().data_dir {
+        config.data_dir = PathBuf::from("taphouse-demo");
+    }
+    config
 }
 
 /// An endless generator as a live source: a packet is delivered when the wall clock has come to its time.

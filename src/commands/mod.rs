@@ -11,20 +11,21 @@ pub(crate) mod status;
 use crate::cli::ServerArgs;
 use crate::config::{Config, SegmentProfile};
 use crate::failure::{Code, Failure};
+use std::io::IsTerminal;
 use std::path::Path;
-use storage::{OnError, Retention, StorageError, Store, StoreOptions};
+use storage::{OnError, Retention, Store, StoreOptions};
 
 /// The configuration of a command that writes: file, then `--set`, then `--data-dir`.
 fn load_config(args: &ServerArgs) -> Result<Config, Failure> {
-    let mut config =
-        Config::load(args.config.as_deref(), &args.overrides).map_err(|e| Failure::new(Code::Usage, e))?;
+    let mut config = Config::load(args.config.as_deref(), &args.overrides).map_err(|e| Failure::new(Code::Usage, e))?;
     if let Some(dir) = &args.data_dir {
         config.data_dir.clone_from(dir);
     }
     Ok(config)
 }
 
-/// Opens the data folder for writing.
+/// Opens the data folder for writing. With `OnError::Fail`, as a replay does, nothing is ever dropped to make room: the
+/// limits of retention are the server's, and apply when it next starts on the folder.
 fn open_store(config: &Config, tap_names: &[String], on_error: OnError) -> Result<Store, Failure> {
     let s = &config.storage;
     let mut options = StoreOptions::new(&config.data_dir, tap_names.to_vec());
@@ -32,16 +33,15 @@ fn open_store(config: &Config, tap_names: &[String], on_error: OnError) -> Resul
     options.segment_age_max = s.segment_age.0;
     options.wal_sync_interval = s.sync_interval.0;
     options.wal_sync_bytes = s.sync_bytes.0;
-    options.retention = retention(config);
+    if on_error == OnError::Count {
+        options.retention = retention(config);
+    }
     options.profile = match s.profile {
         SegmentProfile::Tuned => storage::SegmentProfile::Tuned,
         SegmentProfile::Compatible => storage::SegmentProfile::Compatible,
     };
     options.on_error = on_error;
-    Store::open(options).map_err(|e| match e {
-        StorageError::ReadOnly { .. } => Failure::new(Code::NotPermitted, e),
-        _ => e.into(),
-    })
+    Ok(Store::open(options)?)
 }
 
 pub(crate) fn retention(config: &Config) -> Retention {
@@ -59,7 +59,8 @@ fn start_logging(filter: &str) -> anyhow::Result<crate::server::LogHandle> {
     use tracing_subscriber::util::SubscriberInitExt;
     use tracing_subscriber::{EnvFilter, fmt, registry, reload};
     let (filter, handle) = reload::Layer::new(EnvFilter::try_new(filter)?);
-    let layer = fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let colours = std::io::stderr().is_terminal();
+    let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(colours).with_target(false);
     registry().with(filter).with(layer).try_init()?;
     Ok(Box::new(move |text: &str| {
         EnvFilter::try_new(text).map_err(|e| e.to_string()).and_then(|f| handle.reload(f).map_err(|e| e.to_string()))

@@ -9,16 +9,27 @@ use chrono::Utc;
 use futures::StreamExt;
 use query::render::{OutputFormat, Renderer};
 use query::{Engine, FlowQuery, QueryError, QueryLimits, QueryStream};
-use rpc::client::BatchStream;
 use rpc::RpcError;
+use rpc::client::BatchStream;
 use std::io::BufWriter;
 use std::path::Path;
 use storage::StoreReader;
 
 /// What fits a terminal and answers most questions; `--columns` chooses others.
 const TABLE_COLUMNS: [&str; 13] = [
-    "t_start", "dur_us", "src_ip", "src_port", "dst_ip", "dst_port", "proto", "pkts_o", "pkts_r", "bytes_o", "bytes_r",
-    "conn_state", "end_reason",
+    "t_end",
+    "dur_us",
+    "src_ip",
+    "src_port",
+    "dst_ip",
+    "dst_port",
+    "proto",
+    "pkts_o",
+    "pkts_r",
+    "bytes_o",
+    "bytes_r",
+    "conn_state",
+    "end_reason",
 ];
 
 pub(crate) fn flows(args: &FlowsArgs, output: Output) -> Result<(), Failure> {
@@ -65,7 +76,7 @@ enum Question {
 
 /// Batches from a server or from a folder.
 enum Answer {
-    Remote(BatchStream),
+    Remote(Box<BatchStream>),
     Local(QueryStream),
 }
 
@@ -114,23 +125,30 @@ async fn remote_answer(server: &str, question: Question) -> Result<Answer, Failu
         Question::Sql(text) => client.query(&text).await,
         Question::Flows(flows) => client.flows(&flows).await,
     };
-    stream.map(Answer::Remote).map_err(remote)
+    stream.map(|stream| Answer::Remote(Box::new(stream))).map_err(remote)
 }
 
 async fn print(answer: &mut Answer, output: Output) -> Result<(), Failure> {
     let out = BufWriter::new(std::io::stdout().lock());
     let mut renderer = Renderer::new(format(output), &answer.schema(), out)?;
+    let mut rows = 0;
     loop {
         match answer.next().await {
-            Ok(Some(batch)) => renderer.write(&batch)?,
+            Ok(Some(batch)) => {
+                rows += batch.num_rows();
+                renderer.write(&batch)?;
+            }
             Ok(None) => {
                 renderer.finish()?;
                 return Ok(());
             }
-            // What was printed is closed, so that it stays valid; the sentence goes to standard error alone.
+            // What was printed is closed, so that it stays valid: a begun array cannot take the error in, which goes to
+            // standard error alone. Before the first row, and in a stream of lines, it is told in JSON too.
             Err(failure) => {
-                let begun = renderer.finish()? > 0 || output != Output::Json;
-                return Err(Failure { reported: begun, ..failure });
+                if rows > 0 || output != Output::Json {
+                    renderer.finish()?;
+                }
+                return Err(Failure { reported: rows > 0 && output == Output::Json, ..failure });
             }
         }
     }
@@ -148,7 +166,9 @@ pub(super) fn format(output: Output) -> OutputFormat {
 /// A wrong question is the caller's, anything else is ours.
 fn local(error: QueryError) -> Failure {
     let code = match error {
-        QueryError::Sql(_) | QueryError::Filter(_) | QueryError::ReadOnly { .. } | QueryError::TooLong { .. } => Code::Usage,
+        QueryError::Sql(_) | QueryError::Filter(_) | QueryError::ReadOnly { .. } | QueryError::TooLong { .. } => {
+            Code::Usage
+        }
         _ => Code::Failed,
     };
     Failure::new(code, error)
@@ -161,6 +181,6 @@ pub(super) fn remote(error: RpcError) -> Failure {
         RpcError::Status(status) if status.code() == tonic::Code::InvalidArgument => Code::Usage,
         _ => Code::Failed,
     };
-    Failure::new(code, error)
+    // The text alone: the status behind it would repeat the server's message.
+    Failure::new(code, anyhow::anyhow!("{error}"))
 }
-

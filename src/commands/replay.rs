@@ -4,6 +4,7 @@ use super::{load_config, open_store, start_logging};
 use crate::cli::{Output, ReplayArgs};
 use crate::failure::{Code, Failure};
 use crate::pipeline::{AlertSink, Dealer, Ingest, Pipeline, Stage, WhenFull, Worker, WorkerView};
+use anyhow::Context;
 use capture::ledger::{Cause, QueueCounts};
 use capture::{FileOptions, FileSource, Progress, Source, SourceError};
 use detect::AlertLog;
@@ -21,31 +22,22 @@ use wire::{DropReason, TapId};
 const TAP: &str = "replay";
 
 pub(crate) fn replay(args: &ReplayArgs, output: Output) -> Result<(), Failure> {
-    let config = load_config(&args.server)?;
+    let mut config = load_config(&args.server)?;
+    // A capture is as old as it is: measured against today it would be removed as soon as it is stored.
+    config.storage.retention.max_age = None;
     let _ = start_logging(&config.log)?;
     let started = Instant::now();
-    // Every file is opened before the folder is touched: a wrong name costs nothing.
-    let mut sources = Vec::new();
-    let mut damage = None;
-    for file in &args.files {
-        match open(file) {
-            Ok(source) => sources.push(source),
-            Err(error) if sources.is_empty() => return Err(Failure::new(Code::Failed, error)),
-            Err(error) => {
-                damage = Some(error);
-                break;
-            }
-        }
-    }
+    // Every file is opened before the folder is touched: a wrong name costs nothing, and nothing is stored twice when
+    // the corrected command is given.
+    let sources = args.files.iter().map(|file| open(file)).collect::<Result<Vec<_>, _>>()?;
     let taps = [TAP.to_owned()];
     let store = open_store(&config, &taps, OnError::Fail)?;
     let (alert_sink, alert_count) = alert_log(&config.data_dir, config.storage.alert_log.0)?;
     let workers = config.pipeline.workers.max(1);
     let (pipeline, workers) = Pipeline::start(&config, &taps, workers, WhenFull::Wait, store, alert_sink)?;
-    let stop = stop_on_signal()?;
-    let read = read_all(sources, workers, &pipeline.views, &stop)?;
-    let views = pipeline.finish()?;
-    let damage = damage.or(read);
+    let interrupted = flag_on_signal(&pipeline.stop)?;
+    let damage = read_all(sources, workers, &pipeline.views, &pipeline.stop)?;
+    let views = pipeline.finish().context("the replay is not complete, what is stored stays")?;
     let totals = totals(&views);
     let summary = Summary {
         counts: totals,
@@ -54,7 +46,7 @@ pub(crate) fn replay(args: &ReplayArgs, output: Output) -> Result<(), Failure> {
         alerts: alert_count.load(Ordering::Relaxed),
         elapsed: started.elapsed(),
         cpu: cpu_time(),
-        interrupted: stop.load(Ordering::Relaxed),
+        interrupted: interrupted.load(Ordering::Relaxed),
         error: damage.as_ref().map(ToString::to_string),
         data_dir: config.data_dir.clone(),
     };
@@ -65,8 +57,12 @@ pub(crate) fn replay(args: &ReplayArgs, output: Output) -> Result<(), Failure> {
     }
 }
 
-fn open(file: &Path) -> Result<FileSource, SourceError> {
-    FileSource::open(file, TapId(0), &FileOptions::default())
+/// Opens a capture; of a regular file the header is checked.
+fn open(file: &Path) -> Result<FileSource, Failure> {
+    FileSource::open(file, TapId(0), &FileOptions::default()).map_err(|error| match error {
+        SourceError::Open { .. } | SourceError::Read { .. } => error.into(),
+        _ => Failure::new(Code::DamagedInput, error),
+    })
 }
 
 /// CPU time of this process, all threads.
@@ -87,12 +83,15 @@ fn alert_log(dir: &Path, bytes_max: u64) -> anyhow::Result<(AlertSink, Arc<Atomi
     Ok((Box::new(sink), count))
 }
 
-/// SIGINT and SIGTERM end the reading; what was read is stored.
-fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    crate::server::on_stop_signal(move || flag.store(true, Ordering::Relaxed))?;
-    Ok(stop)
+/// SIGINT and SIGTERM end the reading; what was read is stored. The flag given back tells that this has happened.
+fn flag_on_signal(stop: &Arc<AtomicBool>) -> anyhow::Result<Arc<AtomicBool>> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let (stop, flag) = (stop.clone(), interrupted.clone());
+    crate::server::on_stop_signal(move || {
+        flag.store(true, Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
+    })?;
+    Ok(interrupted)
 }
 
 /// Reads the sources one after the other with one clock; `Some` is the damage that ended it.
@@ -235,8 +234,7 @@ impl Summary {
         let c = &self.counts;
         let decode_errors: serde_json::Map<_, _> =
             self.decode_errors().into_iter().map(|(name, n)| (name.to_owned(), json!(n))).collect();
-        let ledger: serde_json::Map<_, _> =
-            c.rows().map(|row| (row.name.to_owned(), json!(row.count))).collect();
+        let ledger: serde_json::Map<_, _> = c.rows().map(|row| (row.name.to_owned(), json!(row.count))).collect();
         let mut document = json!({
             "packets": c.offered,
             "bytes": c.wire_bytes,
@@ -264,14 +262,24 @@ impl Summary {
         let rate = c.offered as f64 / seconds / 1e6;
         let per_cpu = c.offered as f64 / self.cpu.as_secs_f64().max(1e-9) / 1e6;
         writeln!(out, "{:>15}  packets, {} bytes on the wire", grouped(c.offered), grouped(c.wire_bytes))?;
-        writeln!(out, "{:>15}  flows in {} records, stored in {}", grouped(self.flows), grouped(self.records), super::show(&self.data_dir))?;
+        writeln!(
+            out,
+            "{:>15}  flows in {} records, stored in {}",
+            grouped(self.flows),
+            grouped(self.records),
+            super::show(&self.data_dir)
+        )?;
         writeln!(out, "{:>15}  alerts", grouped(self.alerts))?;
         for cause in Cause::all().filter(|cause| *cause != Cause::Processed && c.count(*cause) > 0) {
             writeln!(out, "{:>15}  {}: {}", grouped(c.count(cause)), cause.name(), cause.hint())?;
         }
         let verdict = if c.is_balanced() { "every packet and record accounted for" } else { "LEDGER OUT OF BALANCE" };
         writeln!(out, "{:>15}  {verdict}", grouped(c.accounted()))?;
-        writeln!(out, "{seconds:>14.3}s  elapsed, {:.3} s CPU: {rate:.2} M packets/s, {per_cpu:.2} M packets per CPU second", self.cpu.as_secs_f64())?;
+        writeln!(
+            out,
+            "{seconds:>14.3}s  elapsed, {:.3} s CPU: {rate:.2} M packets/s, {per_cpu:.2} M packets per CPU second",
+            self.cpu.as_secs_f64()
+        )?;
         if self.interrupted {
             writeln!(out, "{:>15}  before the end: what was read is stored", "interrupted")?;
         }
@@ -295,6 +303,9 @@ mod tests {
 
     #[test]
     fn digits_in_threes() {
-        assert_eq!(["0", "999", "1,000", "12,345,678"], [0, 999, 1000, 12_345_678].map(grouped).each_ref().map(String::as_str));
+        assert_eq!(
+            ["0", "999", "1,000", "12,345,678"],
+            [0, 999, 1000, 12_345_678].map(grouped).each_ref().map(String::as_str)
+        );
     }
 }

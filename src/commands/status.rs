@@ -40,6 +40,7 @@ fn document(s: &v1::Status) -> Value {
     let flows = s.flows.clone().unwrap_or_default();
     let storage = s.storage.unwrap_or_default();
     let alerts = s.alerts.unwrap_or_default();
+    let detectors = s.detectors.unwrap_or_default();
     let exported: serde_json::Map<String, Value> =
         flows.exported.iter().map(|e| (e.reason.clone(), json!(e.count))).collect();
     json!({
@@ -53,9 +54,13 @@ fn document(s: &v1::Status) -> Value {
         "queues": s.queues.iter().map(queue).collect::<Vec<_>>(),
         "records": { "stored": records.stored, "dropped_ring_full": records.dropped_ring_full,
                      "dropped_disk": records.dropped_disk },
-        "flows": { "active": flows.active, "capacity": flows.capacity, "created": flows.created, "exported": exported },
+        "flows": { "active": flows.active, "capacity": flows.capacity, "created": flows.created, "exported": exported,
+                   "originators_estimate": flows.originators_estimate.round() },
         "storage": { "segments": storage.segments, "rows": storage.rows, "bytes": storage.bytes,
                      "wal_bytes": storage.wal_bytes, "oldest": time(&storage.oldest), "newest": time(&storage.newest) },
+        "detectors": { "openings": detectors.openings, "openings_dropped": detectors.openings_dropped,
+                       "ticks_late": detectors.ticks_late, "ticks_dropped": detectors.ticks_dropped,
+                       "sources_tracked": detectors.sources_tracked, "sources_evicted": detectors.sources_evicted },
         "alerts": { "firing": alerts.firing, "last_seq": alerts.last_seq, "log_errors": alerts.log_errors },
     })
 }
@@ -67,12 +72,15 @@ fn queue(q: &v1::QueueLedger) -> Value {
 
 fn text(s: &v1::Status) -> String {
     let uptime = s.uptime.map(|u| std::time::Duration::from_secs(u.seconds.max(0) as u64)).unwrap_or_default();
-    let mut out = format!("taphouse {}, up {}, data in {}\n", s.version, humantime::format_duration(uptime), s.data_dir);
+    let mut out =
+        format!("taphouse {}, up {}, data in {}\n", s.version, humantime::format_duration(uptime), s.data_dir);
     if s.generated_traffic {
         out.push_str("DEMO: this traffic is generated, nothing was read from a network\n");
     }
     for tap in &s.taps {
-        out.push_str(&format!("tap {} ({}) {}\n", tap.name, tap.source, tap.interfaces.join(", ")));
+        let interfaces = tap.interfaces.join(", ");
+        out.push_str(format!("tap {} ({}) {interfaces}", tap.name, tap.source).trim_end());
+        out.push('\n');
     }
     out.push_str(&format!("\n{}\n", ledger(s)));
     hints(s, &mut out);
@@ -85,20 +93,30 @@ fn text(s: &v1::Status) -> String {
         flows.active,
         flows.capacity,
         flows.created,
-        if ended.is_empty() { "none yet".to_owned() } else { ended.join(", ") }
+        match ended.is_empty() {
+            true => "none yet".to_owned(),
+            false => format!("{}; from about {:.0} originators", ended.join(", "), flows.originators_estimate),
+        }
     ));
     out.push_str(&format!(
         "records  {} stored, {} dropped (ring full), {} dropped (disk)\n",
         records.stored, records.dropped_ring_full, records.dropped_disk
     ));
     out.push_str(&format!(
-        "storage  {} rows; {} segments, {}; {} in the write-ahead log\n",
+        "storage  {} rows; {} segment(s), {}; {} in the write-ahead log\n",
         storage.rows,
         storage.segments,
         bytesize::ByteSize(storage.bytes),
         bytesize::ByteSize(storage.wal_bytes)
     ));
     out.push_str(&format!("alerts   {} firing, {} in the log\n", alerts.firing, alerts.last_seq));
+    let d = s.detectors.unwrap_or_default();
+    if d.openings_dropped + d.ticks_late + d.ticks_dropped > 0 {
+        out.push_str(&format!(
+            "! detectors did not see {} openings, {} late and {} dropped worker reports: more cores, or fewer taps\n",
+            d.openings_dropped, d.ticks_late, d.ticks_dropped
+        ));
+    }
     out
 }
 

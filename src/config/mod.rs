@@ -42,7 +42,7 @@ pub(crate) struct Config {
     pub(crate) storage: StorageSection,
     /// Budget of one query: history must never cost a packet.
     pub(crate) query: QuerySection,
-    /// Where the server answers.
+    /// Where the server answers: loopback addresses only, until there is authentication.
     pub(crate) rpc: RpcSection,
 }
 
@@ -93,7 +93,8 @@ impl Default for CaptureConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct PipelineConfig {
-    /// Worker threads, each with its own flow table; 0 means one for each core but one in `run`, and one in `replay`.
+    /// Worker threads of each tap, each with its own flow table; 0 means one for each core but one in `run`, and one in
+    /// `replay`.
     pub(crate) workers: u16,
     /// Pin worker k of a live capture to core k.
     pub(crate) pin: bool,
@@ -363,7 +364,7 @@ impl Default for QuerySection {
     }
 }
 
-/// Where the server answers.
+/// Where the server answers: loopback addresses only, until there is authentication.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RpcSection {
@@ -434,6 +435,17 @@ impl Config {
                 format!("{}; allowed are 1 to 16777216", self.storage.segment_rows),
             ));
         }
+        for (key, address) in [("rpc.grpc_listen", self.rpc.grpc_listen), ("rpc.http_listen", self.rpc.http_listen)] {
+            if !address.ip().is_loopback() {
+                return Err(invalid(
+                    key,
+                    format!(
+                        "{address} can be reached from outside, and there is no authentication yet; listen on \
+                         127.0.0.1 or [::1], with a proxy that asks who is there in front"
+                    ),
+                ));
+            }
+        }
         self.flowtable.to_table().validate().map_err(|e| ConfigError::Stage(e.to_string()))?;
         self.to_detect().validate().map_err(|e| ConfigError::Stage(e.to_string()))?;
         tracing_subscriber::EnvFilter::try_new(&self.log)
@@ -473,7 +485,10 @@ mod tests {
     #[test]
     fn an_unknown_key_is_named_with_line_and_nearest_key() {
         let error = Config::parse("storage:\n  segment_row: 5\n").unwrap_err().to_string();
-        assert!(error.contains("line 2") && error.contains("segment_row") && error.contains("'segment_rows'"), "{error}");
+        assert!(
+            error.contains("line 2") && error.contains("segment_row") && error.contains("'segment_rows'"),
+            "{error}"
+        );
         let error = Config::parse("flowtable:\n  timeouts:\n    tcp_idel: 5s\n").unwrap_err().to_string();
         assert!(error.contains("line 3") && error.contains("'tcp_idle'"), "{error}");
     }
@@ -492,7 +507,8 @@ mod tests {
             let s: Vec<String> = s.iter().map(|s| (*s).to_owned()).collect();
             Config::load(None, &s)
         };
-        let config = set(&["flowtable.timeouts=off", "rpc.grpc_listen=127.0.0.1:9", "storage.retention.max_age=7d"]).unwrap();
+        let config =
+            set(&["flowtable.timeouts=off", "rpc.grpc_listen=127.0.0.1:9", "storage.retention.max_age=7d"]).unwrap();
         assert_eq!(config.flowtable.timeouts, TimeoutsSection::Off);
         assert_eq!(config.rpc.grpc_listen.port(), 9);
         assert_eq!(config.storage.retention.max_age, Some(Period::secs(7 * 86_400)));
@@ -512,6 +528,7 @@ mod tests {
             ("flowtable: {timeouts: {active: 0s}}", "flowtable.timeouts.active"),
             ("taps: [{name: a, interfaces: [x]}, {name: a, interfaces: [y]}]", "taps"),
             ("capture: {ring: 1KiB}", "capture.ring"),
+            ("rpc: {grpc_listen: '0.0.0.0:50051'}", "rpc.grpc_listen"),
         ] {
             let error = Config::parse(text).unwrap().validate().unwrap_err().to_string();
             assert!(error.contains(key), "{error}");

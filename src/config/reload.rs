@@ -24,11 +24,14 @@ pub(crate) fn changes(old: &Config, new: &Config) -> Vec<Change> {
     all.sort();
     all.dedup();
     let leaf = |t: &Value, key: &str| key.split('.').try_fold(t, |node, name| node.get(name)).cloned();
+    let differs = |key: &str| {
+        let (a, b) = (leaf(&old, key), leaf(&new, key));
+        a != b && !matches!((&a, &b), (Some(Value::Object(_)), Some(Value::Object(_))))
+    };
+    // A section that came or went as a whole (`timeouts: off`) says so once, not for each of its keys.
+    let within_another = |key: &str| key.match_indices('.').any(|(at, _)| differs(&key[..at]));
     all.into_iter()
-        .filter(|key| {
-            let (a, b) = (leaf(&old, key), leaf(&new, key));
-            a != b && !matches!((&a, &b), (Some(Value::Object(_)), Some(Value::Object(_))))
-        })
+        .filter(|key| differs(key) && !within_another(key))
         .map(|key| Change { live: LIVE.iter().any(|live| key.starts_with(live)), key })
         .collect()
 }
@@ -49,6 +52,7 @@ mod tests {
         assert_eq!(live("log"), Some(true));
         assert_eq!(live("pipeline.workers"), Some(false));
         assert_eq!(live("flowtable.timeouts"), Some(true));
+        assert_eq!(found.len(), 3, "{found:?}");
         assert!(changes(&old, &old).is_empty());
     }
 }

@@ -91,8 +91,7 @@ impl Lane {
     fn start(k: usize, worker: Worker) -> std::io::Result<Lane> {
         let (full, incoming) = rtrb::RingBuffer::new(RING_BLOCKS);
         let (returned, empty) = rtrb::RingBuffer::new(RING_BLOCKS + 1);
-        let thread =
-            Builder::new().name(format!("worker-{k}")).spawn(move || work(worker, incoming, returned))?;
+        let thread = Builder::new().name(format!("worker-{k}")).spawn(move || work(worker, incoming, returned))?;
         Ok(Lane { filling: Vec::with_capacity(BLOCK_PACKETS), full, empty, thread })
     }
 

@@ -11,7 +11,12 @@ pub(crate) type AlertSink = Box<dyn FnMut(Alert) + Send>;
 const IDLE: Duration = Duration::from_millis(200);
 
 /// Runs until every worker has finished.
-pub(super) fn run(mut detectors: Detectors, ticks: &Receiver<Tick>, config: &Receiver<DetectConfig>, mut sink: AlertSink) {
+pub(super) fn run(
+    mut detectors: Detectors,
+    ticks: &Receiver<Tick>,
+    config: &Receiver<DetectConfig>,
+    mut sink: AlertSink,
+) {
     let mut alerts = Vec::new();
     loop {
         match ticks.recv_timeout(IDLE) {

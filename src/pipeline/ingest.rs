@@ -49,7 +49,7 @@ impl<S: Stage> BatchHandler for Ingest<S> {
         self.packets.clear();
         for frame in frames {
             self.clock = self.clock.max(frame.ts.min(CLOCK_MAX));
-            self.packets.push(PacketMeta::default());
+            self.packets.push(PacketMeta::EMPTY);
             let Some(packet) = self.packets.last_mut() else { return };
             match decode_into(frame, &self.limits, packet) {
                 Ok(()) => packet.clock = self.clock,

@@ -111,8 +111,16 @@ impl Pipeline {
             .name("detectors".to_owned())
             .spawn(move || detectors::run(detectors, &ticks, &detect_changes, alerts))
             .context("cannot start the detector thread")?;
-        let pipeline =
-            Pipeline { views, settings, detect_counts, retention, detect_config: detect_sender, stop, writer, detectors };
+        let pipeline = Pipeline {
+            views,
+            settings,
+            detect_counts,
+            retention,
+            detect_config: detect_sender,
+            stop,
+            writer,
+            detectors,
+        };
         Ok((pipeline, workers))
     }
 

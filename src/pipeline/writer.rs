@@ -5,7 +5,7 @@ use flowtable::FlowRecord;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
-use storage::{Now, Retention, Store, StorageError};
+use storage::{Now, Retention, StorageError, Store};
 
 /// Records taken from one ring before the next one has its turn.
 const CHUNK_RECORDS: usize = 8192;
@@ -18,7 +18,11 @@ pub(super) struct Inlet {
 }
 
 /// Runs until every worker has let go of its ring and all rings are empty, then publishes everything.
-pub(super) fn run(mut store: Store, mut inlets: Vec<Inlet>, retention: &Receiver<Retention>) -> Result<(), StorageError> {
+pub(super) fn run(
+    mut store: Store,
+    mut inlets: Vec<Inlet>,
+    retention: &Receiver<Retention>,
+) -> Result<(), StorageError> {
     let mut lost = 0;
     loop {
         // Asked before the rings are emptied: what was pushed before a worker let go is then still found.

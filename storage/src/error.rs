@@ -127,7 +127,7 @@ pub enum StorageError {
         reason: String,
     },
     /// Rows are safe in the log, but their segment could not be published.
-    #[error("segment could not be written: {reason}; its rows stay in the log and are tried again")]
+    #[error("a segment could not be written: {reason}; its rows stay in the log, from which they are tried again")]
     Unpublished {
         /// Why.
         reason: String,
@@ -142,6 +142,15 @@ fn owner(pid: Option<u32>) -> String {
 }
 
 impl StorageError {
+    /// Why rows could not be written below `dir`, for people: a full disk is told as such, wherever it was met.
+    pub(crate) fn reason(&self, dir: &Path) -> String {
+        let (text, full) = (self.to_string(), io::Error::from_raw_os_error(libc::ENOSPC).to_string());
+        match text.contains(&full) {
+            true => format!("the disk of {} is full: {full}; free some space, or choose another folder", dir.display()),
+            false => text,
+        }
+    }
+
     pub(crate) fn arrow(action: &'static str) -> impl Fn(arrow::error::ArrowError) -> StorageError {
         move |source| StorageError::Arrow { action, source }
     }

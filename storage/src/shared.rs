@@ -5,6 +5,7 @@ use crate::columns::FlowBatchBuilder;
 use crate::encode::{SegmentProfile, write_segment};
 use crate::folder::Layout;
 use crate::manifest::Manifest;
+use crate::options::OnError;
 use crate::reader::Snapshot;
 use crate::segment::{Segment, Unlinks};
 use arrow::record_batch::RecordBatch;
@@ -119,6 +120,7 @@ impl State {
 pub(crate) struct Shared {
     pub(crate) layout: Layout,
     profile: SegmentProfile,
+    on_error: OnError,
     pub(crate) unlinks: Arc<Unlinks>,
     pub(crate) manifest: Mutex<Manifest>,
     state: Mutex<State>,
@@ -130,10 +132,17 @@ const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
 impl Shared {
-    pub(crate) fn new(layout: Layout, profile: SegmentProfile, manifest: Manifest, unlinks: Arc<Unlinks>) -> Shared {
+    pub(crate) fn new(
+        layout: Layout,
+        profile: SegmentProfile,
+        on_error: OnError,
+        manifest: Manifest,
+        unlinks: Arc<Unlinks>,
+    ) -> Shared {
         Shared {
             layout,
             profile,
+            on_error,
             unlinks,
             manifest: Mutex::new(manifest),
             state: Mutex::default(),
@@ -324,15 +333,18 @@ impl Shared {
     }
 
     fn stuck(&self, error: &StorageError, retry_at: Instant) {
+        let reason = error.reason(&self.layout.dir);
         let mut state = self.state();
         state.counts.roll_errors += 1;
-        state.counts.last_error = Some(error.to_string());
-        state.failing = Some(error.to_string());
+        state.counts.last_error = Some(reason.clone());
+        state.failing = Some(reason.clone());
         state.retry_at = Some(retry_at);
         self.changed.notify_all();
         drop(state);
-        // At most one line a retry, and those back off.
-        tracing::warn!(%error, "cannot publish a segment; its rows stay in the log and are tried again");
+        // At most one line a retry, and those back off. With `OnError::Fail` the caller gets it as an error.
+        if self.on_error == OnError::Count {
+            tracing::warn!(reason, "cannot publish a segment; its rows stay in the log and are tried again");
+        }
     }
 }
 

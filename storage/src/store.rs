@@ -70,7 +70,7 @@ impl Store {
             .map(|meta| Arc::new(Segment::new(&segments_dir, meta, unlinks.clone())))
             .collect();
         let manifest = Manifest::create(layout.manifest(), recovered.listing)?;
-        let shared = Arc::new(Shared::new(layout, options.profile, manifest, unlinks));
+        let shared = Arc::new(Shared::new(layout, options.profile, options.on_error, manifest, unlinks));
         {
             let mut state = shared.state();
             state.segments = segments;
@@ -219,7 +219,8 @@ impl Store {
             let rows = self.shared.discard_last_active();
             self.abandon_wal();
             self.shared.state().counts.rows_lost_disk += rows;
-            return self.failed(StorageError::RowsLost { rows, reason: error.to_string() });
+            let reason = error.reason(&self.options.dir);
+            return self.failed(StorageError::RowsLost { rows, reason });
         }
         let mut result = Ok(());
         if self.wal.as_ref().is_some_and(|wal| wal.bytes_unsynced >= self.options.wal_sync_bytes) {
@@ -315,14 +316,14 @@ impl Store {
         drop(state);
         // Space may be what is missing.
         self.retained_at = None;
+        if self.options.on_error == OnError::Fail {
+            return Err(error);
+        }
         if self.complained_at.is_none_or(|at| at.elapsed() >= COMPLAINT_INTERVAL) {
             self.complained_at = Some(Instant::now());
             tracing::error!(%error, "flow records are not stored as they should be");
         }
-        match self.options.on_error {
-            OnError::Count => Ok(()),
-            OnError::Fail => Err(error),
-        }
+        Ok(())
     }
 
     fn apply_retention(&mut self, now: Now) {
@@ -343,9 +344,8 @@ impl Store {
 impl Drop for Store {
     /// Syncs what it can and ends the encoder after the segment it is at; the next start does the rest.
     fn drop(&mut self) {
-        if let Err(error) = self.sync() {
-            tracing::error!(%error, "the last flow records could not be stored");
-        }
+        // Said by `failed`, or with `OnError::Fail` by whoever got an error before and gave up.
+        let _ = self.sync();
         self.shared.stop();
         if let Some(encoder) = self.encoder.take()
             && encoder.join().is_err()

@@ -27,12 +27,12 @@ impl Default for Limits {
 /// # Errors
 /// The reason why the frame is part of no flow.
 pub fn decode(frame: &Frame<'_>, limits: &Limits) -> Result<PacketMeta, DropReason> {
-    let mut meta = PacketMeta::default();
+    let mut meta = PacketMeta::EMPTY;
     decode_into(frame, limits, &mut meta)?;
     Ok(meta)
 }
 
-/// [`decode`] into a slot of a batch, which must hold `PacketMeta::default()`.
+/// [`decode`] into a slot of a batch, which must hold [`PacketMeta::EMPTY`].
 ///
 /// # Errors
 /// As [`decode`]; the slot is then partly written and must be reset.
@@ -44,7 +44,7 @@ pub fn decode_into(frame: &Frame<'_>, limits: &Limits, meta: &mut PacketMeta) ->
     let cursor = Cursor { data: frame.data, at: 0 };
     let (ethertype, cursor) = link(frame.link, cursor, meta)?;
     let (version, cursor) = network_start(ethertype, cursor, limits, meta)?;
-    let mut ends = Endpoints::default();
+    let mut ends = Endpoints { src: Addr([0; 16]), dst: Addr([0; 16]), src_port: 0, dst_port: 0 };
     let transport = match version {
         IpVersion::V4 => ipv4(cursor, meta, &mut ends)?,
         IpVersion::V6 => ipv6(cursor, limits, meta, &mut ends)?,
@@ -272,7 +272,6 @@ fn llc(c: Cursor<'_>) -> Result<(u16, Cursor<'_>), DropReason> {
 }
 
 /// Source and destination as the packet has them, before the key orders them.
-#[derive(Default)]
 struct Endpoints {
     src: Addr,
     dst: Addr,
@@ -289,6 +288,7 @@ struct Transport<'a> {
 
 impl<'a> Transport<'a> {
     /// `end`: where the IP packet ends by its own length field.
+    #[inline]
     fn new(c: Cursor<'a>, end: usize) -> Transport<'a> {
         let at = c.at;
         let captured = c.data.get(at..end.min(c.data.len())).unwrap_or(&[]);
@@ -298,11 +298,7 @@ impl<'a> Transport<'a> {
 
 /// IPv4 (RFC 791). `None`: a later fragment, which carries no transport header.
 #[inline]
-fn ipv4<'a>(
-    c: Cursor<'a>,
-    meta: &mut PacketMeta,
-    ends: &mut Endpoints,
-) -> Result<Option<Transport<'a>>, DropReason> {
+fn ipv4<'a>(c: Cursor<'a>, meta: &mut PacketMeta, ends: &mut Endpoints) -> Result<Option<Transport<'a>>, DropReason> {
     let h: &[u8; 20] = c.bytes(0).ok_or(DropReason::IpTruncated)?;
     let header_len = usize::from(h[0] & 0x0f) * 4;
     let total = u16::from_be_bytes([h[2], h[3]]);
@@ -355,7 +351,8 @@ fn ipv6<'a>(
     ends.src = Addr(*c.bytes(8).ok_or(DropReason::IpTruncated)?);
     ends.dst = Addr(*c.bytes(24).ok_or(DropReason::IpTruncated)?);
     meta.key.proto = h[6];
-    let end = c.at + if payload == 0 && h[6] != proto::NO_NEXT { offloaded_len(c, meta) } else { 40 + usize::from(payload) };
+    let end =
+        c.at + if payload == 0 && h[6] != proto::NO_NEXT { offloaded_len(c, meta) } else { 40 + usize::from(payload) };
     meta.ip_bytes = (end - c.at) as u32;
     extensions(c.skip(40), end, limits, meta)
 }

@@ -1,4 +1,4 @@
-use crate::{FlowKey, Mac, Nanos};
+use crate::{Addr, FlowKey, Mac, Nanos, TapId, Tunnel};
 
 /// Which endpoint of the key sent the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -93,4 +93,53 @@ pub struct PacketMeta {
     pub has_mac: bool,
     /// Part of a fragmented datagram (an atomic IPv6 fragment is not).
     pub fragment: bool,
+}
+
+impl PacketMeta {
+    /// All zero: what [`decode_into`](crate::decode_into) starts from. A constant, since `Default` of arrays is a loop.
+    pub const EMPTY: PacketMeta = PacketMeta {
+        key: FlowKey {
+            lo: Addr([0; 16]),
+            hi: Addr([0; 16]),
+            lo_port: 0,
+            hi_port: 0,
+            proto: 0,
+            tunnel: Tunnel::None,
+            vlan: 0,
+            vlan_inner: 0,
+            tap: TapId(0),
+            tunnel_id: 0,
+        },
+        ts: Nanos::ZERO,
+        clock: Nanos::ZERO,
+        ip_bytes: 0,
+        frame_bytes: 0,
+        seq: 0,
+        ack: 0,
+        payload_len: 0,
+        payload_at: 0,
+        window: 0,
+        flags: TcpFlags(0),
+        direction: Direction::LoToHi,
+        ttl: 0,
+        dscp: 0,
+        icmp_type: 0,
+        icmp_code: 0,
+        src_mac: Mac([0; 6]),
+        dst_mac: Mac([0; 6]),
+        has_tcp: false,
+        has_icmp: false,
+        has_mac: false,
+        fragment: false,
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_is_the_default() {
+        assert_eq!(PacketMeta::EMPTY, PacketMeta::default());
+    }
 }
