@@ -71,6 +71,17 @@ pub enum SourceError {
         /// What is wrong with it.
         reason: Corruption,
     },
+    /// Times that no clock shows. Every packet was read.
+    #[error(
+        "capture '{name}' has {} with an impossible time, a fraction of a second that is a second or more; it was \
+         added as it stands, and every packet was read", packets_of(*packets)
+    )]
+    Times {
+        /// Path as given.
+        name: String,
+        /// How many there are.
+        packets: u64,
+    },
     /// The compressed stream is damaged or ends early.
     #[error(
         "capture '{name}': its {format} stream fails after {at_byte} decompressed bytes ({source}); {}",
@@ -196,6 +207,7 @@ impl SourceError {
             | SourceError::Corrupt { packets, .. }
             | SourceError::Decompress { packets, .. }
             | SourceError::Read { packets, .. }
+            | SourceError::Times { packets, .. }
             | SourceError::InterfaceGone { packets, .. }
             | SourceError::Ring { packets, .. } => *packets,
             _ => 0,
@@ -287,6 +299,11 @@ pub enum Corruption {
         /// Its length.
         bytes: u16,
     },
+}
+
+/// How many, in words.
+fn packets_of(n: u64) -> String {
+    if n == 1 { "1 packet".to_owned() } else { format!("{n} packets") }
 }
 
 /// What came before the damage.

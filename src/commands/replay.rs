@@ -100,7 +100,7 @@ fn read_all(
     mut workers: Vec<Worker>,
     views: &[WorkerView],
     stop: &Arc<AtomicBool>,
-) -> anyhow::Result<Option<SourceError>> {
+) -> anyhow::Result<Option<anyhow::Error>> {
     let ledger = views[0].ledger.clone();
     if workers.len() == 1
         && let Some(worker) = workers.pop()
@@ -123,12 +123,18 @@ fn drive<S: Stage>(
     ingest: &mut Ingest<S>,
     views: &[WorkerView],
     stop: &Arc<AtomicBool>,
-) -> Option<SourceError> {
+) -> Option<anyhow::Error> {
     let bar = Bar::start(&sources, views);
     let mut damage = None;
+    let mut left = sources.len();
     for mut source in sources {
+        left -= 1;
         if let Err(error) = capture::worker::run(&mut source, ingest, stop) {
-            damage = Some(error);
+            let error = anyhow::Error::from(error);
+            damage = Some(match left {
+                0 => error,
+                n => anyhow::anyhow!("{error}; {n} more file(s) on the command line were not read"),
+            });
             break;
         }
     }

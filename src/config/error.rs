@@ -20,6 +20,8 @@ pub(crate) enum ConfigError {
     Value { key: String, message: String },
     #[error("{0}")]
     Stage(String),
+    #[error("{}, {inner}", path.display())]
+    InFile { path: PathBuf, inner: Box<ConfigError> },
 }
 
 fn file(path: &Option<PathBuf>) -> String {
@@ -65,6 +67,14 @@ impl ConfigError {
         let first = text.lines().next().unwrap_or_default();
         let message = first.split(" at line ").next().unwrap_or(first).to_owned();
         ConfigError::Yaml { path: None, line, message }
+    }
+
+    /// Names the file that most likely holds the value.
+    pub(super) fn about(self, file: Option<&Path>) -> ConfigError {
+        match file {
+            Some(path) => ConfigError::InFile { path: path.to_owned(), inner: Box::new(self) },
+            None => self,
+        }
     }
 
     pub(crate) fn in_file(mut self, file: &Path) -> ConfigError {

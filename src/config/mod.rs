@@ -395,7 +395,7 @@ impl Config {
             }
         };
         let config = overrides::apply(base, overrides)?;
-        config.validate()?;
+        config.validate().map_err(|e| e.about(file))?;
         Ok(config)
     }
 
@@ -447,9 +447,17 @@ impl Config {
             }
         }
         self.flowtable.to_table().validate().map_err(|e| ConfigError::Stage(e.to_string()))?;
-        self.to_detect().validate().map_err(|e| ConfigError::Stage(e.to_string()))?;
-        tracing_subscriber::EnvFilter::try_new(&self.log)
-            .map_err(|_| invalid("log", format!("'{}' is no log level or tracing filter", self.log)))?;
+        self.to_detect().validate().map_err(|e| ConfigError::Stage(format!("detect.{e}")))?;
+        if self.rpc.grpc_listen == self.rpc.http_listen && self.rpc.grpc_listen.port() != 0 {
+            return Err(invalid("rpc.http_listen", "the same as rpc.grpc_listen; each needs its own port".to_owned()));
+        }
+        // A bare word is a level; anything else a filter, in which a bare word would name a module.
+        let is_level = self.log.parse::<tracing::level_filters::LevelFilter>().is_ok();
+        let is_filter = self.log.contains('=') && tracing_subscriber::EnvFilter::try_new(&self.log).is_ok();
+        if !is_level && !is_filter {
+            let expected = "error, warn, info, debug, trace, off, or a filter such as info,storage=debug";
+            return Err(invalid("log", format!("'{}' is no log level; allowed are {expected}", self.log)));
+        }
         Ok(())
     }
 

@@ -77,6 +77,6 @@ impl<S: Stage> BatchHandler for Ingest<S> {
     }
 
     fn failed(&mut self, error: &SourceError) {
-        tracing::error!("{error}; the other interfaces of the tap go on");
+        tracing::error!("{error}; the tap goes on with what other interfaces it has");
     }
 }

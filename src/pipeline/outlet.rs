@@ -60,6 +60,11 @@ impl Outlet {
         }
     }
 
+    /// From here on waits for room, also on a live source: nothing comes in any more that waiting could cost.
+    pub(super) fn wait_when_full(&mut self) {
+        self.when_full = WhenFull::Wait;
+    }
+
     pub(super) fn finish(mut self, clock: Nanos) {
         let tick = self.feed.finish(clock);
         self.send(tick);

@@ -30,6 +30,8 @@ impl Worker {
 
     /// Ends every flow, closes the last tick and lets go of the rings, which tells writer and detectors.
     pub(crate) fn finish(mut self, clock: Nanos) {
+        // A whole table is far more than a ring holds.
+        self.outlet.wait_when_full();
         self.outlet.advance(clock);
         self.table.finish(clock, &mut self.outlet);
         self.gauges.publish(&self.table.counts(), clock);

@@ -23,13 +23,15 @@ pub(super) fn run(
     mut inlets: Vec<Inlet>,
     retention: &Receiver<Retention>,
 ) -> Result<(), StorageError> {
-    let mut lost = 0;
+    let mut seen = Seen::default();
     loop {
         // Asked before the rings are emptied: what was pushed before a worker let go is then still found.
         let last_round = inlets.iter().all(|inlet| inlet.records.is_abandoned());
         let mut moved = 0;
         for inlet in &mut inlets {
-            moved += drain(&mut store, inlet, &mut lost)?;
+            let taken = drain(&mut store, inlet);
+            seen.account(&store, &inlet.ledger);
+            moved += taken?;
         }
         store.tick(Now::read())?;
         if let Ok(retention) = retention.try_recv() {
@@ -42,10 +44,16 @@ pub(super) fn run(
             std::thread::sleep(IDLE);
         }
     }
+    let flushed = store.flush();
+    if let Some(inlet) = inlets.first() {
+        seen.account(&store, &inlet.ledger);
+    }
+    flushed?;
     store.close()
 }
 
-fn drain(store: &mut Store, inlet: &mut Inlet, lost: &mut u64) -> Result<usize, StorageError> {
+/// Gives the store what waits in one ring, a bounded number of records; says how many.
+fn drain(store: &mut Store, inlet: &mut Inlet) -> Result<usize, StorageError> {
     let count = inlet.records.slots().min(CHUNK_RECORDS);
     if count == 0 {
         return Ok(0);
@@ -56,11 +64,24 @@ fn drain(store: &mut Store, inlet: &mut Inlet, lost: &mut u64) -> Result<usize, 
         store.append(records)?;
     }
     chunk.commit_all();
-    // Rows are lost by the batch, which may hold some that were counted as stored before: taken back here.
-    let counts = store.counts();
-    let now_lost = counts.rows_lost_disk + counts.rows_lost_backlog;
-    let newly_lost = now_lost - std::mem::replace(lost, now_lost);
-    inlet.ledger.writer.records_stored.add((count as u64).wrapping_sub(newly_lost));
-    inlet.ledger.writer.records_disk_full.add(newly_lost);
     Ok(count)
+}
+
+/// What the store had counted when it was last asked.
+#[derive(Default)]
+struct Seen {
+    logged: u64,
+    lost: u64,
+}
+
+impl Seen {
+    /// Enters into a ledger what has become of records since. The store writes and loses rows by the batch, whichever
+    /// ring they came from, so that with several workers only the sum of their ledgers is exact.
+    fn account(&mut self, store: &Store, ledger: &QueueLedger) {
+        let counts = store.counts();
+        let lost = counts.rows_lost_disk + counts.rows_lost_backlog;
+        ledger.writer.records_stored.add(counts.rows_logged - self.logged);
+        ledger.writer.records_disk_full.add(lost - self.lost);
+        *self = Seen { logged: counts.rows_logged, lost };
+    }
 }

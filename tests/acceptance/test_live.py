@@ -145,6 +145,25 @@ def test_two_interfaces_are_one_tap(link, server, generated, tmp_path):
     assert found == [{"n": 500, "o": 500, "r": 500, "tap": "core"}]
 
 
+def test_a_stop_stores_every_flow_of_a_table_larger_than_the_ring(link, server, tmp_path):
+    near, far = link
+    client = bytes([10, 0, 0, 1])
+
+    def udp(i):
+        header = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 32, 1, 0, 64, 17, 0, client, bytes([10, 1, i >> 8, i & 255]))
+        return b"\x02" * 12 + b"\x08\x00" + header + struct.pack(">HHHH", 1000, 53, 12, 0) + b"ping"
+
+    flows = 5_000
+    running = server(
+        ["run", "-i", "tap1", "--data-dir", tmp_path / "data", "--set", "pipeline.record_ring=64"],
+        prefix=["ip", "netns", "exec", far],
+    )
+    inject(near, "tap0", [udp(i) for i in range(flows)])
+    settled(far, running, flows)
+    assert f"{flows} records stored, 0 dropped" in running.stop()
+    assert rows("SELECT count(*) AS n FROM flows", tmp_path / "data") == [{"n": flows}]
+
+
 def test_without_the_capability_the_way_out_is_named(link, tmp_path):
     _, far = link
     done = subprocess.run(

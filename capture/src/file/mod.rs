@@ -183,6 +183,10 @@ impl FileSource {
         let (position, end) = (self.window.position(), self.window.end_position());
         let (at_byte, need_bytes) = match &self.format {
             Format::Unknown if end == 0 => return Err(SourceError::Empty { name: self.name.clone() }),
+            Format::Pcap(pcap) if position == end && pcap.impossible_times > 0 => {
+                let (name, packets) = (self.name.clone(), pcap.impossible_times);
+                return Err(SourceError::Times { name, packets });
+            }
             Format::Pcap(_) if position == end => return Ok(Polled::End),
             Format::Pcapng(pcapng) if position == end && pcapng.between_blocks() => return Ok(Polled::End),
             Format::Pcapng(pcapng) => pcapng.record_at(position, need),

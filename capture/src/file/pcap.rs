@@ -13,6 +13,8 @@ const MODIFIED_BYTES: usize = 8;
 pub(super) struct Pcap {
     swapped: bool,
     subsecond_ns: u64,
+    /// Records so far whose fraction of a second is a second or more.
+    pub(super) impossible_times: u64,
     record_bytes: usize,
     link: LinkType,
 }
@@ -55,12 +57,12 @@ impl Pcap {
         }
         // The upper half tells of a frame check sequence and is reserved otherwise: "ignored by readers".
         let link = LinkType::from_linktype(word(20) as u16);
-        Ok(Pcap { swapped, subsecond_ns, record_bytes, link })
+        Ok(Pcap { swapped, subsecond_ns, impossible_times: 0, record_bytes, link })
     }
 
     /// Lends the complete records at the start of `window`; says how many bytes they take and why it stopped.
     pub(super) fn frames<'a>(
-        &self,
+        &mut self,
         window: &'a [u8],
         tap: TapId,
         packet_bytes_max: usize,
@@ -83,7 +85,11 @@ impl Pcap {
             };
             // Cannot overflow: 2^32 s are 4.3e18 ns, the subsecond field adds 4.3e12 at most. A field of a second or
             // more is added all the same, as tshark does.
-            let ts = Nanos(u64::from(word(0)) * 1_000_000_000 + u64::from(word(4)) * self.subsecond_ns);
+            let subsecond = u64::from(word(4)) * self.subsecond_ns;
+            if subsecond >= 1_000_000_000 {
+                self.impossible_times += 1;
+            }
+            let ts = Nanos(u64::from(word(0)) * 1_000_000_000 + subsecond);
             let (data, wire_len) = super::lengths(data, word(12));
             frames.push(Frame { data, wire_len, ts, link: self.link, tap });
             at += end;
@@ -122,7 +128,13 @@ mod tests {
                 let pcap = Pcap::new(&header(magic, big, (2, 4), 1)).unwrap();
                 assert_eq!(
                     pcap,
-                    Pcap { swapped: big, subsecond_ns: ns, record_bytes: bytes, link: LinkType::Ethernet }
+                    Pcap {
+                        swapped: big,
+                        subsecond_ns: ns,
+                        impossible_times: 0,
+                        record_bytes: bytes,
+                        link: LinkType::Ethernet
+                    }
                 );
             }
         }
