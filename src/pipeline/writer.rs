@@ -78,10 +78,9 @@ impl Seen {
     /// Enters into a ledger what has become of records since. The store writes and loses rows by the batch, whichever
     /// ring they came from, so that with several workers only the sum of their ledgers is exact.
     fn account(&mut self, store: &Store, ledger: &QueueLedger) {
-        let counts = store.counts();
-        let lost = counts.rows_lost_disk + counts.rows_lost_backlog;
-        ledger.writer.records_stored.add(counts.rows_logged - self.logged);
+        let (logged, lost) = store.rows_logged_and_lost();
+        ledger.writer.records_stored.add(logged - self.logged);
         ledger.writer.records_disk_full.add(lost - self.lost);
-        *self = Seen { logged: counts.rows_logged, lost };
+        *self = Seen { logged, lost };
     }
 }

@@ -204,6 +204,13 @@ impl Store {
         StoreReader::of(self.shared.clone())
     }
 
+    /// Rows written to the log, and rows lost, since the start. Unlike [`counts`](Store::counts), which looks at every
+    /// segment, this takes the same time however long the history is: it may be asked once a batch.
+    pub fn rows_logged_and_lost(&self) -> (u64, u64) {
+        let counts = &self.shared.state().counts;
+        (counts.rows_logged, counts.rows_lost_disk + counts.rows_lost_backlog)
+    }
+
     /// Counters and gauges.
     pub fn counts(&self) -> StoreCounts {
         self.shared.counts()
