@@ -74,13 +74,15 @@ pub enum SourceError {
     /// Times that no clock shows. Every packet was read.
     #[error(
         "capture '{name}' has {} with an impossible time, a fraction of a second that is a second or more; it was \
-         added as it stands, and every packet was read", packets_of(*packets)
+         added as it stands, and every packet was read", packets_of(*impossible)
     )]
     Times {
         /// Path as given.
         name: String,
-        /// How many there are.
+        /// Packets of the capture.
         packets: u64,
+        /// How many of them have such a time.
+        impossible: u64,
     },
     /// The compressed stream is damaged or ends early.
     #[error(

@@ -50,7 +50,7 @@ fn impossible_times_are_kept_as_sums() {
     let mut file = PcapFile::new(false, US, 1);
     file.record(10, 3_000_000, 1, &[0]).record(u32::MAX, u32::MAX, 1, &[0]);
     let (packets, result) = read(&file.bytes);
-    assert!(matches!(result, Err(SourceError::Times { packets: 2, .. })), "{result:?}");
+    assert!(matches!(result, Err(SourceError::Times { packets: 2, impossible: 2, .. })), "{result:?}");
     assert_eq!(packets[0].ts, 13_000_000_000);
     assert_eq!(packets[1].ts, u64::from(u32::MAX) * 1_000_001_000);
 }
@@ -375,6 +375,16 @@ fn a_named_pipe_is_idle_until_it_is_written_to() {
     drop(writer);
     assert_eq!(source.poll(&mut keep).unwrap(), capture::Polled::End);
     assert_eq!(source.progress().unwrap().total_bytes(), None);
+}
+
+#[test]
+fn an_impossible_time_does_not_hide_the_other_packets() {
+    let mut file = PcapFile::new(false, US, 1);
+    file.record(10, 1, 1, &[0]).record(10, 1_000_000, 1, &[0]).record(11, 2, 1, &[0]);
+    let (packets, result) = read(&file.bytes);
+    let error = result.unwrap_err();
+    assert_eq!((packets.len(), error.packets()), (3, 3));
+    assert!(error.to_string().contains("has 1 packet with an impossible time"), "{error}");
 }
 
 #[test]

@@ -31,7 +31,7 @@ fn captures_hold_what_tshark_says() {
         // A file that tshark complains about may be an error here, after the packets tshark could read.
         match &result {
             // tshark reads on without a word.
-            Err(SourceError::Times { packets: 2, .. }) if stem == "ts_invalid_nano" => {}
+            Err(SourceError::Times { impossible: 2, .. }) if stem == "ts_invalid_nano" => {}
             Err(e) if truth["reader_message"].is_null() => wrong.push(format!("{stem}: {e}")),
             _ => {}
         }

@@ -184,8 +184,8 @@ impl FileSource {
         let (at_byte, need_bytes) = match &self.format {
             Format::Unknown if end == 0 => return Err(SourceError::Empty { name: self.name.clone() }),
             Format::Pcap(pcap) if position == end && pcap.impossible_times > 0 => {
-                let (name, packets) = (self.name.clone(), pcap.impossible_times);
-                return Err(SourceError::Times { name, packets });
+                let (name, packets) = (self.name.clone(), self.counts.delivered);
+                return Err(SourceError::Times { name, packets, impossible: pcap.impossible_times });
             }
             Format::Pcap(_) if position == end => return Ok(Polled::End),
             Format::Pcapng(pcapng) if position == end && pcapng.between_blocks() => return Ok(Polled::End),
