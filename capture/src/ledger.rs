@@ -1,7 +1,7 @@
 //! The loss ledger: each packet offered ends in exactly one place, and each record too. One [`QueueLedger`] per tap
 //! and queue is written by the thread that owns the queue and read by anybody.
 
-use crate::SourceCounts;
+use crate::{SourceCounts, Undelivered};
 use std::ops::{Add, AddAssign};
 use std::sync::atomic::{AtomicU64, Ordering};
 use wire::DropReason;
@@ -41,10 +41,10 @@ pub struct QueueLedger {
 pub struct WorkerCounters {
     /// Packets the source saw, lost ones included.
     pub offered: Counter,
-    /// Packets the kernel dropped for want of room in the ring.
-    pub kernel_drops: Counter,
-    /// Packets a capture filter left out.
-    pub filtered: Counter,
+    /// Packets that never reached the worker, by `Undelivered as usize`.
+    pub undelivered: [Counter; Undelivered::COUNT],
+    /// Packets that belong to another worker whose ring was full (`sharding: symmetric`).
+    pub handoff_full: Counter,
     /// Packets that became no flow packet, by `DropReason as usize`.
     pub undecoded: [Counter; DropReason::COUNT],
     /// Packets that a flow was updated with.
@@ -73,7 +73,11 @@ impl QueueLedger {
     /// Takes over what a source counted ([`BatchHandler::counted`](crate::BatchHandler::counted)).
     pub fn source(&self, delta: &SourceCounts) {
         self.worker.offered.add(delta.offered);
-        self.worker.kernel_drops.add(delta.kernel_drops);
+        for (counter, n) in self.worker.undelivered.iter().zip(delta.undelivered) {
+            if n > 0 {
+                counter.add(n);
+            }
+        }
         self.worker.wire_bytes.add(delta.wire_bytes);
         self.worker.cut.add(delta.cut);
     }
@@ -88,8 +92,8 @@ impl QueueLedger {
     pub fn snapshot(&self) -> QueueCounts {
         QueueCounts {
             offered: self.worker.offered.get(),
-            kernel_drops: self.worker.kernel_drops.get(),
-            filtered: self.worker.filtered.get(),
+            undelivered: std::array::from_fn(|i| self.worker.undelivered[i].get()),
+            handoff_full: self.worker.handoff_full.get(),
             undecoded: std::array::from_fn(|i| self.worker.undecoded[i].get()),
             processed: self.worker.processed.get(),
             wire_bytes: self.worker.wire_bytes.get(),
@@ -107,10 +111,10 @@ impl QueueLedger {
 pub struct QueueCounts {
     /// Packets the sources saw, lost ones included.
     pub offered: u64,
-    /// Packets the kernel dropped for want of room in the ring.
-    pub kernel_drops: u64,
-    /// Packets a capture filter left out.
-    pub filtered: u64,
+    /// Packets that never reached the worker, by `Undelivered as usize`.
+    pub undelivered: [u64; Undelivered::COUNT],
+    /// Packets that belong to another worker whose ring was full.
+    pub handoff_full: u64,
     /// Packets that became no flow packet, by `DropReason as usize`.
     pub undecoded: [u64; DropReason::COUNT],
     /// Packets that a flow was updated with.
@@ -133,10 +137,10 @@ pub struct QueueCounts {
 /// compiler asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// Dropped by the kernel: the ring of the socket was full.
-    KernelDrop,
-    /// Left out by a capture filter.
-    Filtered,
+    /// Never reached the worker.
+    Undelivered(Undelivered),
+    /// Belonged to another worker, whose ring was full.
+    HandoffFull,
     /// Received, part of no flow.
     Undecoded(DropReason),
     /// Part of a flow.
@@ -159,17 +163,16 @@ pub struct Row {
 impl Cause {
     /// Every cause, in the order a packet meets them.
     pub fn all() -> impl Iterator<Item = Cause> {
-        [Cause::KernelDrop, Cause::Filtered]
-            .into_iter()
-            .chain(DropReason::ALL.into_iter().map(Cause::Undecoded))
-            .chain([Cause::Processed])
+        let undelivered = Undelivered::ALL.into_iter().map(Cause::Undelivered);
+        let undecoded = DropReason::ALL.into_iter().map(Cause::Undecoded);
+        undelivered.chain(undecoded).chain([Cause::HandoffFull, Cause::Processed])
     }
 
     /// Name in metrics, JSON and tables.
     pub fn name(self) -> &'static str {
         match self {
-            Cause::KernelDrop => "kernel_drop",
-            Cause::Filtered => "filtered",
+            Cause::Undelivered(cause) => cause.name(),
+            Cause::HandoffFull => "handoff_full",
             Cause::Undecoded(reason) => reason.name(),
             Cause::Processed => "processed",
         }
@@ -178,8 +181,11 @@ impl Cause {
     /// What it means, and what to do about it.
     pub fn hint(self) -> &'static str {
         match self {
-            Cause::KernelDrop => "the capture ring was full: more or larger ring blocks, more workers",
-            Cause::Filtered => "left out by the capture filter",
+            Cause::Undelivered(cause) => undelivered_hint(cause),
+            Cause::HandoffFull => {
+                "the worker that owns the flow did not keep up: a NIC with symmetric RSS and `sharding: queue`, or more \
+                 workers"
+            }
             Cause::Undecoded(DropReason::NotIp) => "carries no IP (ARP, LLDP, spanning tree)",
             Cause::Undecoded(DropReason::LinkUnsupported) => "link type that is not decoded",
             Cause::Undecoded(DropReason::LinkTruncated) => "ends inside its link header: raise the snaplen",
@@ -191,7 +197,30 @@ impl Cause {
 
     /// Whether the packet was on the wire and is in no answer because something here was too slow or too small.
     pub fn is_loss(self) -> bool {
-        matches!(self, Cause::KernelDrop)
+        match self {
+            Cause::Undelivered(cause) => cause.is_loss(),
+            Cause::HandoffFull => true,
+            Cause::Undecoded(_) | Cause::Processed => false,
+        }
+    }
+}
+
+fn undelivered_hint(cause: Undelivered) -> &'static str {
+    match cause {
+        Undelivered::NicMissed => {
+            "the card had no descriptor: larger NIC ring (ethtool -G), more queues (ethtool -L), interrupts and workers \
+             on cores of their own"
+        }
+        Undelivered::PeerDropped => "the sender found the receiver's queue full: its core is too busy to poll",
+        Undelivered::FilteredEarly => "left out by the capture filter, in the driver",
+        Undelivered::PassedToHost => "came in on a queue without a worker: the queue count has changed",
+        Undelivered::RedirectFailed => "the kernel could not hand it to the socket: look at `perf trace -e xdp:*`",
+        Undelivered::FillRingEmpty => "the worker is the bottleneck: more queues and workers, or a larger capture.ring",
+        Undelivered::RxRingFull => "the worker is the bottleneck: more queues and workers, or a larger capture.ring",
+        Undelivered::RxDropped => "frames too long for the packet memory: capture.frame 4096 or capture.multi_buffer",
+        Undelivered::InvalidDescriptor => "the driver broke the ring: another capture.mode, and a report, please",
+        Undelivered::KernelDrop => "the capture ring was full: a larger capture.ring, more workers",
+        Undelivered::Filtered => "left out by the capture filter",
     }
 }
 
@@ -199,8 +228,8 @@ impl QueueCounts {
     /// Packets that ended this way.
     pub fn count(&self, cause: Cause) -> u64 {
         match cause {
-            Cause::KernelDrop => self.kernel_drops,
-            Cause::Filtered => self.filtered,
+            Cause::Undelivered(cause) => self.undelivered[cause as usize],
+            Cause::HandoffFull => self.handoff_full,
             Cause::Undecoded(reason) => self.undecoded[reason as usize],
             Cause::Processed => self.processed,
         }
@@ -252,8 +281,10 @@ impl QueueCounts {
 impl AddAssign for QueueCounts {
     fn add_assign(&mut self, rhs: QueueCounts) {
         self.offered += rhs.offered;
-        self.kernel_drops += rhs.kernel_drops;
-        self.filtered += rhs.filtered;
+        for (sum, n) in self.undelivered.iter_mut().zip(rhs.undelivered) {
+            *sum += n;
+        }
+        self.handoff_full += rhs.handoff_full;
         for (sum, n) in self.undecoded.iter_mut().zip(rhs.undecoded) {
             *sum += n;
         }
@@ -288,19 +319,17 @@ mod tests {
     /// A ledger in which every counter has a different value.
     fn filled() -> QueueLedger {
         let ledger = QueueLedger::default();
-        ledger.source(&SourceCounts {
-            offered: 1000,
-            kernel_drops: 3,
-            wire_bytes: 64_000,
-            cut: 2,
-            ..Default::default()
-        });
-        ledger.worker.filtered.add(5);
+        let mut undelivered = [0; Undelivered::COUNT];
+        undelivered.iter_mut().zip(3..).for_each(|(n, value)| *n = value);
+        let lost: u64 = undelivered.iter().sum();
+        let source = SourceCounts { offered: 1000, undelivered, wire_bytes: 64_000, cut: 2, ..Default::default() };
+        ledger.source(&source);
+        ledger.worker.handoff_full.add(2);
         for (n, reason) in DropReason::ALL.into_iter().enumerate() {
             (0..=n).for_each(|_| ledger.undecoded(reason));
         }
         let undecoded = (DropReason::COUNT * (DropReason::COUNT + 1) / 2) as u64;
-        ledger.worker.processed.add(1000 - 3 - 5 - undecoded);
+        ledger.worker.processed.add(1000 - lost - 2 - undecoded);
         ledger.worker.records.add(60);
         ledger.worker.records_ring_full.add(10);
         ledger.writer.records_stored.add(49);

@@ -13,4 +13,4 @@ pub mod worker;
 pub use af_packet::{AfPacketOptions, AfPacketSource, TapSource};
 pub use error::{Corruption, SourceError};
 pub use file::{FileOptions, FileSource};
-pub use source::{BATCH_FRAMES_MAX, BatchHandler, Polled, Progress, Source, SourceCounts};
+pub use source::{BATCH_FRAMES_MAX, BatchHandler, Polled, Progress, Source, SourceCounts, Undelivered};

@@ -69,15 +69,87 @@ pub enum Polled {
     End,
 }
 
-/// What a source saw. `offered == delivered + kernel_drops` at every return from `poll` and `finish`.
+/// Why a packet that was offered never reached the handler. A new one is one variant and its line in each of the two
+/// tables below.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Undelivered {
+    /// The network card had no buffer for it (the driver's own counter, else `rx_missed_errors`). The card counts for
+    /// the whole interface; it is told to the queue with the lowest number.
+    NicMissed,
+    /// The sending end of a veth pair found the receiver's ring full (`tx_dropped` of the peer).
+    PeerDropped,
+    /// Left out by the XDP program: the capture filter is simple enough for it.
+    FilteredEarly,
+    /// The XDP program saw it on a queue that no worker reads, so that the host got it.
+    PassedToHost,
+    /// The XDP program redirected it, and it arrived nowhere that counts.
+    RedirectFailed,
+    /// No free frame in the fill ring (`rx_fill_ring_empty_descs`).
+    FillRingEmpty,
+    /// No room in the receive ring (`rx_ring_full`).
+    RxRingFull,
+    /// Dropped by the socket for another reason, mostly a frame too long for it (`rx_dropped`).
+    RxDropped,
+    /// A descriptor that points outside the packet memory (`rx_invalid_descs`, or seen by us).
+    InvalidDescriptor,
+    /// Dropped by a packet socket whose ring was full (`tp_drops`), here or at a remote tap.
+    KernelDrop,
+    /// Left out by the capture filter.
+    Filtered,
+}
+
+impl Undelivered {
+    /// How many there are.
+    pub const COUNT: usize = Undelivered::ALL.len();
+
+    /// All of them, in the order a packet meets them.
+    pub const ALL: [Undelivered; 11] = [
+        Undelivered::NicMissed,
+        Undelivered::PeerDropped,
+        Undelivered::FilteredEarly,
+        Undelivered::PassedToHost,
+        Undelivered::RedirectFailed,
+        Undelivered::FillRingEmpty,
+        Undelivered::RxRingFull,
+        Undelivered::RxDropped,
+        Undelivered::InvalidDescriptor,
+        Undelivered::KernelDrop,
+        Undelivered::Filtered,
+    ];
+
+    /// Name in metrics, JSON and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Undelivered::NicMissed => "nic_missed",
+            Undelivered::PeerDropped => "peer_dropped",
+            Undelivered::FilteredEarly => "filtered_early",
+            Undelivered::PassedToHost => "passed_to_host",
+            Undelivered::RedirectFailed => "redirect_failed",
+            Undelivered::FillRingEmpty => "fill_ring_empty",
+            Undelivered::RxRingFull => "rx_ring_full",
+            Undelivered::RxDropped => "rx_dropped",
+            Undelivered::InvalidDescriptor => "invalid_descriptor",
+            Undelivered::KernelDrop => "kernel_drop",
+            Undelivered::Filtered => "filtered",
+        }
+    }
+
+    /// Whether the packet was wanted.
+    pub fn is_loss(self) -> bool {
+        !matches!(self, Undelivered::FilteredEarly | Undelivered::Filtered)
+    }
+}
+
+/// What a source saw. `offered == delivered + undelivered.sum()` at every return from `poll` and `finish`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SourceCounts {
     /// Packets the source knows of, lost ones included.
     pub offered: u64,
     /// Packets handed to a handler.
     pub delivered: u64,
-    /// Packets the kernel dropped because the socket's ring was full (`tp_drops`).
-    pub kernel_drops: u64,
+    /// Packets that were not, by `Undelivered as usize`.
+    pub undelivered: [u64; Undelivered::COUNT],
     /// Bytes on the wire of the delivered packets.
     pub wire_bytes: u64,
     /// Bytes of them that were captured.
@@ -99,25 +171,42 @@ impl SourceCounts {
             self.cut += u64::from((frame.data.len() as u64) < u64::from(frame.wire_len));
         }
     }
+
+    /// Counts packets that were offered and not delivered.
+    pub(crate) fn lose(&mut self, cause: Undelivered, packets: u64) {
+        self.offered += packets;
+        self.undelivered[cause as usize] += packets;
+    }
+
+    /// Packets that ended this way.
+    pub fn undelivered(&self, cause: Undelivered) -> u64 {
+        self.undelivered[cause as usize]
+    }
+
+    fn combine(mut self, other: SourceCounts, f: fn(u64, u64) -> u64) -> SourceCounts {
+        self.offered = f(self.offered, other.offered);
+        self.delivered = f(self.delivered, other.delivered);
+        for (n, other) in self.undelivered.iter_mut().zip(other.undelivered) {
+            *n = f(*n, other);
+        }
+        self.wire_bytes = f(self.wire_bytes, other.wire_bytes);
+        self.captured_bytes = f(self.captured_bytes, other.captured_bytes);
+        self.cut = f(self.cut, other.cut);
+        self.ring_freezes = f(self.ring_freezes, other.ring_freezes);
+        self
+    }
 }
 
 impl AddAssign for SourceCounts {
     fn add_assign(&mut self, rhs: SourceCounts) {
-        self.offered += rhs.offered;
-        self.delivered += rhs.delivered;
-        self.kernel_drops += rhs.kernel_drops;
-        self.wire_bytes += rhs.wire_bytes;
-        self.captured_bytes += rhs.captured_bytes;
-        self.cut += rhs.cut;
-        self.ring_freezes += rhs.ring_freezes;
+        *self = *self + rhs;
     }
 }
 
 impl Add for SourceCounts {
     type Output = SourceCounts;
-    fn add(mut self, rhs: SourceCounts) -> SourceCounts {
-        self += rhs;
-        self
+    fn add(self, rhs: SourceCounts) -> SourceCounts {
+        self.combine(rhs, |a, b| a + b)
     }
 }
 
@@ -125,15 +214,13 @@ impl Add for SourceCounts {
 impl Sub for SourceCounts {
     type Output = SourceCounts;
     fn sub(self, earlier: SourceCounts) -> SourceCounts {
-        SourceCounts {
-            offered: self.offered - earlier.offered,
-            delivered: self.delivered - earlier.delivered,
-            kernel_drops: self.kernel_drops - earlier.kernel_drops,
-            wire_bytes: self.wire_bytes - earlier.wire_bytes,
-            captured_bytes: self.captured_bytes - earlier.captured_bytes,
-            cut: self.cut - earlier.cut,
-            ring_freezes: self.ring_freezes - earlier.ring_freezes,
-        }
+        self.combine(earlier, |a, b| a - b)
+    }
+}
+
+impl std::iter::Sum for SourceCounts {
+    fn sum<I: Iterator<Item = SourceCounts>>(iter: I) -> SourceCounts {
+        iter.fold(SourceCounts::default(), Add::add)
     }
 }
 

@@ -9,7 +9,7 @@ mod tap;
 
 use crate::file::recycle;
 use crate::sys::wait_readable;
-use crate::{BATCH_FRAMES_MAX, BatchHandler, Polled, Source, SourceCounts, SourceError};
+use crate::{BATCH_FRAMES_MAX, BatchHandler, Polled, Source, SourceCounts, SourceError, Undelivered};
 use block::{Cursor, View};
 use ring::RxRing;
 use std::io;
@@ -203,8 +203,7 @@ impl AfPacketSource {
     fn read_statistics(&mut self) -> Result<(), SourceError> {
         let s = self.socket.statistics().map_err(|e| system(&self.interface, "getsockopt(PACKET_STATISTICS)", e))?;
         self.seen += u64::from(s.packets);
-        self.counts.offered += u64::from(s.drops);
-        self.counts.kernel_drops += u64::from(s.drops);
+        self.counts.lose(Undelivered::KernelDrop, u64::from(s.drops));
         self.counts.ring_freezes += u64::from(s.freezes);
         Ok(())
     }
