@@ -4,8 +4,12 @@ use prost::Message;
 use std::error::Error;
 use std::path::PathBuf;
 
-const FILES: [&str; 3] =
-    ["proto/taphouse/v1/alerts.proto", "proto/taphouse/v1/capture.proto", "proto/taphouse/v1/flows.proto"];
+const FILES: [&str; 4] = [
+    "proto/taphouse/v1/alerts.proto",
+    "proto/taphouse/v1/capture.proto",
+    "proto/taphouse/v1/flows.proto",
+    "proto/taphouse/v1/slices.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");

@@ -79,6 +79,9 @@ pub(crate) enum Command {
     /// List alerts, or follow them.
     #[command(after_help = EXIT_CODES)]
     Alerts(AlertsArgs),
+    /// Keep packets of a running server in a file, from some seconds ago on.
+    #[command(after_help = format!("{SLICE_HELP}\n\n{EXIT_CODES}"))]
+    Slice(SliceArgs),
     /// What a running server captures, lost, holds.
     #[command(after_help = EXIT_CODES)]
     Status(StatusArgs),
@@ -112,6 +115,12 @@ Examples:
   taphouse sql \"SELECT src_ip, sum(bytes_o) AS bytes FROM flows GROUP BY src_ip ORDER BY bytes DESC LIMIT 10\"
   taphouse sql \"SELECT count(*) FROM flows WHERE host('10.0.0.1')\" --data-dir taphouse-data --output csv";
 
+const SLICE_HELP: &str = "\
+Examples:
+  taphouse slice start --filter \"host 10.0.0.1 and port 53\" --before 5s --duration 30s --save dns.pcapng.zst
+  taphouse slice list
+  taphouse slice get 3 incident.pcapng.zst && zstd -dc incident.pcapng.zst | tcpdump -nr -";
+
 /// What both kinds of server take.
 #[derive(Debug, Args)]
 pub(crate) struct ServerArgs {
@@ -131,6 +140,9 @@ pub(crate) struct RunArgs {
     /// Interface to watch, each its own tap; without any, those of the config, else the default route's.
     #[arg(short, long = "interface", value_name = "IF")]
     pub(crate) interfaces: Vec<String>,
+    /// What to capture, in the syntax of pcap-filter(7), such as "tcp port 443 and not host 10.0.0.1".
+    #[arg(short, long, value_name = "EXPR")]
+    pub(crate) filter: Option<String>,
     #[command(flatten)]
     pub(crate) server: ServerArgs,
 }
@@ -140,6 +152,9 @@ pub(crate) struct ReplayArgs {
     /// Captures, pcap or pcapng, plain, .gz or .zst; - is standard input.
     #[arg(required = true, value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
+    /// Which packets to take, in the syntax of pcap-filter(7), such as "tcp port 443 and not host 10.0.0.1".
+    #[arg(short, long, value_name = "EXPR")]
+    pub(crate) filter: Option<String>,
     #[command(flatten)]
     pub(crate) server: ServerArgs,
 }
@@ -207,6 +222,68 @@ pub(crate) struct AlertsArgs {
     pub(crate) limit: u64,
     #[command(flatten)]
     pub(crate) from: FromArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SliceArgs {
+    #[command(subcommand)]
+    pub(crate) action: SliceAction,
+    /// The server's address.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051", global = true)]
+    pub(crate) server: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SliceAction {
+    /// Start one.
+    Start(SliceStartArgs),
+    /// End one that is being recorded.
+    Stop {
+        /// Its number.
+        id: u64,
+    },
+    /// List all of them, the newest first.
+    List,
+    /// Copy the file of a complete one.
+    Get {
+        /// Its number.
+        id: u64,
+        /// The file to write; pcapng, compressed with zstd.
+        file: PathBuf,
+    },
+    /// Remove a complete one.
+    Delete {
+        /// Its number.
+        id: u64,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SliceStartArgs {
+    /// Which packets, in the syntax of pcap-filter(7); all of them by default.
+    #[arg(short, long, value_name = "EXPR")]
+    pub(crate) filter: Option<String>,
+    /// How long it goes on.
+    #[arg(long, default_value = "10s")]
+    pub(crate) duration: String,
+    /// How long before now it begins, as far as the server remembers.
+    #[arg(long, default_value = "5s")]
+    pub(crate) before: String,
+    /// Bytes of packets after which it ends.
+    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
+    pub(crate) max_size: String,
+    /// A tap by name; may be given several times, all taps by default.
+    #[arg(long = "tap", value_name = "TAP")]
+    pub(crate) taps: Vec<String>,
+    /// What the file is called: letters, digits, hyphens.
+    #[arg(long, default_value = "request")]
+    pub(crate) label: String,
+    /// Wait until it is complete.
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// Wait, then copy it into this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) save: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -6,8 +6,12 @@ mod cli;
 mod commands;
 mod config;
 mod failure;
+mod notify;
 mod pipeline;
 mod server;
+mod slices;
+mod status;
+mod taps;
 mod time;
 
 use clap::Parser;
@@ -31,6 +35,7 @@ fn main() -> ExitCode {
         Command::Flows(args) => commands::query::flows(&args, output),
         Command::Sql(args) => commands::query::sql(&args, output),
         Command::Alerts(args) => commands::alerts::alerts(&args, output),
+        Command::Slice(args) => commands::slice::slice(&args, output),
         Command::Status(args) => commands::status::status(&args, output),
         Command::Validate(args) => commands::misc::validate(&args, output),
         Command::ExampleConfig => commands::misc::example_config(),

@@ -1,38 +1,32 @@
 //! What `run` and `demo` share: the pipeline behind live workers, the services in front, start and stop.
 
 use crate::commands::retention;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Sharding};
 use crate::failure::{Code, Failure};
-use crate::pipeline::{AlertSink, Ingest, LiveSettings, Pipeline, WhenFull, WorkerView};
+use crate::notify::Notify;
+use crate::pipeline::{AlertSink, Ingest, LiveSettings, LiveWorker, Pipeline, Shard, WhenFull, Worker, WorkerView};
+use crate::slices::SliceRecorder;
+use crate::status::{AlertState, Status};
+use crate::taps::{LiveTap, open_with};
 use anyhow::Context;
-use capture::Source;
 use capture::ledger::{Cause, QueueCounts};
-use detect::{AlertState, DetectConfig, DetectCounters};
-use flowtable::EndReason;
+use capture::privileges::Opener;
+use capture::slice::Recorder;
+use capture::{Held, InterfaceChange, InterfaceFailed, InterfaceReport, NicWatch, Source, Supervised, Supervisor};
+use detect::DetectConfig;
 use rpc::metrics::QueryMetrics;
-use rpc::{AlertHub, RpcError, Services, StatusFn, v1};
+use rpc::{AlertHub, RpcError, Services, StatusFn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use sketches::HyperLogLog;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::Builder;
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 use storage::{Retention, Store, StoreReader};
 
 /// Changes the log filter while the server runs.
 pub(crate) type LogHandle = Box<dyn Fn(&str) -> Result<(), String> + Send>;
-
-/// A tap of a live server: its name, and one source for each worker it has.
-pub(crate) struct LiveTap {
-    pub(crate) name: String,
-    pub(crate) interfaces: Vec<String>,
-    /// `af_packet`, `generator`.
-    pub(crate) kind: &'static str,
-    pub(crate) sources: Vec<Box<dyn Source>>,
-}
 
 /// Everything a live server needs.
 pub(crate) struct Setup {
@@ -44,6 +38,14 @@ pub(crate) struct Setup {
     pub(crate) store: Store,
     pub(crate) listeners: Listeners,
     pub(crate) generated: bool,
+    /// Keeps the interfaces open; `None` where there are none.
+    pub(crate) keeper: Option<Keeper>,
+}
+
+/// What opens interfaces again, and where the workers say that they need it.
+pub(crate) struct Keeper {
+    pub(crate) opener: Opener,
+    pub(crate) failures: Receiver<InterfaceFailed>,
 }
 
 /// The ports, bound before anything is captured.
@@ -77,33 +79,26 @@ enum Event {
 
 /// Runs a server until a signal stops it; everything captured is then on disk.
 pub(crate) fn serve(setup: Setup) -> Result<(), Failure> {
-    let Setup { config, reload, log, taps, store, listeners, generated } = setup;
+    let Setup { config, reload, log, mut taps, store, listeners, generated, keeper } = setup;
     let reader = store.reader();
     let hub = AlertHub::open(&config.data_dir, config.storage.alert_log.0)?;
-    let firing = Arc::new(AtomicU64::new(0));
-    let sink = alert_sink(hub.clone(), firing.clone());
+    let alerts = AlertState { hub: hub.clone(), firing: Arc::new(AtomicU64::new(0)) };
     let names: Vec<String> = taps.iter().map(|t| t.name.clone()).collect();
-    let count = taps.iter().map(|t| t.sources.len()).sum::<usize>();
-    let count = u16::try_from(count).context("too many workers: pipeline.workers times taps must stay below 65536")?;
-    let (pipeline, workers) = Pipeline::start(&config, &names, count, WhenFull::Drop, store, sink)?;
+    let worker_taps: Vec<usize> =
+        taps.iter().enumerate().flat_map(|(number, tap)| tap.workers.iter().map(move |_| number)).collect();
+    let (slices, recorders) = SliceRecorder::start(&config, &names, worker_taps.len())?;
+    let sink = alert_sink(alerts.clone(), slices.clone());
+    let (pipeline, workers) = Pipeline::start(&config, &names, &worker_taps, WhenFull::Drop, store, sink)?;
 
-    let status = Status::new(&config, &taps, &pipeline, reader.clone(), hub.clone(), firing, generated);
-    let control = start_services(&config, listeners, reader, hub, status)?;
+    let status = Status::new(&config, &taps, &pipeline, reader.clone(), alerts, slices.clone(), generated);
+    let control = start_services(&config, listeners, reader, hub, slices.clone(), status)?;
     let (events, inbox) = channel();
     watch_signals(events.clone())?;
 
     let stop = pipeline.stop.clone();
-    let mut threads = Vec::new();
-    let sources = taps.into_iter().flat_map(|t| t.sources);
-    for (k, (source, worker)) in sources.zip(workers).enumerate() {
-        let ingest = Ingest::new(worker, pipeline.views[k].ledger.clone());
-        let (stop, events) = (stop.clone(), events.clone());
-        let pin = config.pipeline.pin.then(|| k % cores());
-        let thread = Builder::new().name(format!("worker-{k}"));
-        threads.push(
-            thread.spawn(move || live_worker(source, ingest, pin, &stop, &events)).context("cannot start a worker")?,
-        );
-    }
+    let supervised: Vec<_> = taps.iter_mut().flat_map(|t| std::mem::take(&mut t.supervised)).collect();
+    let supervisor = keeper.map(|keeper| start_supervisor(supervised, keeper, &stop)).transpose()?;
+    let threads = start_workers(&config, taps, workers, recorders, &pipeline, &events)?;
     drop(events);
     eprintln!(
         "taphouse: ready, watching {} on {} worker(s); gRPC {}, metrics http://{}/metrics, data in {}",
@@ -113,13 +108,21 @@ pub(crate) fn serve(setup: Setup) -> Result<(), Failure> {
         control.http,
         config.data_dir.display()
     );
-    let outcome = supervise(&inbox, &config, &reload, &log, &pipeline, threads.len());
+    let notify = Notify::from_env();
+    tell(notify.as_ref(), |notify| notify.ready(&format!("watching {}", names.join(", "))));
+    let outcome = supervise(&inbox, &config, &reload, &log, &pipeline, threads.len(), notify.as_ref());
+    tell(notify.as_ref(), Notify::stopping);
     stop.store(true, Ordering::Relaxed);
+    // First, so that no interface is opened for workers that are gone.
+    if supervisor.is_some_and(|thread| thread.join().is_err()) {
+        tracing::error!("the thread that looks after interfaces panicked");
+    }
     for thread in threads {
         if thread.join().is_err() {
             tracing::error!("a worker panicked; its flows in progress are lost");
         }
     }
+    slices.shutdown();
     let views = pipeline.finish();
     control.stop();
     let totals = views?.iter().map(|v| v.ledger.snapshot()).fold(QueueCounts::default(), |a, b| a + b);
@@ -134,22 +137,97 @@ pub(crate) fn serve(setup: Setup) -> Result<(), Failure> {
     outcome
 }
 
-/// Logs and publishes alerts, and counts those that fire.
-fn alert_sink(hub: AlertHub, firing: Arc<AtomicU64>) -> AlertSink {
+/// Logs and publishes alerts, counts those that fire, and has their packets kept.
+fn alert_sink(alerts: AlertState, slices: Arc<SliceRecorder>) -> AlertSink {
+    let AlertState { hub, firing } = alerts;
     Box::new(move |alert| {
         // One thread writes the gauge.
         let now = firing.load(Ordering::Relaxed);
         match alert.state {
-            AlertState::Firing => {
+            detect::AlertState::Firing => {
                 tracing::warn!("{}", alert.summary);
                 firing.store(now + 1, Ordering::Relaxed);
+                slices.on_alert(&alert);
             }
-            AlertState::Resolved => firing.store(now.saturating_sub(1), Ordering::Relaxed),
+            detect::AlertState::Resolved => firing.store(now.saturating_sub(1), Ordering::Relaxed),
         }
         if let Err(error) = hub.publish(alert) {
             tracing::error!("an alert is not in the log: {error}");
         }
     })
+}
+
+/// Starts the thread that keeps interfaces open.
+fn start_supervisor(
+    interfaces: Vec<(Supervised, Held)>,
+    keeper: Keeper,
+    stop: &Arc<AtomicBool>,
+) -> anyhow::Result<JoinHandle<()>> {
+    let Keeper { opener, failures } = keeper;
+    let opener = Arc::new(opener);
+    let reader = opener.clone();
+    // Without the right to ask, nothing more is learned of the card; with the interface's own thread gone, nobody asks.
+    let read = Box::new(move |mut nic: NicWatch| {
+        let read = move || {
+            nic.read();
+            nic
+        };
+        reader.run(read).ok()
+    });
+    let open = Box::new(move |name: &str, tap, workers, options: &_| open_with(&opener, name, tap, workers, options));
+    let report = Box::new(|report: InterfaceReport| match report.what {
+        InterfaceChange::Link(true) | InterfaceChange::Reopened(..) | InterfaceChange::Mtu(..) => {
+            tracing::info!("{report}")
+        }
+        _ => tracing::warn!("{report}"),
+    });
+    let supervisor = Supervisor::new(interfaces, failures, open, read, report)?;
+    let stop = stop.clone();
+    Ok(Builder::new().name("interfaces".to_owned()).spawn(move || supervisor.run(&stop))?)
+}
+
+/// Starts one thread for each worker of each tap.
+fn start_workers(
+    config: &Config,
+    taps: Vec<LiveTap>,
+    workers: Vec<Worker>,
+    recorders: Vec<Recorder>,
+    pipeline: &Pipeline,
+    events: &Sender<Event>,
+) -> anyhow::Result<Vec<JoinHandle<()>>> {
+    let (mut workers, mut recorders, mut views) = (workers.into_iter(), recorders.into_iter(), pipeline.views.iter());
+    let mut threads = Vec::new();
+    for tap in taps {
+        let mut stages = join_workers(&tap, workers.by_ref().take(tap.workers.len()), views.clone());
+        for live in tap.workers {
+            let (Some(stage), Some(view)) = (stages.next(), views.next()) else { break };
+            let mut ingest = Ingest::new(stage, view.ledger.clone());
+            if let Some(recorder) = recorders.next() {
+                ingest.record_with(recorder);
+            }
+            let (stop, events, number) = (pipeline.stop.clone(), events.clone(), threads.len());
+            let pin = config.pipeline.pin.then(|| number % cores());
+            let thread = Builder::new().name(format!("worker-{number}"));
+            let work = move || live_worker(live.source, ingest, pin, &stop, &events);
+            threads.push(thread.spawn(work).context("cannot start a worker")?);
+        }
+    }
+    Ok(threads)
+}
+
+/// The workers of a tap, joined where they pass each other packets.
+fn join_workers<'a>(
+    tap: &LiveTap,
+    workers: impl Iterator<Item = Worker>,
+    views: impl Iterator<Item = &'a WorkerView>,
+) -> Box<dyn Iterator<Item = LiveWorker>> {
+    let workers: Vec<Worker> = workers.collect();
+    let wakes: Vec<_> = tap.workers.iter().filter_map(|w| w.wake.clone()).collect();
+    if tap.sharding == Sharding::Queue || wakes.len() < workers.len() {
+        return Box::new(workers.into_iter().map(LiveWorker::Alone));
+    }
+    let members = workers.into_iter().zip(views).zip(wakes).map(|((w, view), wake)| (w, view.ledger.clone(), wake));
+    Box::new(Shard::join(members.collect()).into_iter().map(LiveWorker::Shard))
 }
 
 fn cores() -> usize {
@@ -158,7 +236,7 @@ fn cores() -> usize {
 
 fn live_worker(
     mut source: Box<dyn Source>,
-    mut ingest: Ingest<crate::pipeline::Worker>,
+    mut ingest: Ingest<LiveWorker>,
     pin: Option<usize>,
     stop: &AtomicBool,
     events: &Sender<Event>,
@@ -170,9 +248,16 @@ fn live_worker(
         tracing::error!("{error}");
     }
     let clock = ingest.clock();
-    ingest.stage.finish(clock);
+    ingest.into_stage().finish(clock);
     // The receiver outlives the workers except at the very end, when nobody asks any more.
     let _ = events.send(Event::WorkerEnded);
+}
+
+/// Tells the service manager, where there is one. That it cannot hear us is for it to notice.
+fn tell(notify: Option<&Notify>, message: impl FnOnce(&Notify) -> std::io::Result<()>) {
+    if let Some(Err(error)) = notify.map(message) {
+        tracing::warn!("the service manager was not told: {error}");
+    }
 }
 
 /// Waits for signals and for workers that end by themselves.
@@ -183,18 +268,26 @@ fn supervise(
     log: &LogHandle,
     pipeline: &Pipeline,
     mut workers: usize,
+    notify: Option<&Notify>,
 ) -> Result<(), Failure> {
     let mut current = config.clone();
+    let heartbeat = notify.and_then(Notify::watchdog_interval);
     loop {
-        match inbox.recv() {
-            Ok(Event::Stop) | Err(_) => return Ok(()),
-            Ok(Event::Reload) => match reload() {
-                Ok(new) => {
-                    current =
-                        apply(&current, new, log, &pipeline.settings, &pipeline.detect_config, &pipeline.retention)
+        // Longer than any process lives, where nobody waits for a sign of life.
+        match inbox.recv_timeout(heartbeat.unwrap_or(Duration::from_secs(1 << 32))) {
+            Err(RecvTimeoutError::Timeout) => tell(notify, Notify::watchdog),
+            Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            Ok(Event::Reload) => {
+                tell(notify, Notify::reloading);
+                match reload() {
+                    Ok(new) => {
+                        current =
+                            apply(&current, new, log, &pipeline.settings, &pipeline.detect_config, &pipeline.retention)
+                    }
+                    Err(failure) => tracing::error!("the configuration stays as it is: {}", failure.message()),
                 }
-                Err(failure) => tracing::error!("the configuration stays as it is: {}", failure.message()),
-            },
+                tell(notify, |notify| notify.ready("configuration re-read"));
+            }
             Ok(Event::WorkerEnded) => {
                 workers -= 1;
                 if workers == 0 {
@@ -294,6 +387,7 @@ fn start_services(
     listeners: Listeners,
     reader: StoreReader,
     hub: AlertHub,
+    slices: Arc<SliceRecorder>,
     status: Status,
 ) -> anyhow::Result<Control> {
     let Listeners { runtime, grpc, http } = listeners;
@@ -306,7 +400,8 @@ fn start_services(
     let status: StatusFn = Arc::new(move || status.read());
     let queries = Arc::new(QueryMetrics::default());
     let engine = query::Engine::new(reader, crate::commands::query::limits(&config.query))?;
-    let services = Services { engine, alerts: hub, status: status.clone(), queries: queries.clone() };
+    let slices = Some(slices as Arc<dyn rpc::SliceControl>);
+    let services = Services { engine, alerts: hub, status: status.clone(), slices, queries: queries.clone() };
     let metrics = rpc::metrics::exporter(status, queries);
     let tasks = vec![
         runtime.spawn(rpc::serve_grpc(grpc, services, wait(signal.clone()))),
@@ -326,161 +421,5 @@ impl Control {
             }
         }
         self.runtime.shutdown_timeout(Duration::from_secs(2));
-    }
-}
-
-/// Reads the state of the whole server from relaxed counters.
-struct Status {
-    started: Instant,
-    started_wall: SystemTime,
-    data_dir: PathBuf,
-    generated: bool,
-    taps: Vec<v1::Tap>,
-    /// Tap name and queue of each worker.
-    queues: Vec<(String, u32)>,
-    views: Vec<WorkerView>,
-    detect_counts: Arc<DetectCounters>,
-    reader: StoreReader,
-    hub: AlertHub,
-    firing: Arc<AtomicU64>,
-}
-
-impl Status {
-    fn new(
-        config: &Config,
-        taps: &[LiveTap],
-        pipeline: &Pipeline,
-        reader: StoreReader,
-        hub: AlertHub,
-        firing: Arc<AtomicU64>,
-        generated: bool,
-    ) -> Status {
-        let queues = taps.iter().flat_map(|t| (0..t.sources.len()).map(|k| (t.name.clone(), k as u32)));
-        Status {
-            started: Instant::now(),
-            started_wall: SystemTime::now(),
-            data_dir: config.data_dir.clone(),
-            generated,
-            taps: taps
-                .iter()
-                .map(|t| v1::Tap { name: t.name.clone(), interfaces: t.interfaces.clone(), source: t.kind.to_owned() })
-                .collect(),
-            queues: queues.collect(),
-            views: pipeline.views.clone(),
-            detect_counts: pipeline.detect_counts.clone(),
-            reader,
-            hub,
-            firing,
-        }
-    }
-
-    fn read(&self) -> v1::Status {
-        let ledgers: Vec<QueueCounts> = self.views.iter().map(|v| v.ledger.snapshot()).collect();
-        let clock = self.views.iter().map(|v| v.gauges.clock()).max().unwrap_or_default();
-        v1::Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            start_time: Some(self.started_wall.into()),
-            uptime: self.started.elapsed().try_into().ok(),
-            data_dir: self.data_dir.display().to_string(),
-            generated_traffic: self.generated,
-            taps: self.taps.clone(),
-            queues: self.queues.iter().zip(&ledgers).map(|((tap, queue), c)| queue_ledger(tap, *queue, c)).collect(),
-            detectors: Some(self.detectors()),
-            records: Some(v1::RecordLedger {
-                stored: ledgers.iter().map(|c| c.records_stored).sum(),
-                dropped_ring_full: ledgers.iter().map(|c| c.records_ring_full).sum(),
-                dropped_disk: ledgers.iter().map(|c| c.records_disk_full).sum(),
-            }),
-            flows: Some(self.flows()),
-            storage: Some(self.storage()),
-            alerts: Some(v1::AlertStatus {
-                firing: self.firing.load(Ordering::Relaxed),
-                last_seq: self.hub.last_seq(),
-                log_errors: self.hub.log_errors(),
-            }),
-            packet_clock: (clock.0 > 0).then(|| (SystemTime::UNIX_EPOCH + Duration::from_nanos(clock.0)).into()),
-        }
-    }
-
-    fn flows(&self) -> v1::FlowTableStatus {
-        let counts: Vec<_> = self.views.iter().map(|v| v.gauges.counts()).collect();
-        let exported = EndReason::ALL.into_iter().map(|reason| v1::EndReasonCount {
-            reason: reason.name().to_owned(),
-            count: counts.iter().map(|c| c.exported[reason as usize - 1]).sum(),
-        });
-        v1::FlowTableStatus {
-            active: counts.iter().map(|c| c.active).sum(),
-            capacity: self.views.iter().map(|v| v.gauges.flows_max()).sum(),
-            created: counts.iter().map(|c| c.created).sum(),
-            exported: exported.collect(),
-            originators_estimate: self.originators(),
-        }
-    }
-
-    /// The workers' sketches, merged into one of our own.
-    fn originators(&self) -> f64 {
-        let Some(first) = self.views.first() else { return 0.0 };
-        let Ok(merged) = HyperLogLog::new(first.sources.precision()) else { return 0.0 };
-        // All were made with one precision, so that every merge succeeds.
-        let complete = self.views.iter().all(|v| merged.merge(&v.sources).is_ok());
-        debug_assert!(complete);
-        merged.estimate()
-    }
-
-    fn detectors(&self) -> v1::DetectorStatus {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let c = &self.detect_counts;
-        v1::DetectorStatus {
-            openings: get(&c.openings),
-            openings_dropped: get(&c.openings_dropped),
-            ticks_late: get(&c.ticks_late),
-            ticks_dropped: self.views.iter().map(|v| v.gauges.ticks_dropped()).sum(),
-            sources_tracked: get(&c.sources_tracked),
-            sources_evicted: get(&c.sources_evicted),
-        }
-    }
-
-    fn storage(&self) -> v1::StorageStatus {
-        let Some(c) = self.reader.counts() else { return v1::StorageStatus::default() };
-        let range = self.reader.snapshot().ok().and_then(|s| {
-            let least = s.segments.iter().map(|s| s.t_end_min).min()?;
-            Some((least, s.segments.iter().map(|s| s.t_end_max).max()?))
-        });
-        let time = |us: Option<i64>| {
-            us.and_then(|us| u64::try_from(us).ok())
-                .map(|us| (SystemTime::UNIX_EPOCH + Duration::from_micros(us)).into())
-        };
-        v1::StorageStatus {
-            segments: c.segments,
-            rows: c.segment_rows + c.live_rows,
-            bytes: c.segment_bytes,
-            wal_bytes: wal_bytes(self.reader.dir()),
-            oldest: time(range.map(|r| r.0)),
-            newest: time(range.map(|r| r.1)),
-        }
-    }
-}
-
-/// Size of the log files as they are now; they come and go while this looks.
-fn wal_bytes(data_dir: &Path) -> u64 {
-    let files = std::fs::read_dir(data_dir.join("wal")).into_iter().flatten().flatten();
-    files.filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum()
-}
-
-fn queue_ledger(tap: &str, queue: u32, c: &QueueCounts) -> v1::QueueLedger {
-    v1::QueueLedger {
-        tap: tap.to_owned(),
-        queue,
-        offered: c.offered,
-        bytes: c.wire_bytes,
-        causes: Cause::all()
-            .map(|cause| v1::Cause {
-                name: cause.name().to_owned(),
-                count: c.count(cause),
-                hint: cause.hint().to_owned(),
-                loss: cause.is_loss(),
-            })
-            .collect(),
-        balanced: c.balance() == 0,
     }
 }

@@ -1,4 +1,9 @@
+use crate::af_xdp::XdpError;
+use crate::bpf::BpfError;
+use crate::nic::NicError;
+use crate::remote::RemoteFault;
 use std::io;
+use std::time::Duration;
 
 /// Why a source could not be opened, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -184,6 +189,39 @@ pub enum SourceError {
         /// Packets delivered before.
         packets: u64,
     },
+    /// AF_XDP on an interface that the host needs.
+    #[error(
+        "AF_XDP takes the packets of '{name}' away from the host, and {reason}: mode af_packet takes copies, `force: true` \
+         takes them all the same"
+    )]
+    HostTraffic {
+        /// Interface.
+        name: String,
+        /// Why the host needs it.
+        reason: String,
+    },
+    /// AF_XDP sockets cannot be had, or one has failed.
+    #[error("{source}")]
+    Xdp {
+        /// What is wrong, and what to do.
+        source: Box<dyn std::error::Error + Send + Sync>,
+        /// Whether it is a capability that is missing.
+        is_permission: bool,
+    },
+    /// The XDP program cannot be attached.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+    /// The kernel does not tell, or does not do, what an interface is asked for.
+    #[error(transparent)]
+    Nic(NicError),
+    /// The thread that opens interfaces cannot do so any more.
+    #[error("interface '{name}' cannot be opened: {reason}")]
+    Opener {
+        /// Interface.
+        name: String,
+        /// Why.
+        reason: String,
+    },
     /// Any other failure of a system call on a packet socket.
     #[error("capturing on '{name}': {call} failed: {source}")]
     System {
@@ -194,9 +232,68 @@ pub enum SourceError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// An option of a remote tap that cannot be.
+    #[error("option {field} of the ssh source is '{value}', expected {expected}")]
+    RemoteOption {
+        /// Field of `SshOptions`.
+        field: &'static str,
+        /// Its value, fit to be shown.
+        value: String,
+        /// What is allowed.
+        expected: &'static str,
+    },
+    /// A remote tap that will not come about as it is configured.
+    #[error("remote tap '{name}': {reason}")]
+    Remote {
+        /// `ssh:HOST:INTERFACE`.
+        name: String,
+        /// What is wrong.
+        reason: RemoteFault,
+    },
+    /// A remote tap without a connection. Told once for each reason, while attempts to connect go on.
+    #[error(
+        "remote tap '{name}' sees nothing: {reason}; {} came before, trying again in {retry:?} and for as long as it \
+         takes", packets_of(*packets)
+    )]
+    RemoteGap {
+        /// `ssh:HOST:INTERFACE`.
+        name: String,
+        /// Packets delivered before.
+        packets: u64,
+        /// Until the next attempt.
+        retry: Duration,
+        /// Why.
+        reason: RemoteFault,
+    },
+}
+
+impl From<NicError> for SourceError {
+    fn from(error: NicError) -> SourceError {
+        match error {
+            NicError::NoInterface { name, existing } => SourceError::NoInterface { name, existing },
+            error => SourceError::Nic(error),
+        }
+    }
+}
+
+impl From<XdpError> for SourceError {
+    fn from(error: XdpError) -> SourceError {
+        let is_permission = matches!(error, XdpError::Permission { .. });
+        SourceError::Xdp { source: Box::new(error), is_permission }
+    }
 }
 
 impl SourceError {
+    /// Whether the process lacks a capability.
+    pub fn is_permission(&self) -> bool {
+        match self {
+            SourceError::Permission { .. } | SourceError::Bpf(BpfError::Permission { .. }) => true,
+            SourceError::Nic(NicError::Permission { .. }) => true,
+            SourceError::Xdp { is_permission, .. } => *is_permission,
+            _ => false,
+        }
+    }
+
     /// Whether packets were delivered before: the caller finishes storing them, then exits non-zero.
     pub fn is_partial(&self) -> bool {
         self.packets() > 0
@@ -211,7 +308,8 @@ impl SourceError {
             | SourceError::Read { packets, .. }
             | SourceError::Times { packets, .. }
             | SourceError::InterfaceGone { packets, .. }
-            | SourceError::Ring { packets, .. } => *packets,
+            | SourceError::Ring { packets, .. }
+            | SourceError::RemoteGap { packets, .. } => *packets,
             _ => 0,
         }
     }

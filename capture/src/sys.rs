@@ -1,7 +1,7 @@
 //! System calls that std has no safe name for. Everything here is sound for any caller.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Waits until `fd` can be read without blocking (or is at its end, or has an error to report). False after
 /// `timeout_ms`, or when a signal arrived.
@@ -22,6 +22,17 @@ pub(crate) fn wait_any_readable(fds: &[BorrowedFd<'_>], timeout_ms: i32) -> io::
         e if e.kind() == io::ErrorKind::Interrupted => Ok(false),
         e => Err(e),
     }
+}
+
+/// A counter that polls as readable while it is not 0 (eventfd(2)); neither reading nor writing waits.
+pub(crate) fn event() -> io::Result<OwnedFd> {
+    // SAFETY: no pointers are passed.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `fd` was opened just now, is valid as was seen, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Confines the calling thread to one core.

@@ -10,6 +10,7 @@ mod http;
 pub mod metrics;
 mod scope;
 mod server;
+mod slices;
 mod status;
 mod token;
 
@@ -19,6 +20,7 @@ pub use arrow_stream::Decoder;
 pub use error::RpcError;
 pub use http::serve_http;
 pub use server::{Services, bind, serve_grpc};
+pub use slices::SliceControl;
 
 use std::sync::Arc;
 

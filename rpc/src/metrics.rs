@@ -235,12 +235,19 @@ impl Collector for StatusCollector {
         let mut out = Families(encoder);
         out.server(&self.0)?;
         out.ledger(&self.0.queues)?;
+        out.interfaces(&self.0.interfaces)?;
+        out.remotes(&self.0.remotes)?;
+        out.slices(self.0.slices.as_ref())?;
         out.records(&self.0.records.unwrap_or_default())?;
         out.flows(&self.0.flows.clone().unwrap_or_default())?;
         out.storage(&self.0.storage.unwrap_or_default())?;
         out.detectors(&self.0.detectors.unwrap_or_default())?;
         out.alerts(&self.0.alerts.unwrap_or_default())
     }
+}
+
+fn duration(d: Option<&prost_types::Duration>) -> f64 {
+    d.map_or(0.0, |d| d.seconds as f64 + f64::from(d.nanos) / 1e9)
 }
 
 /// Labels of one sample.
@@ -321,6 +328,94 @@ impl Families<'_> {
             None,
             borrowed.iter().map(|(l, q)| (&l[..], f64::from(u8::from(q.balanced)))),
         )
+    }
+
+    fn interfaces(&mut self, interfaces: &[v1::Interface]) -> fmt::Result {
+        let of = |i: &v1::Interface| [("tap", i.tap.clone()), ("interface", i.name.clone())];
+        let owned: Vec<_> = interfaces.iter().map(|i| (of(i), i)).collect();
+        let each: Vec<_> = owned.iter().map(|(l, i)| (l.each_ref().map(|(k, v)| (*k, v.as_str())), *i)).collect();
+        self.gauge(
+            "taphouse_interface_up",
+            "1 while the link is up and the interface is read",
+            None,
+            each.iter().map(|(l, i)| (&l[..], f64::from(u8::from(i.up && i.mode != "closed")))),
+        )?;
+        self.counter(
+            "taphouse_interface_reopened",
+            "Times the interface was closed and opened again",
+            None,
+            each.iter().map(|(l, i)| (&l[..], i.reopened)),
+        )?;
+        self.gauge(
+            "taphouse_interface_closed",
+            "How long the interface was closed in all",
+            Some(Unit::Seconds),
+            each.iter().map(|(l, i)| (&l[..], duration(i.closed_for.as_ref()))),
+        )?;
+        let mut modes = Vec::new();
+        let mut statistics = Vec::new();
+        for i in interfaces {
+            modes.push(([("tap", i.tap.as_str()), ("interface", &i.name), ("mode", &i.mode)], 1.0));
+            for port in &i.ports {
+                for (name, count) in &port.xdp_statistics {
+                    statistics.push((i, port.queue.to_string(), name, *count));
+                }
+            }
+        }
+        statistics.sort_by(|a, b| (&a.0.tap, &a.0.name, &a.1, a.2).cmp(&(&b.0.tap, &b.0.name, &b.1, b.2)));
+        self.gauge(
+            "taphouse_interface_info",
+            "Always 1; the labels tell how the interface is read",
+            None,
+            modes.iter().map(|(l, value)| (&l[..], *value)),
+        )?;
+        let labelled: Vec<_> = statistics
+            .iter()
+            .map(|(i, queue, name, count)| {
+                ([("tap", i.tap.as_str()), ("interface", &i.name), ("queue", queue), ("counter", name)], *count)
+            })
+            .collect();
+        self.counter(
+            "taphouse_xdp_statistics",
+            "The kernel's counters of AF_XDP sockets (struct xdp_statistics); one packet may raise two of them",
+            None,
+            labelled.iter().map(|(l, count)| (&l[..], *count)),
+        )
+    }
+
+    fn remotes(&mut self, remotes: &[v1::Remote]) -> fmt::Result {
+        let each: Vec<_> = remotes.iter().map(|r| ([("tap", r.tap.as_str()), ("host", &r.host)], r)).collect();
+        self.gauge(
+            "taphouse_remote_connected",
+            "1 while packets can come from the remote host",
+            None,
+            each.iter().map(|(l, r)| (&l[..], f64::from(u8::from(r.connected)))),
+        )?;
+        self.counter(
+            "taphouse_remote_gaps",
+            "Times the connection was lost",
+            None,
+            each.iter().map(|(l, r)| (&l[..], r.gaps)),
+        )?;
+        self.gauge(
+            "taphouse_remote_gap",
+            "How long there was no connection",
+            Some(Unit::Seconds),
+            each.iter().map(|(l, r)| (&l[..], duration(r.gap_time.as_ref()))),
+        )
+    }
+
+    fn slices(&mut self, slices: Option<&v1::SliceStatus>) -> fmt::Result {
+        let Some(s) = slices else { return Ok(()) };
+        self.plain_gauge("taphouse_slices_recording", "Slices being recorded", None, s.recording as f64)?;
+        for (name, help, count) in [
+            ("taphouse_slice_packets", "Packets written to slices", s.packets),
+            ("taphouse_slice_packets_dropped", "Packets missing in slices, the queue being full", s.dropped_queue_full),
+            ("taphouse_slice_packets_overwritten", "Packets from before a trigger taken too late", s.overwritten),
+        ] {
+            self.counter(name, help, None, [(&[] as Labels<'_>, count)])?;
+        }
+        Ok(())
     }
 
     fn records(&mut self, records: &v1::RecordLedger) -> fmt::Result {

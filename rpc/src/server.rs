@@ -1,9 +1,11 @@
 use crate::alerts::{AlertHub, Alerts};
 use crate::flows::Flows;
 use crate::metrics::QueryMetrics;
+use crate::slices::{SliceControl, Slices};
 use crate::v1::alert_service_server::AlertServiceServer;
 use crate::v1::capture_service_server::{CaptureService, CaptureServiceServer};
 use crate::v1::flow_service_server::FlowServiceServer;
+use crate::v1::slice_service_server::SliceServiceServer;
 use crate::{FILE_DESCRIPTOR_SET, MESSAGE_BYTES_MAX, RpcError, StatusFn, v1};
 use std::future::Future;
 use std::net::SocketAddr;
@@ -24,6 +26,8 @@ pub struct Services {
     pub alerts: AlertHub,
     /// Tells the state of the server.
     pub status: StatusFn,
+    /// Records packets on request; `None` where nothing is captured.
+    pub slices: Option<Arc<dyn SliceControl>>,
     /// Counts queries; the same that [`crate::metrics::exporter`] is given.
     pub queries: Arc<QueryMetrics>,
 }
@@ -69,11 +73,15 @@ pub async fn serve_grpc(
         FlowServiceServer::new(Flows { engine: services.engine, metrics: services.queries, closing: closing.clone() });
     let alerts = AlertServiceServer::new(Alerts { hub: services.alerts, closing: closing.clone() });
     let capture = CaptureServiceServer::new(Capture { status: services.status });
+    let slices = services.slices.map(|control| SliceServiceServer::new(Slices { control }));
 
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<FlowServiceServer<Flows>>().await;
     health.set_serving::<AlertServiceServer<Alerts>>().await;
     health.set_serving::<CaptureServiceServer<Capture>>().await;
+    if slices.is_some() {
+        health.set_serving::<SliceServiceServer<Slices>>().await;
+    }
 
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -87,6 +95,7 @@ pub async fn serve_grpc(
         .add_service(sized!(flows))
         .add_service(sized!(alerts))
         .add_service(sized!(capture))
+        .add_optional_service(slices.map(|slices| sized!(slices)))
         .add_service(health_service)
         .add_service(reflection().build_v1().map_err(|e| failed(e.into()))?)
         .add_service(reflection().build_v1alpha().map_err(|e| failed(e.into()))?);

@@ -5,7 +5,8 @@ use super::{load_config, open_store, start_logging};
 use crate::cli::DemoArgs;
 use crate::config::Config;
 use crate::failure::Failure;
-use crate::server::{Listeners, LiveTap, Setup, serve};
+use crate::server::{Listeners, Setup, serve};
+use crate::taps::LiveTap;
 use capture::{BATCH_FRAMES_MAX, BatchHandler, Polled, Source, SourceCounts, SourceError};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -27,11 +28,10 @@ pub(crate) fn demo(args: &DemoArgs) -> Result<(), Failure> {
     let listeners = Listeners::bind(&config)?;
     let store = open_store(&config, &[TAP.to_owned()], OnError::Count)?;
     let source = Generated::new(args.rate);
-    let tap =
-        LiveTap { name: TAP.to_owned(), interfaces: Vec::new(), kind: "generator", sources: vec![Box::new(source)] };
+    let tap = LiveTap::of_source(TAP, "generator", Box::new(source));
     let (read, chosen) = (reloader(&args.server), args.server.data_dir.is_some());
     let reload = Box::new(move || Ok(in_own_folder(read()?, chosen)));
-    serve(Setup { reload, config, log, taps: vec![tap], store, listeners, generated: true })
+    serve(Setup { reload, config, log, taps: vec![tap], store, listeners, generated: true, keeper: None })
 }
 
 /// Generated flows must not end up among real ones: where no folder was chosen, they get one of their own.

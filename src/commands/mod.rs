@@ -6,6 +6,7 @@ pub(crate) mod misc;
 pub(crate) mod query;
 pub(crate) mod replay;
 pub(crate) mod run;
+pub(crate) mod slice;
 pub(crate) mod status;
 
 use crate::cli::ServerArgs;
@@ -68,6 +69,6 @@ fn start_logging(filter: &str) -> anyhow::Result<crate::server::LogHandle> {
 }
 
 /// A path as messages show it.
-fn show(path: &Path) -> String {
+pub(crate) fn show(path: &Path) -> String {
     path.display().to_string()
 }

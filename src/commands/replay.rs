@@ -6,7 +6,7 @@ use crate::failure::{Code, Failure};
 use crate::pipeline::{AlertSink, Dealer, Ingest, Pipeline, Stage, WhenFull, Worker, WorkerView};
 use anyhow::Context;
 use capture::ledger::{Cause, QueueCounts};
-use capture::{FileOptions, FileSource, Progress, Source, SourceError};
+use capture::{FileOptions, FileSource, FilteredSource, Progress, Source, SourceError};
 use detect::AlertLog;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
@@ -29,12 +29,19 @@ pub(crate) fn replay(args: &ReplayArgs, output: Output) -> Result<(), Failure> {
     let started = Instant::now();
     // Every file is opened before the folder is touched: a wrong name costs nothing, and nothing is stored twice when
     // the corrected command is given.
-    let sources = args.files.iter().map(|file| open(file)).collect::<Result<Vec<_>, _>>()?;
+    let filter = crate::taps::filter([&args.filter, &config.capture.filter])?;
+    let behind = |source: FileSource| -> Box<dyn Source> {
+        match &filter {
+            Some(filter) => Box::new(FilteredSource::new(Box::new(source), filter.clone())),
+            None => Box::new(source),
+        }
+    };
+    let sources = args.files.iter().map(|file| open(file).map(behind)).collect::<Result<Vec<_>, _>>()?;
     let taps = [TAP.to_owned()];
     let store = open_store(&config, &taps, OnError::Fail)?;
     let (alert_sink, alert_count) = alert_log(&config.data_dir, config.storage.alert_log.0)?;
-    let workers = config.pipeline.workers.max(1);
-    let (pipeline, workers) = Pipeline::start(&config, &taps, workers, WhenFull::Wait, store, alert_sink)?;
+    let workers = vec![0; usize::from(config.pipeline.workers.max(1))];
+    let (pipeline, workers) = Pipeline::start(&config, &taps, &workers, WhenFull::Wait, store, alert_sink)?;
     let interrupted = flag_on_signal(&pipeline.stop)?;
     let damage = read_all(sources, workers, &pipeline.views, &pipeline.stop)?;
     let views = pipeline.finish().context("the replay is not complete, what is stored stays")?;
@@ -96,7 +103,7 @@ fn flag_on_signal(stop: &Arc<AtomicBool>) -> anyhow::Result<Arc<AtomicBool>> {
 
 /// Reads the sources one after the other with one clock; `Some` is the damage that ended it.
 fn read_all(
-    sources: Vec<FileSource>,
+    sources: Vec<Box<dyn Source>>,
     mut workers: Vec<Worker>,
     views: &[WorkerView],
     stop: &Arc<AtomicBool>,
@@ -108,18 +115,18 @@ fn read_all(
         let mut ingest = Ingest::new(worker, ledger);
         let damage = drive(sources, &mut ingest, views, stop);
         let clock = ingest.clock();
-        ingest.stage.finish(clock);
+        ingest.into_stage().finish(clock);
         return Ok(damage);
     }
     let mut ingest = Ingest::new(Dealer::start(workers)?, ledger);
     let damage = drive(sources, &mut ingest, views, stop);
     let clock = ingest.clock();
-    ingest.stage.finish(clock);
+    ingest.into_stage().finish(clock);
     Ok(damage)
 }
 
 fn drive<S: Stage>(
-    sources: Vec<FileSource>,
+    sources: Vec<Box<dyn Source>>,
     ingest: &mut Ingest<S>,
     views: &[WorkerView],
     stop: &Arc<AtomicBool>,
@@ -129,7 +136,7 @@ fn drive<S: Stage>(
     let mut left = sources.len();
     for mut source in sources {
         left -= 1;
-        if let Err(error) = capture::worker::run(&mut source, ingest, stop) {
+        if let Err(error) = capture::worker::run(source.as_mut(), ingest, stop) {
             let error = anyhow::Error::from(error);
             damage = Some(match left {
                 0 => error,
@@ -149,9 +156,9 @@ struct Bar {
 }
 
 impl Bar {
-    fn start(sources: &[FileSource], views: &[WorkerView]) -> Bar {
+    fn start(sources: &[Box<dyn Source>], views: &[WorkerView]) -> Bar {
         let done = Arc::new(AtomicBool::new(false));
-        let parts: Vec<Progress> = sources.iter().filter_map(Source::progress).collect();
+        let parts: Vec<Progress> = sources.iter().filter_map(|s| s.progress()).collect();
         let ledger = views[0].ledger.clone();
         let draw = move |done: Arc<AtomicBool>| {
             let total = parts.iter().map(Progress::total_bytes).sum::<Option<u64>>();

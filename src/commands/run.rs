@@ -2,27 +2,66 @@
 
 use super::{load_config, open_store, start_logging};
 use crate::cli::{RunArgs, ServerArgs};
-use crate::config::{Config, TapConfig};
+use crate::config::{Config, InterfaceConfig, TapConfig};
 use crate::failure::{Code, Failure};
-use crate::server::{Listeners, LiveTap, Setup, serve};
-use anyhow::anyhow;
-use capture::{AfPacketOptions, AfPacketSource, Source, SourceError, TapSource};
+use crate::server::{Keeper, Listeners, Setup, serve};
+use crate::taps::{LiveTap, open_interfaces, open_remote};
+use anyhow::{Context, anyhow};
+use capture::privileges::{self, Opener, User};
 use std::collections::HashSet;
+use std::path::Path;
+use std::sync::mpsc::channel;
 use storage::OnError;
 use wire::TapId;
 
-/// Bytes of one block of a kernel ring: a batch's worth of packets handed over at a time.
-const BLOCK_BYTES: u32 = 1 << 20;
-
 pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
-    let config = load_config(&args.server)?;
+    let mut config = load_config(&args.server)?;
+    if let Some(filter) = &args.filter {
+        config.capture.filter = Some(filter.clone());
+    }
     let log = start_logging(&config.log)?;
-    let taps = choose_taps(args, &config)?;
+    let chosen = choose_taps(args, &config)?;
+    crate::taps::filter([&config.capture.filter])?;
+    let user = config.security.user.as_deref().map(User::lookup).transpose()?;
+
+    // Everything that takes privileges, before the first thread that must not have them.
+    privileges::raise_memlock()?;
+    let opener = Opener::spawn(config.security.reopen)?;
+    let (failed, failures) = channel();
+    let mut taps: Vec<Option<LiveTap>> = Vec::new();
+    for (id, tap) in chosen.iter().enumerate() {
+        let local = tap.ssh.is_none();
+        let open = || open_interfaces(tap, TapId(id as u16), &config, &opener, &failed);
+        taps.push(local.then(open).transpose()?);
+    }
+    if let Some(user) = &user {
+        give_folder(&config.data_dir, user)?;
+    }
+    let dropped = opener.drop_to(user.as_ref())?;
+    tracing::info!("{dropped}");
+
+    for (id, (tap, opened)) in chosen.iter().zip(&mut taps).enumerate() {
+        if let Some(ssh) = &tap.ssh {
+            *opened = Some(open_remote(tap, ssh, TapId(id as u16), &config)?);
+        }
+    }
+    let taps: Vec<LiveTap> = taps.into_iter().flatten().collect();
     let listeners = Listeners::bind(&config)?;
-    let taps = open_taps(&taps, &config)?;
     let names: Vec<String> = taps.iter().map(|t| t.name.clone()).collect();
     let store = open_store(&config, &names, OnError::Count)?;
-    serve(Setup { reload: reloader(&args.server), config, log, taps, store, listeners, generated: false })
+    let keeper = Some(Keeper { opener, failures });
+    serve(Setup { reload: reloader(&args.server), config, log, taps, store, listeners, generated: false, keeper })
+}
+
+/// Makes the data folder of the user who is to write it, if it is not there yet.
+fn give_folder(folder: &Path, user: &User) -> Result<(), Failure> {
+    if folder.exists() {
+        return Ok(());
+    }
+    let failed = || format!("cannot make {} for user {}", super::show(folder), user.name());
+    std::fs::create_dir_all(folder).with_context(failed)?;
+    std::os::unix::fs::chown(folder, Some(user.uid()), Some(user.gid())).with_context(failed)?;
+    Ok(())
 }
 
 /// Reads file and overrides again.
@@ -36,7 +75,11 @@ pub(super) fn reloader(args: &ServerArgs) -> Box<dyn Fn() -> Result<Config, Fail
 
 /// `-i`, else the config's taps, else the interface of the default route.
 fn choose_taps(args: &RunArgs, config: &Config) -> Result<Vec<TapConfig>, Failure> {
-    let own = |interface: &String| TapConfig { name: interface.clone(), interfaces: vec![interface.clone()] };
+    let own = |interface: &String| TapConfig {
+        name: interface.clone(),
+        interfaces: vec![InterfaceConfig::from(interface.as_str())],
+        ..TapConfig::default()
+    };
     let mut seen = HashSet::new();
     if let Some(twice) = args.interfaces.iter().find(|i| !seen.insert(*i)) {
         return Err(Failure::new(Code::Usage, anyhow!("-i {twice} is given twice; each interface is captured once")));
@@ -50,53 +93,4 @@ fn choose_taps(args: &RunArgs, config: &Config) -> Result<Vec<TapConfig>, Failur
     let interface = tuning::default_route_interface()?;
     tracing::info!("no interface given: watching {interface}, which holds the default route");
     Ok(vec![own(&interface)])
-}
-
-fn open_taps(taps: &[TapConfig], config: &Config) -> Result<Vec<LiveTap>, Failure> {
-    let workers = match config.pipeline.workers {
-        0 => std::thread::available_parallelism().map_or(1, |n| n.get().saturating_sub(1).max(1)),
-        n => usize::from(n),
-    };
-    let options = AfPacketOptions {
-        block_bytes: BLOCK_BYTES,
-        blocks: u32::try_from(config.capture.ring.0 / u64::from(BLOCK_BYTES)).unwrap_or(u32::MAX),
-        promiscuous: config.capture.promiscuous,
-        ..AfPacketOptions::default()
-    };
-    taps.iter().enumerate().map(|(id, tap)| open_tap(tap, TapId(id as u16), workers, &options)).collect()
-}
-
-fn open_tap(tap: &TapConfig, id: TapId, workers: usize, options: &AfPacketOptions) -> Result<LiveTap, Failure> {
-    let mut queues: Vec<Vec<AfPacketSource>> = (0..workers).map(|_| Vec::new()).collect();
-    for interface in &tap.interfaces {
-        let group = AfPacketSource::open_group(interface, id, options, workers).map_err(|e| explain(e, interface))?;
-        for (queue, source) in queues.iter_mut().zip(group) {
-            queue.push(source);
-        }
-    }
-    let sources = queues.into_iter().map(|group| Box::new(TapSource::new(&tap.name, group)) as Box<dyn Source>);
-    Ok(LiveTap {
-        name: tap.name.clone(),
-        interfaces: tap.interfaces.clone(),
-        kind: "af_packet",
-        sources: sources.collect(),
-    })
-}
-
-/// A missing capability is the first thing a newcomer meets: say what would work.
-fn explain(error: SourceError, interface: &str) -> Failure {
-    if !matches!(error, SourceError::Permission { .. }) {
-        return error.into();
-    }
-    let me = std::env::current_exe().map_or_else(|_| "taphouse".to_owned(), |p| super::show(&p));
-    Failure::new(
-        Code::NotPermitted,
-        anyhow!(
-            "capturing on {interface} needs the capability CAP_NET_RAW, which this process does not have; any of these works:\n  \
-             sudo setcap cap_net_raw+ep {me}    (once, then run as you are)\n  \
-             sudo {me} run -i {interface}\n  \
-             {me} replay FILE.pcap              (no privilege: a capture file)\n  \
-             {me} demo                          (no privilege: generated traffic)"
-        ),
-    )
 }

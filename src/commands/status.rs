@@ -29,7 +29,7 @@ pub(crate) fn status(args: &StatusArgs, output: Output) -> Result<(), Failure> {
     Ok(())
 }
 
-fn time(t: &Option<prost_types::Timestamp>) -> Option<String> {
+pub(super) fn time(t: &Option<prost_types::Timestamp>) -> Option<String> {
     let t = t.as_ref()?;
     chrono::DateTime::from_timestamp(t.seconds, u32::try_from(t.nanos).ok()?)
         .map(|t| t.to_rfc3339_opts(chrono::SecondsFormat::Micros, true))
@@ -51,6 +51,14 @@ fn document(s: &v1::Status) -> Value {
         "generated_traffic": s.generated_traffic,
         "packet_clock": time(&s.packet_clock),
         "taps": s.taps.iter().map(|t| json!({ "name": t.name, "interfaces": t.interfaces, "source": t.source })).collect::<Vec<_>>(),
+        "interfaces": s.interfaces.iter().map(interface).collect::<Vec<_>>(),
+        "remotes": s.remotes.iter().map(|r| json!({
+            "tap": r.tap, "host": r.host, "connected": r.connected, "gaps": r.gaps, "gap_s": seconds(&r.gap_time),
+        })).collect::<Vec<_>>(),
+        "slices": s.slices.map(|s| json!({
+            "recording": s.recording, "packets": s.packets, "dropped_queue_full": s.dropped_queue_full,
+            "overwritten": s.overwritten,
+        })),
         "queues": s.queues.iter().map(queue).collect::<Vec<_>>(),
         "records": { "stored": records.stored, "dropped_ring_full": records.dropped_ring_full,
                      "dropped_disk": records.dropped_disk },
@@ -63,6 +71,48 @@ fn document(s: &v1::Status) -> Value {
                        "sources_tracked": detectors.sources_tracked, "sources_evicted": detectors.sources_evicted },
         "alerts": { "firing": alerts.firing, "last_seq": alerts.last_seq, "log_errors": alerts.log_errors },
     })
+}
+
+fn seconds(d: &Option<prost_types::Duration>) -> f64 {
+    d.map_or(0.0, |d| d.seconds as f64 + f64::from(d.nanos) / 1e9)
+}
+
+fn interface(i: &v1::Interface) -> Value {
+    let port = |p: &v1::Port| {
+        let statistics: std::collections::BTreeMap<_, _> = p.xdp_statistics.iter().collect();
+        json!({ "queue": p.queue, "worker": p.worker, "pages": p.pages, "clock": p.clock,
+                "filtered_early": p.filtered_early, "xdp_statistics": statistics })
+    };
+    json!({ "tap": i.tap, "name": i.name, "mode": i.mode, "up": i.up, "mtu": i.mtu, "notes": i.notes,
+            "reopened": i.reopened, "closed_s": seconds(&i.closed_for), "ports": i.ports.iter().map(port).collect::<Vec<_>>() })
+}
+
+/// One line an interface: how it is read, and what is to be known of it.
+fn interfaces(s: &v1::Status, out: &mut String) {
+    for i in &s.interfaces {
+        let link = if i.up { "up" } else { "down" };
+        let mut line = format!("  {}/{}: {}, link {link}, MTU {}", i.tap, i.name, i.mode, i.mtu);
+        if let Some(port) = i.ports.first() {
+            line += &format!(", {} queue(s), {} clock", i.ports.len(), port.clock);
+            if !port.pages.is_empty() {
+                line += &format!(", {} pages", port.pages);
+            }
+            if port.filtered_early {
+                line += ", filter in the driver";
+            }
+        }
+        if i.reopened > 0 || i.mode == "closed" {
+            line += &format!("; opened again {} times, closed for {:.1} s", i.reopened, seconds(&i.closed_for));
+        }
+        out.push_str(&line);
+        out.push('\n');
+        i.notes.iter().for_each(|note| out.push_str(&format!("    {note}\n")));
+    }
+    for r in &s.remotes {
+        let state = if r.connected { "connected" } else { "not connected" };
+        let gaps = format!("{} gap(s), {:.1} s in all", r.gaps, seconds(&r.gap_time));
+        out.push_str(&format!("  {}/{}: {state}; {gaps}\n", r.tap, r.host));
+    }
 }
 
 fn queue(q: &v1::QueueLedger) -> Value {
@@ -82,6 +132,7 @@ fn text(s: &v1::Status) -> String {
         out.push_str(format!("tap {} ({}) {interfaces}", tap.name, tap.source).trim_end());
         out.push('\n');
     }
+    interfaces(s, &mut out);
     out.push_str(&format!("\n{}\n", ledger(s)));
     hints(s, &mut out);
     let (records, storage) = (s.records.unwrap_or_default(), s.storage.unwrap_or_default());
@@ -136,11 +187,13 @@ fn ledger(s: &v1::Status) -> Table {
     };
     for (i, cause) in s.queues.first().map(|q| q.causes.as_slice()).unwrap_or_default().iter().enumerate() {
         let counts: Vec<u64> = s.queues.iter().filter_map(|q| q.causes.get(i)).map(|c| c.count).collect();
-        // What never happened is left out, except the losses that people look for.
-        if cause.loss || cause.name == "processed" || counts.iter().any(|n| *n > 0) {
+        // What never happened is left out; the line `lost` says so where it is about losses.
+        if cause.name == "processed" || counts.iter().any(|n| *n > 0) {
             table.add_row(row(&cause.name, counts));
         }
     }
+    let lost = |q: &v1::QueueLedger| q.causes.iter().filter(|c| c.loss).map(|c| c.count).sum();
+    table.add_row(row("lost", s.queues.iter().map(lost).collect()));
     table.add_row(row("offered", s.queues.iter().map(|q| q.offered).collect()));
     for index in 1..columns {
         if let Some(column) = table.column_mut(index) {

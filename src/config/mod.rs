@@ -4,11 +4,16 @@ mod error;
 mod example;
 mod overrides;
 mod reload;
+mod taps;
 mod units;
 
 pub(crate) use error::ConfigError;
 pub(crate) use example::example;
 pub(crate) use reload::changes;
+pub(crate) use taps::{
+    CaptureConfig, InterfaceConfig, OnAlertConfig, SecurityConfig, Sharding, SlicesConfig, SshConfig, Switch,
+    TapConfig, WaitConfig,
+};
 pub(crate) use units::{Period, Size};
 
 use flowtable::FlowTableConfig;
@@ -32,6 +37,8 @@ pub(crate) struct Config {
     pub(crate) taps: Vec<TapConfig>,
     /// How interfaces are read.
     pub(crate) capture: CaptureConfig,
+    /// Packets kept on request or on an alert, as pcapng files.
+    pub(crate) slices: SlicesConfig,
     /// The threads between capture and storage.
     pub(crate) pipeline: PipelineConfig,
     /// The table of flows in progress.
@@ -44,6 +51,8 @@ pub(crate) struct Config {
     pub(crate) query: QuerySection,
     /// Where the server answers: loopback addresses only, until there is authentication.
     pub(crate) rpc: RpcSection,
+    /// What the process may still do once its interfaces are open.
+    pub(crate) security: SecurityConfig,
 }
 
 impl Default for Config {
@@ -53,39 +62,15 @@ impl Default for Config {
             log: "info".to_owned(),
             taps: Vec::new(),
             capture: CaptureConfig::default(),
+            slices: SlicesConfig::default(),
             pipeline: PipelineConfig::default(),
             flowtable: FlowTableSection::default(),
             detect: DetectSection::default(),
             storage: StorageSection::default(),
             query: QuerySection::default(),
             rpc: RpcSection::default(),
+            security: SecurityConfig::default(),
         }
-    }
-}
-
-/// One capture point.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct TapConfig {
-    /// The name in records, tables and metrics.
-    pub(crate) name: String,
-    /// Interfaces read together.
-    pub(crate) interfaces: Vec<String>,
-}
-
-/// How interfaces are read.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct CaptureConfig {
-    /// Kernel ring of each worker and interface, 2MiB to 4GiB: how much traffic a stall may last for.
-    pub(crate) ring: Size,
-    /// Take packets that are not for this host, as a mirror port delivers them.
-    pub(crate) promiscuous: bool,
-}
-
-impl Default for CaptureConfig {
-    fn default() -> CaptureConfig {
-        CaptureConfig { ring: Size::mib(64), promiscuous: true }
     }
 }
 
@@ -93,8 +78,8 @@ impl Default for CaptureConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct PipelineConfig {
-    /// Worker threads of each tap, each with its own flow table; 0 means one for each core but one in `run`, and one in
-    /// `replay`.
+    /// Worker threads of each tap, each with its own flow table. 0 means one for each queue of its interfaces, at most one
+    /// for each core, with AF_XDP; one for each core but one with a packet socket; one in `replay`.
     pub(crate) workers: u16,
     /// Pin worker k of a live capture to core k.
     pub(crate) pin: bool,
@@ -409,14 +394,7 @@ impl Config {
 
     fn validate(&self) -> Result<(), ConfigError> {
         let invalid = |key: &str, message: String| ConfigError::Value { key: key.to_owned(), message };
-        let mut names: Vec<&str> = self.taps.iter().map(|t| t.name.as_str()).collect();
-        names.sort_unstable();
-        if let Some(twice) = names.windows(2).find(|w| w[0] == w[1]) {
-            return Err(invalid("taps", format!("the name '{}' occurs twice; each tap needs its own", twice[0])));
-        }
-        if let Some(tap) = self.taps.iter().find(|t| t.interfaces.is_empty()) {
-            return Err(invalid("taps", format!("tap '{}' has no interfaces", tap.name)));
-        }
+        taps::validate(&self.taps, &self.capture, &self.slices)?;
         if self.pipeline.workers > 256 {
             return Err(invalid("pipeline.workers", format!("{}; allowed are 0 to 256", self.pipeline.workers)));
         }
@@ -425,9 +403,6 @@ impl Config {
                 "pipeline.record_ring",
                 format!("{}; allowed are 64 to 16777216 records", self.pipeline.record_ring),
             ));
-        }
-        if !(2 << 20..=4 << 30).contains(&self.capture.ring.0) {
-            return Err(invalid("capture.ring", format!("{} bytes; allowed are 2MiB to 4GiB", self.capture.ring.0)));
         }
         if !(1..=1 << 24).contains(&self.storage.segment_rows) {
             return Err(invalid(

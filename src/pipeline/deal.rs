@@ -65,7 +65,7 @@ impl Dealer {
 }
 
 impl Stage for Dealer {
-    fn packets(&mut self, packets: &[PacketMeta]) {
+    fn packets(&mut self, packets: &[PacketMeta]) -> usize {
         let count = self.lanes.len() as u64;
         for packet in packets {
             // The high half of the product is a fair share of the hash's range.
@@ -80,6 +80,7 @@ impl Stage for Dealer {
         if let Some(last) = packets.last().filter(|_| self.since_clock >= CLOCK_EVERY) {
             self.tell_clock(last.clock);
         }
+        packets.len()
     }
 
     fn advance(&mut self, clock: Nanos) {

@@ -1,27 +1,32 @@
 //! Frames in, decoded packets out: the first stage of every worker, and of the reader that deals to several.
 
 use capture::ledger::QueueLedger;
+use capture::slice::Recorder;
 use capture::{BATCH_FRAMES_MAX, BatchHandler, SourceCounts, SourceError};
 use std::sync::Arc;
+use std::time::Duration;
 use wire::{Frame, Limits, Nanos, PacketMeta, decode_into};
 
 /// What takes decoded packets on: a worker, or the dealer that has several of them.
 pub(crate) trait Stage {
-    /// Decoded packets in capture order; their clocks never decrease.
-    fn packets(&mut self, packets: &[PacketMeta]);
+    /// Decoded packets in capture order; their clocks never decrease. Returns how many of them were taken on; the
+    /// others were counted as lost.
+    fn packets(&mut self, packets: &[PacketMeta]) -> usize;
     /// Time has passed without packets.
     fn advance(&mut self, clock: Nanos);
 }
 
 /// Decodes batches and keeps the clock.
 pub(crate) struct Ingest<S> {
-    pub(crate) stage: S,
+    stage: S,
     limits: Limits,
     /// Reused from batch to batch; never grows beyond `BATCH_FRAMES_MAX`.
     packets: Vec<PacketMeta>,
     /// Highest packet time so far: it never goes back, whatever the capture does.
     clock: Nanos,
     ledger: Arc<QueueLedger>,
+    /// Remembers the latest packets, and keeps those that slices ask for.
+    recorder: Option<Recorder>,
 }
 
 impl<S: Stage> Ingest<S> {
@@ -32,7 +37,21 @@ impl<S: Stage> Ingest<S> {
             packets: Vec::with_capacity(BATCH_FRAMES_MAX),
             clock: Nanos::ZERO,
             ledger,
+            recorder: None,
         }
+    }
+
+    /// From now on packets are remembered.
+    pub(crate) fn record_with(&mut self, recorder: Recorder) {
+        self.recorder = Some(recorder);
+    }
+
+    /// Gives the stage back, after what slices still wait for has been handed over.
+    pub(crate) fn into_stage(self) -> S {
+        if let Some(recorder) = self.recorder {
+            recorder.finish(RECORDER_PATIENCE);
+        }
+        self.stage
     }
 
     /// The pipeline's clock.
@@ -41,11 +60,17 @@ impl<S: Stage> Ingest<S> {
     }
 }
 
+/// How long a stop waits for room in the queue of a slice.
+const RECORDER_PATIENCE: Duration = Duration::from_secs(1);
+
 /// The end of time is what the flow table marks free slots with: a capture that claims it is taken one back.
 const CLOCK_MAX: Nanos = Nanos(u64::MAX - 1);
 
 impl<S: Stage> BatchHandler for Ingest<S> {
     fn batch(&mut self, frames: &[Frame<'_>]) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.batch(frames);
+        }
         self.packets.clear();
         for frame in frames {
             self.clock = self.clock.max(frame.ts.min(CLOCK_MAX));
@@ -62,13 +87,16 @@ impl<S: Stage> BatchHandler for Ingest<S> {
         if self.packets.is_empty() {
             self.stage.advance(self.clock);
         } else {
-            self.stage.packets(&self.packets);
+            let taken = self.stage.packets(&self.packets);
+            self.ledger.worker.processed.add(taken as u64);
         }
-        self.ledger.worker.processed.add(self.packets.len() as u64);
     }
 
     fn idle(&mut self, now: Nanos) {
         self.clock = self.clock.max(now.min(CLOCK_MAX));
+        if let Some(recorder) = &mut self.recorder {
+            recorder.idle(self.clock);
+        }
         self.stage.advance(self.clock);
     }
 

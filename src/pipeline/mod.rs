@@ -7,6 +7,7 @@
 
 mod deal;
 mod detectors;
+mod handoff;
 mod ingest;
 mod outlet;
 mod settings;
@@ -16,6 +17,7 @@ mod writer;
 
 pub(crate) use deal::Dealer;
 pub(crate) use detectors::AlertSink;
+pub(crate) use handoff::{LiveWorker, Shard};
 pub(crate) use ingest::{Ingest, Stage};
 pub(crate) use outlet::WhenFull;
 pub(crate) use settings::LiveSettings;
@@ -24,8 +26,8 @@ pub(crate) use worker::Worker;
 
 use crate::config::Config;
 use anyhow::{Context, anyhow};
-use capture::ledger::QueueLedger;
-use detect::{DetectConfig, DetectCounters, Detectors, TickFeed};
+use capture::ledger::{QueueCounts, QueueLedger};
+use detect::{DetectConfig, DetectCounters, Detectors, LossReading, TickFeed};
 use outlet::Outlet;
 use sketches::HyperLogLog;
 use std::sync::Arc;
@@ -56,15 +58,18 @@ pub(crate) struct Pipeline {
 }
 
 impl Pipeline {
-    /// Starts writer and detectors and makes `count` workers for them. The workers run on whatever thread drives them.
+    /// Starts writer and detectors and makes a worker for each entry of `worker_taps`, which names the tap it serves by
+    /// number. The workers run on whatever thread drives them.
     pub(crate) fn start(
         config: &Config,
         tap_names: &[String],
-        count: u16,
+        worker_taps: &[usize],
         when_full: WhenFull,
         store: Store,
         alerts: AlertSink,
     ) -> anyhow::Result<(Pipeline, Vec<Worker>)> {
+        let count = u16::try_from(worker_taps.len())
+            .context("too many workers: pipeline.workers times taps must stay below 65536")?;
         let mut detect_config = config.to_detect();
         detect_config.lag_ticks_max = (when_full == WhenFull::Drop).then_some(LAG_TICKS_LIVE);
         let detectors = Detectors::new(detect_config, usize::from(count), tap_names.to_vec())?;
@@ -107,9 +112,10 @@ impl Pipeline {
                 written
             })
             .context("cannot start the writer thread")?;
+        let losses = (when_full == WhenFull::Drop).then(|| losses(tap_names, worker_taps, &views));
         let detectors = Builder::new()
             .name("detectors".to_owned())
-            .spawn(move || detectors::run(detectors, &ticks, &detect_changes, alerts))
+            .spawn(move || detectors::run(detectors, &ticks, &detect_changes, losses, alerts))
             .context("cannot start the detector thread")?;
         let pipeline = Pipeline {
             views,
@@ -134,4 +140,30 @@ impl Pipeline {
         written??;
         Ok(self.views)
     }
+}
+
+/// What each tap has lost so far, cause by cause.
+fn losses(tap_names: &[String], worker_taps: &[usize], views: &[WorkerView]) -> detectors::Losses {
+    let workers: Vec<(usize, WorkerView)> = worker_taps.iter().copied().zip(views.iter().cloned()).collect();
+    let taps = tap_names.to_vec();
+    Box::new(move || {
+        let clock = workers.iter().map(|(_, view)| view.gauges.clock()).max().unwrap_or_default();
+        let mut readings = Vec::new();
+        for (number, tap) in taps.iter().enumerate() {
+            let of_tap = workers.iter().filter(|(of, _)| *of == number);
+            let counts: QueueCounts = of_tap.map(|(_, view)| view.ledger.snapshot()).sum();
+            let packets = counts.rows().map(|row| (row, "packets", counts.offered));
+            let records = counts.record_rows().map(|row| (row, "records", counts.records));
+            let lost = packets.chain(records).filter(|(row, ..)| row.is_loss);
+            readings.extend(lost.map(|(row, unit, offered)| LossReading {
+                tap: tap.clone(),
+                cause: row.name,
+                hint: row.hint,
+                unit,
+                lost: row.count,
+                offered,
+            }));
+        }
+        (clock, readings)
+    })
 }

@@ -46,8 +46,8 @@ impl Worker {
 }
 
 impl Stage for Worker {
-    fn packets(&mut self, packets: &[PacketMeta]) {
-        let (Some(first), Some(last)) = (packets.first(), packets.last()) else { return };
+    fn packets(&mut self, packets: &[PacketMeta]) -> usize {
+        let (Some(first), Some(last)) = (packets.first(), packets.last()) else { return 0 };
         if self.settings.changed(&mut self.settings_seen) {
             self.settings.apply(&mut self.table);
         }
@@ -61,6 +61,7 @@ impl Stage for Worker {
             }
         }
         self.gauges.publish(&self.table.counts(), last.clock);
+        packets.len()
     }
 
     fn advance(&mut self, clock: Nanos) {

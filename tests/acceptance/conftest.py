@@ -103,3 +103,18 @@ def stubs(tmp_path_factory):
     )
     sys.path.insert(0, str(out))
     return out
+
+
+@pytest.fixture
+def link():
+    """Two namespaces and a veth pair, tap0 to tap1, without addresses: nothing but our packets crosses it."""
+    import namespaces
+
+    namespaces.needs_root()
+    name = f"th{os.getpid()}"
+    try:
+        near, far = namespaces.make(name)
+        namespaces.add_pair(near, far, "tap0", "tap1")
+        yield near, far
+    finally:
+        namespaces.remove(f"{name}a", f"{name}b")

@@ -1,88 +1,9 @@
 """Live capture in network namespaces joined by veth: what is injected is what is counted."""
-import json
-import os
-import socket
 import struct
 import subprocess
-import time
-
-import pytest
 
 from conftest import BINARY, rows, taphouse
-
-
-def sh(*command):
-    subprocess.run(command, check=True, capture_output=True)
-
-
-@pytest.fixture
-def link():
-    """Two namespaces and a veth pair without addresses: nothing but our packets crosses it."""
-    if os.geteuid() != 0:
-        if os.environ.get("REQUIRE_XDP") == "1":
-            pytest.fail("network namespaces need root")
-        pytest.skip("network namespaces need root")
-    name = f"th{os.getpid()}"
-    near, far = f"{name}a", f"{name}b"
-    try:
-        for ns in (near, far):
-            sh("ip", "netns", "add", ns)
-            sh("ip", "netns", "exec", ns, "sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1", "net.ipv6.conf.all.disable_ipv6=1")
-        sh("ip", "-n", near, "link", "add", "tap0", "type", "veth", "peer", "name", "tap1", "netns", far)
-        for ns, dev in ((near, "tap0"), (far, "tap1")):
-            sh("ip", "-n", ns, "link", "set", dev, "mtu", "9000", "up")
-        sh("ip", "-n", far, "link", "set", "lo", "up")
-        yield near, far
-    finally:
-        for ns in (near, far):
-            subprocess.run(["ip", "netns", "del", ns], capture_output=True)
-
-
-def packets_of(capture, limit):
-    """The first packets of a little-endian microsecond pcap."""
-    data = capture.read_bytes()
-    at, out = 24, []
-    while len(out) < limit and at < len(data):
-        length = struct.unpack_from("<I", data, at + 8)[0]
-        out.append(data[at + 16 : at + 16 + length])
-        at += 16 + length
-    return out
-
-
-INJECT = """
-import socket, sys, struct
-s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-s.bind((sys.argv[1], 0))
-data = sys.stdin.buffer.read()
-at = 0
-while at < len(data):
-    n = struct.unpack_from("<I", data, at)[0]
-    s.send(data[at + 4 : at + 4 + n])
-    at += 4 + n
-"""
-
-
-def inject(namespace, device, frames):
-    subprocess.run(
-        ["ip", "netns", "exec", namespace, "python3", "-c", INJECT, device],
-        input=b"".join(struct.pack("<I", len(f)) + f for f in frames),
-        check=True,
-    )
-
-
-def settled(namespace, running, packets):
-    """The status once it has counted that many packets."""
-    deadline = time.monotonic() + 20
-    while True:
-        done = subprocess.run(
-            ["ip", "netns", "exec", namespace, BINARY, "status", "--server", running.grpc, "--output", "json"],
-            capture_output=True, text=True, check=True,
-        )
-        status = json.loads(done.stdout)
-        there = sum(q["offered"] for q in status["queues"]) >= packets and all(q["balanced"] for q in status["queues"])
-        if there or time.monotonic() > deadline:
-            return status
-        time.sleep(0.1)
+from namespaces import add_pair, inject, packets_of, settled, sh
 
 
 def test_injected_packets_are_counted_exactly(link, server, generated, tmp_path):
@@ -118,9 +39,7 @@ def test_injected_packets_are_counted_exactly(link, server, generated, tmp_path)
 def test_two_interfaces_are_one_tap(link, server, generated, tmp_path):
     """A passive tap: each direction of the traffic on its own port, both in one flow."""
     near, far = link
-    sh("ip", "-n", near, "link", "add", "tap2", "type", "veth", "peer", "name", "tap3", "netns", far)
-    for ns, dev in ((near, "tap2"), (far, "tap3")):
-        sh("ip", "-n", ns, "link", "set", dev, "mtu", "9000", "up")
+    add_pair(near, far, "tap2", "tap3")
     client, host = bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2])
 
     def udp(source, target, sport, dport):

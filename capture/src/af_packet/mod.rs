@@ -5,19 +5,18 @@ mod block;
 mod ring;
 #[allow(unsafe_code, reason = "system calls that std has no safe name for")]
 mod sys;
-mod tap;
 
 use crate::file::recycle;
 use crate::sys::wait_readable;
+use crate::tap::{QueueSource, wall_clock};
 use crate::{BATCH_FRAMES_MAX, BatchHandler, Polled, Source, SourceCounts, SourceError, Undelivered};
 use block::{Cursor, View};
 use ring::RxRing;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use sys::PacketSocket;
-pub use tap::TapSource;
-use wire::{Frame, LinkType, Nanos, TapId};
+use wire::{Frame, LinkType, TapId};
 
 /// Longest wait of one poll.
 const WAIT_MS: i32 = 100;
@@ -174,7 +173,7 @@ impl AfPacketSource {
     }
 
     /// Delivers a batch from the current block; `None` where the kernel has not handed one over.
-    fn deliver(&mut self, handler: &mut dyn BatchHandler) -> Result<Option<usize>, SourceError> {
+    fn batch(&mut self, handler: &mut dyn BatchHandler) -> Result<Option<usize>, SourceError> {
         let Some(block) = self.ring.block() else { return Ok(None) };
         let cursor = self.cursor.get_or_insert_with(|| Cursor::new(block));
         let mut frames = recycle(std::mem::take(&mut self.frames));
@@ -238,7 +237,7 @@ impl Source for AfPacketSource {
             return Ok(Polled::End);
         }
         for may_wait in [true, false] {
-            if let Some(count) = self.deliver(handler)? {
+            if let Some(count) = self.batch(handler)? {
                 return Ok(Polled::Packets(count));
             }
             if may_wait && !self.wait(WAIT_MS)? {
@@ -259,7 +258,7 @@ impl Source for AfPacketSource {
         self.socket.take_error().map_err(|e| system(&self.interface, "getsockopt(SO_ERROR)", e))?;
         let deadline = Instant::now() + Duration::from_millis(100 + 4 * u64::from(self.retire_ms));
         loop {
-            while self.deliver(handler)?.is_some() {}
+            while self.batch(handler)?.is_some() {}
             self.read_statistics()?;
             if self.seen == self.counts.offered || Instant::now() >= deadline {
                 return Ok(());
@@ -274,6 +273,29 @@ impl Source for AfPacketSource {
 
     fn name(&self) -> &str {
         &self.interface
+    }
+}
+
+impl QueueSource for AfPacketSource {
+    fn deliver(&mut self, handler: &mut dyn BatchHandler) -> Result<Option<usize>, SourceError> {
+        if self.done { Ok(None) } else { self.batch(handler) }
+    }
+
+    fn check(&mut self) -> Result<(), SourceError> {
+        self.wait(0)?;
+        self.read_statistics()
+    }
+
+    fn finish(&mut self, handler: &mut dyn BatchHandler) -> Result<(), SourceError> {
+        Source::finish(self, handler)
+    }
+
+    fn counts(&self) -> SourceCounts {
+        self.counts
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.fd()
     }
 }
 
@@ -346,11 +368,6 @@ fn interfaces() -> Vec<String> {
         table.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim().to_owned()).collect();
     names.sort();
     names
-}
-
-fn wall_clock() -> Nanos {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Nanos(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }
 
 #[cold]

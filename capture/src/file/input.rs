@@ -62,6 +62,13 @@ impl Input {
         Input { stage: Stage::Sniff { raw, head: [0; 4], have: 0 }, compression: None, consumed, total }
     }
 
+    /// An input that is read as it is.
+    pub(super) fn plain(inner: Box<dyn Read + Send>) -> Input {
+        let consumed = Arc::new(AtomicU64::new(0));
+        let raw = Raw { inner, consumed: Arc::clone(&consumed) };
+        Input { stage: Stage::Body(Box::new(raw)), compression: None, consumed, total: None }
+    }
+
     /// `gzip` or `zstd`, once that is known.
     pub(super) fn compression(&self) -> Option<&'static str> {
         self.compression

@@ -92,6 +92,22 @@ impl FileSource {
         FileSource::new(name.into(), Input::new(Box::new(reader), None), tap, options)
     }
 
+    /// As [`from_reader`](FileSource::from_reader), of bytes that nobody may have compressed: a remote host does not get
+    /// to choose what we run over what it sends.
+    pub(crate) fn from_stream(
+        name: &str,
+        reader: impl Read + Send + 'static,
+        tap: TapId,
+        options: &FileOptions,
+    ) -> FileSource {
+        FileSource::new(name.to_owned(), Input::plain(Box::new(reader)), tap, options)
+    }
+
+    /// Whether the header was read: packets may follow.
+    pub(crate) fn has_header(&self) -> bool {
+        !matches!(self.format, Format::Unknown)
+    }
+
     fn new(name: String, input: Input, tap: TapId, options: &FileOptions) -> FileSource {
         FileSource {
             name,

@@ -50,8 +50,13 @@ impl Fixture {
         let listener = rpc::bind("127.0.0.1:0".parse().unwrap(), "rpc.grpc_listen").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
-        let services =
-            Services { engine, alerts: hub.clone(), status: Arc::new(status), queries: Arc::clone(&queries) };
+        let services = Services {
+            engine,
+            alerts: hub.clone(),
+            status: Arc::new(status),
+            slices: None,
+            queries: Arc::clone(&queries),
+        };
         let serving = tokio::spawn(rpc::serve_grpc(listener, services, async {
             let _ = stopped.await;
         }));
@@ -132,6 +137,32 @@ pub(crate) fn status() -> v1::Status {
         }),
         alerts: Some(v1::AlertStatus { firing: 1, last_seq: 12, log_errors: 0 }),
         packet_clock: time(1_700_000_001),
+        interfaces: vec![v1::Interface {
+            tap: "core".into(),
+            name: "eth0".into(),
+            mode: "copy".into(),
+            up: true,
+            mtu: 1500,
+            notes: vec!["not zerocopy on eth0: the driver".into()],
+            reopened: 2,
+            closed_for: Some(prost_types::Duration { seconds: 1, nanos: 500_000_000 }),
+            ports: vec![v1::Port {
+                queue: 3,
+                worker: 1,
+                pages: "2 MiB".into(),
+                clock: "batch".into(),
+                filtered_early: false,
+                xdp_statistics: [("rx_ring_full".to_owned(), 9)].into(),
+            }],
+        }],
+        remotes: vec![v1::Remote {
+            tap: "branch".into(),
+            host: "probe@branch".into(),
+            connected: true,
+            gaps: 4,
+            gap_time: Some(prost_types::Duration { seconds: 7, nanos: 0 }),
+        }],
+        slices: Some(v1::SliceStatus { recording: 1, packets: 20, dropped_queue_full: 3, overwritten: 2 }),
     }
 }
 

@@ -1,0 +1,234 @@
+//! The state of the whole server, as `status`, metrics and health tell it.
+
+use crate::config::Config;
+use crate::pipeline::{Pipeline, WorkerView};
+use crate::slices::SliceRecorder;
+use crate::taps::LiveTap;
+use capture::ledger::{Cause, QueueCounts};
+use capture::{InterfaceView, Port, RemoteView, XDP_STATISTICS};
+use detect::DetectCounters;
+use flowtable::EndReason;
+use rpc::{AlertHub, v1};
+use sketches::HyperLogLog;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+use storage::StoreReader;
+
+/// Reads the state of the whole server from relaxed counters.
+pub(crate) struct Status {
+    started: Instant,
+    started_wall: SystemTime,
+    data_dir: PathBuf,
+    generated: bool,
+    taps: Vec<v1::Tap>,
+    /// Tap name and queue of each worker.
+    queues: Vec<(String, u32)>,
+    views: Vec<WorkerView>,
+    detect_counts: Arc<DetectCounters>,
+    reader: StoreReader,
+    alerts: AlertState,
+    /// Interfaces, each with the name of its tap.
+    interfaces: Vec<(String, Arc<InterfaceView>)>,
+    /// Remote taps: name, host, connection.
+    remotes: Vec<(String, String, Arc<RemoteView>)>,
+    slices: Arc<SliceRecorder>,
+}
+
+/// Where alerts are, and how many of them fire.
+#[derive(Clone)]
+pub(crate) struct AlertState {
+    pub(crate) hub: AlertHub,
+    pub(crate) firing: Arc<AtomicU64>,
+}
+
+impl Status {
+    pub(crate) fn new(
+        config: &Config,
+        taps: &[LiveTap],
+        pipeline: &Pipeline,
+        reader: StoreReader,
+        alerts: AlertState,
+        slices: Arc<SliceRecorder>,
+        generated: bool,
+    ) -> Status {
+        let queues = taps.iter().flat_map(|t| (0..t.workers.len()).map(|k| (t.name.clone(), k as u32)));
+        let interfaces = taps.iter().flat_map(|t| t.supervised.iter().map(|(s, _)| (t.name.clone(), s.view.clone())));
+        let remotes = taps.iter().filter_map(|t| {
+            let (host, view) = t.remote.as_ref()?;
+            Some((t.name.clone(), host.clone(), view.clone()))
+        });
+        Status {
+            started: Instant::now(),
+            started_wall: SystemTime::now(),
+            data_dir: config.data_dir.clone(),
+            generated,
+            taps: taps
+                .iter()
+                .map(|t| v1::Tap { name: t.name.clone(), interfaces: t.interfaces.clone(), source: t.kind.to_owned() })
+                .collect(),
+            queues: queues.collect(),
+            views: pipeline.views.clone(),
+            detect_counts: pipeline.detect_counts.clone(),
+            reader,
+            alerts,
+            interfaces: interfaces.collect(),
+            remotes: remotes.collect(),
+            slices,
+        }
+    }
+
+    pub(crate) fn read(&self) -> v1::Status {
+        let ledgers: Vec<QueueCounts> = self.views.iter().map(|v| v.ledger.snapshot()).collect();
+        let clock = self.views.iter().map(|v| v.gauges.clock()).max().unwrap_or_default();
+        v1::Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            start_time: Some(self.started_wall.into()),
+            uptime: self.started.elapsed().try_into().ok(),
+            data_dir: self.data_dir.display().to_string(),
+            generated_traffic: self.generated,
+            taps: self.taps.clone(),
+            queues: self.queues.iter().zip(&ledgers).map(|((tap, queue), c)| queue_ledger(tap, *queue, c)).collect(),
+            detectors: Some(self.detectors()),
+            records: Some(v1::RecordLedger {
+                stored: ledgers.iter().map(|c| c.records_stored).sum(),
+                dropped_ring_full: ledgers.iter().map(|c| c.records_ring_full).sum(),
+                dropped_disk: ledgers.iter().map(|c| c.records_disk_full).sum(),
+            }),
+            flows: Some(self.flows()),
+            storage: Some(self.storage()),
+            alerts: Some(v1::AlertStatus {
+                firing: self.alerts.firing.load(Ordering::Relaxed),
+                last_seq: self.alerts.hub.last_seq(),
+                log_errors: self.alerts.hub.log_errors(),
+            }),
+            interfaces: self.interfaces.iter().map(|(tap, view)| interface(tap, view)).collect(),
+            remotes: self.remotes.iter().map(|(tap, host, view)| remote(tap, host, view)).collect(),
+            slices: Some(self.slices.status()),
+            packet_clock: (clock.0 > 0).then(|| (SystemTime::UNIX_EPOCH + Duration::from_nanos(clock.0)).into()),
+        }
+    }
+
+    fn flows(&self) -> v1::FlowTableStatus {
+        let counts: Vec<_> = self.views.iter().map(|v| v.gauges.counts()).collect();
+        let exported = EndReason::ALL.into_iter().map(|reason| v1::EndReasonCount {
+            reason: reason.name().to_owned(),
+            count: counts.iter().map(|c| c.exported[reason as usize - 1]).sum(),
+        });
+        v1::FlowTableStatus {
+            active: counts.iter().map(|c| c.active).sum(),
+            capacity: self.views.iter().map(|v| v.gauges.flows_max()).sum(),
+            created: counts.iter().map(|c| c.created).sum(),
+            exported: exported.collect(),
+            originators_estimate: self.originators(),
+        }
+    }
+
+    /// The workers' sketches, merged into one of our own.
+    fn originators(&self) -> f64 {
+        let Some(first) = self.views.first() else { return 0.0 };
+        let Ok(merged) = HyperLogLog::new(first.sources.precision()) else { return 0.0 };
+        // All were made with one precision, so that every merge succeeds.
+        let complete = self.views.iter().all(|v| merged.merge(&v.sources).is_ok());
+        debug_assert!(complete);
+        merged.estimate()
+    }
+
+    fn detectors(&self) -> v1::DetectorStatus {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let c = &self.detect_counts;
+        v1::DetectorStatus {
+            openings: get(&c.openings),
+            openings_dropped: get(&c.openings_dropped),
+            ticks_late: get(&c.ticks_late),
+            ticks_dropped: self.views.iter().map(|v| v.gauges.ticks_dropped()).sum(),
+            sources_tracked: get(&c.sources_tracked),
+            sources_evicted: get(&c.sources_evicted),
+        }
+    }
+
+    fn storage(&self) -> v1::StorageStatus {
+        let Some(c) = self.reader.counts() else { return v1::StorageStatus::default() };
+        let range = self.reader.snapshot().ok().and_then(|s| {
+            let least = s.segments.iter().map(|s| s.t_end_min).min()?;
+            Some((least, s.segments.iter().map(|s| s.t_end_max).max()?))
+        });
+        let time = |us: Option<i64>| {
+            us.and_then(|us| u64::try_from(us).ok())
+                .map(|us| (SystemTime::UNIX_EPOCH + Duration::from_micros(us)).into())
+        };
+        v1::StorageStatus {
+            segments: c.segments,
+            rows: c.segment_rows + c.live_rows,
+            bytes: c.segment_bytes,
+            wal_bytes: wal_bytes(self.reader.dir()),
+            oldest: time(range.map(|r| r.0)),
+            newest: time(range.map(|r| r.1)),
+        }
+    }
+}
+
+/// Size of the log files as they are now; they come and go while this looks.
+fn wal_bytes(data_dir: &Path) -> u64 {
+    let files = std::fs::read_dir(data_dir.join("wal")).into_iter().flatten().flatten();
+    files.filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum()
+}
+
+fn queue_ledger(tap: &str, queue: u32, c: &QueueCounts) -> v1::QueueLedger {
+    v1::QueueLedger {
+        tap: tap.to_owned(),
+        queue,
+        offered: c.offered,
+        bytes: c.wire_bytes,
+        causes: Cause::all()
+            .map(|cause| v1::Cause {
+                name: cause.name().to_owned(),
+                count: c.count(cause),
+                hint: cause.hint().to_owned(),
+                loss: cause.is_loss(),
+            })
+            .collect(),
+        balanced: c.balance() == 0,
+    }
+}
+
+fn interface(tap: &str, view: &InterfaceView) -> v1::Interface {
+    let state = view.state();
+    let closed_now = state.closed_since.map_or(Duration::ZERO, |since| since.elapsed());
+    v1::Interface {
+        tap: tap.to_owned(),
+        name: view.name.clone(),
+        mode: state.mode.map_or("closed", capture::Mode::name).to_owned(),
+        up: state.is_up,
+        mtu: state.mtu,
+        notes: state.notes,
+        reopened: state.reopened,
+        closed_for: (state.closed_for + closed_now).try_into().ok(),
+        ports: state.ports.iter().map(|port| self::port(port)).collect(),
+    }
+}
+
+fn port(port: &Port) -> v1::Port {
+    let xdp = port.mode != capture::Mode::AfPacket;
+    let statistics = XDP_STATISTICS.iter().zip(&port.xdp).filter(|_| xdp);
+    v1::Port {
+        queue: port.queue,
+        worker: port.worker as u32,
+        pages: port.pages.clone(),
+        clock: port.clock().name().to_owned(),
+        filtered_early: port.filtered_early,
+        xdp_statistics: statistics.map(|(name, counter)| ((*name).to_owned(), counter.get())).collect(),
+    }
+}
+
+fn remote(tap: &str, host: &str, view: &RemoteView) -> v1::Remote {
+    let gaps = view.gaps();
+    v1::Remote {
+        tap: tap.to_owned(),
+        host: host.to_owned(),
+        connected: view.is_connected(),
+        gaps: gaps.count,
+        gap_time: gaps.total.try_into().ok(),
+    }
+}
