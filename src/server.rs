@@ -244,6 +244,7 @@ fn live_worker(
     if let Some(Err(error)) = pin.map(capture::worker::pin) {
         tracing::warn!("{error}; the worker goes on unpinned");
     }
+    ingest.touch();
     if let Err(error) = capture::worker::run(source.as_mut(), &mut ingest, stop) {
         tracing::error!("{error}");
     }

@@ -184,7 +184,8 @@ fn status(error: &SliceError) -> Status {
         SliceError::Option { .. } => Status::invalid_argument(message),
         SliceError::Active { .. } => Status::resource_exhausted(message),
         SliceError::Unknown { .. } => Status::not_found(message),
-        SliceError::Recording { .. } => Status::failed_precondition(message),
+        SliceError::Recording { .. } | SliceError::Failed { .. } => Status::failed_precondition(message),
+        SliceError::ShutDown => Status::unavailable(message),
         _ => Status::internal(message),
     }
 }

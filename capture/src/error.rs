@@ -248,7 +248,7 @@ pub enum SourceError {
         /// `ssh:HOST:INTERFACE`.
         name: String,
         /// What is wrong.
-        reason: RemoteFault,
+        reason: Box<RemoteFault>,
     },
     /// A remote tap without a connection. Told once for each reason, while attempts to connect go on.
     #[error(
@@ -263,7 +263,7 @@ pub enum SourceError {
         /// Until the next attempt.
         retry: Duration,
         /// Why.
-        reason: RemoteFault,
+        reason: Box<RemoteFault>,
     },
 }
 

@@ -264,7 +264,9 @@ impl Supervisor {
             let failed: Vec<InterfaceFailed> = self.failures.try_iter().collect();
             for watched in &mut self.interfaces {
                 let Supervised { tap, number, .. } = watched.interface;
-                if let Some(failed) = failed.iter().find(|f| f.tap == tap && f.interface == number) {
+                let generation = watched.interface.view.state().reopened;
+                let of_this = |f: &&InterfaceFailed| (f.tap, f.interface, f.generation) == (tap, number, generation);
+                if let Some(failed) = failed.iter().find(of_this) {
                     watched.close(failed.reason.clone(), &mut self.report);
                 }
                 if changed || due {
@@ -342,14 +344,15 @@ impl Watched {
         let Supervised { name, tap, controls, options, .. } = &self.interface;
         match open(name, *tap, controls.len(), options) {
             Ok(mut opened) => {
-                self.interface.view.with(|state| {
+                let generation = self.interface.view.with(|state| {
                     state.open(&opened);
                     state.reopened += 1;
+                    state.reopened
                 });
                 for (worker, queue) in opened.queues.drain(..) {
                     if let Some(control) = controls.get(worker) {
                         // A worker that has ended takes nothing more on; the server stops with its last one.
-                        drop(control.adopt(self.interface.number, queue));
+                        drop(control.adopt(self.interface.number, generation, queue));
                     }
                 }
                 self.held = Held::of(&mut opened);

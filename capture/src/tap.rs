@@ -70,6 +70,8 @@ pub struct TapSource {
 struct Member {
     /// Interface of the tap that it belongs to, by number.
     interface: usize,
+    /// How often the interface had been opened before.
+    generation: u64,
     queue: Box<dyn QueueSource>,
     failed: bool,
 }
@@ -82,6 +84,7 @@ enum Change {
     },
     Adopt {
         interface: usize,
+        generation: u64,
         queue: Box<dyn QueueSource>,
     },
 }
@@ -93,6 +96,8 @@ pub struct InterfaceFailed {
     pub tap: TapId,
     /// Number of the interface within the tap.
     pub interface: usize,
+    /// How often the interface had been opened before: a report may come late, of a queue that was replaced since.
+    pub generation: u64,
     /// What happened.
     pub reason: String,
 }
@@ -109,9 +114,15 @@ impl TapControl {
         self.0.send(Change::Close { interface, done }).is_ok() && answer.recv_timeout(patience).is_ok()
     }
 
-    /// Adds a queue. Gives it back if the worker has ended.
-    pub fn adopt(&self, interface: usize, queue: Box<dyn QueueSource>) -> Result<(), Box<dyn QueueSource>> {
-        self.0.send(Change::Adopt { interface, queue }).map_err(|e| match e.0 {
+    /// Adds a queue of an interface that had been opened `generation` times before. Gives it back if the worker has
+    /// ended.
+    pub fn adopt(
+        &self,
+        interface: usize,
+        generation: u64,
+        queue: Box<dyn QueueSource>,
+    ) -> Result<(), Box<dyn QueueSource>> {
+        self.0.send(Change::Adopt { interface, generation, queue }).map_err(|e| match e.0 {
             Change::Adopt { queue, .. } => queue,
             Change::Close { .. } => unreachable!("what comes back is what was sent"),
         })
@@ -121,7 +132,7 @@ impl TapControl {
 impl TapSource {
     /// A tap of that name. The queues must belong to it; each with the number of its interface.
     pub fn new(name: impl Into<String>, queues: Vec<(usize, Box<dyn QueueSource>)>, waiting: Waiting) -> TapSource {
-        let member = |(interface, queue)| Member { interface, queue, failed: false };
+        let member = |(interface, queue)| Member { interface, generation: 0, queue, failed: false };
         TapSource {
             name: name.into(),
             members: queues.into_iter().map(member).collect(),
@@ -148,7 +159,8 @@ impl TapSource {
         member.failed = true;
         handler.failed(error);
         if let Some((tap, failures)) = &self.failures {
-            let report = InterfaceFailed { tap: *tap, interface: member.interface, reason: error.to_string() };
+            let (interface, generation) = (member.interface, member.generation);
+            let report = InterfaceFailed { tap: *tap, interface, generation, reason: error.to_string() };
             // Nobody listens any more when the server stops.
             let _ = failures.send(report);
         }
@@ -237,8 +249,8 @@ impl TapSource {
                     // Who asked may have lost patience.
                     let _ = done.send(());
                 }
-                Change::Adopt { interface, queue } => {
-                    self.members.push(Member { interface, queue, failed: false });
+                Change::Adopt { interface, generation, queue } => {
+                    self.members.push(Member { interface, generation, queue, failed: false });
                 }
             }
         }

@@ -305,14 +305,15 @@ fn user_and_opener() {
     let opened_before = opener.run(|| kernel::open(libc::AF_PACKET)).unwrap().unwrap();
 
     let dropped = opener.drop_to(Some(&nobody())).unwrap();
-    assert_eq!((dropped.uid, dropped.kept, dropped.before), (NOBODY, Capabilities::CAPTURE, before));
+    assert_eq!((dropped.uid, dropped.kept, dropped.before), (NOBODY, Capabilities::REOPEN, before));
     assert!(dropped.bounding_cleared && !dropped.is_root());
     assert_eq!(
         dropped.to_string(),
-        "now user nobody (uid 65534) with no capabilities; the opener thread keeps CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF"
+        "now user nobody (uid 65534) with no capabilities; the opener thread keeps CAP_NET_ADMIN, CAP_NET_RAW, \
+         CAP_IPC_LOCK, CAP_BPF"
     );
 
-    assert_threads(NOBODY, Some(Capabilities::CAPTURE));
+    assert_threads(NOBODY, Some(Capabilities::REOPEN));
     for status in threads().values() {
         assert_eq!(field(status, "CapBnd"), "0000000000000000");
         assert_eq!(field(status, "Groups"), "65534");
@@ -344,8 +345,8 @@ fn user_and_opener() {
 
     // Again: nothing is left to drop, and nothing comes back.
     let again = opener.drop_to(Some(&nobody())).unwrap();
-    assert_eq!((again.user, again.before, again.kept), (None, Capabilities::EMPTY, Capabilities::CAPTURE));
-    assert_threads(NOBODY, Some(Capabilities::CAPTURE));
+    assert_eq!((again.user, again.before, again.kept), (None, Capabilities::EMPTY, Capabilities::REOPEN));
+    assert_threads(NOBODY, Some(Capabilities::REOPEN));
 }
 
 fn opener_gives_up() {

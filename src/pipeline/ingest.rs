@@ -46,6 +46,13 @@ impl<S: Stage> Ingest<S> {
         self.recorder = Some(recorder);
     }
 
+    /// To be called once on the thread that works: its memory is then near it.
+    pub(crate) fn touch(&mut self) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.touch();
+        }
+    }
+
     /// Gives the stage back, after what slices still wait for has been handed over.
     pub(crate) fn into_stage(self) -> S {
         if let Some(recorder) = self.recorder {
@@ -61,7 +68,7 @@ impl<S: Stage> Ingest<S> {
 }
 
 /// How long a stop waits for room in the queue of a slice.
-const RECORDER_PATIENCE: Duration = Duration::from_secs(1);
+const RECORDER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The end of time is what the flow table marks free slots with: a capture that claims it is taken one back.
 const CLOCK_MAX: Nanos = Nanos(u64::MAX - 1);
@@ -105,6 +112,6 @@ impl<S: Stage> BatchHandler for Ingest<S> {
     }
 
     fn failed(&mut self, error: &SourceError) {
-        tracing::error!("{error}; the tap goes on with what other interfaces it has");
+        tracing::error!("{error}");
     }
 }

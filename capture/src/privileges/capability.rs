@@ -75,6 +75,10 @@ impl Capabilities {
     pub const CAPTURE: Capabilities =
         Capabilities(Capability::NetRaw.bit() | Capability::NetAdmin.bit() | Capability::Bpf.bit());
 
+    /// What the thread that opens interfaces again keeps, of what it had: what opening takes, and CAP_IPC_LOCK, without
+    /// which packet memory that was locked at the start may not be locked a second time.
+    pub const REOPEN: Capabilities = Capabilities(Capabilities::CAPTURE.0 | Capability::IpcLock.bit());
+
     /// The set with these bits, as `/proc/PID/status` prints them.
     pub const fn from_bits(bits: u64) -> Capabilities {
         Capabilities(bits)

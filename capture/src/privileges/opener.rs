@@ -17,7 +17,7 @@ type Job = Box<dyn FnOnce() + Send>;
 /// A thread that runs what needs privileges, one job after the other, on behalf of threads that have none.
 ///
 /// Started while the process is still privileged, it opens the interfaces at the start, and those that went away and
-/// came back later. [`Opener::drop_to`] leaves it [`Capabilities::CAPTURE`] (those of them it had) if it is to keep
+/// came back later. [`Opener::drop_to`] leaves it [`Capabilities::REOPEN`] (those of them it had) if it is to keep
 /// them, and nothing otherwise. The thread ends when the `Opener` is dropped.
 #[derive(Debug)]
 pub struct Opener {
@@ -84,7 +84,7 @@ impl Opener {
     }
 
     /// As [`drop_to`](super::drop_to), which it replaces in a process with an opener: the process loses everything, this
-    /// thread all but [`Capabilities::CAPTURE`], or that too.
+    /// thread all but [`Capabilities::REOPEN`], or that too.
     ///
     /// The steps, each done when the next begins: the opener has its permitted set survive a change of user
     /// (PR_SET_KEEPCAPS, which holds for one thread); the calling thread changes groups and user for all threads; the
@@ -113,7 +113,7 @@ impl Opener {
             }
             super::system("prctl(PR_SET_KEEPCAPS)", sys::set_keep_capabilities(true))?;
             let permitted = super::system("capget", sys::capabilities())?.permitted;
-            Ok((Capabilities::from_bits(permitted).intersection(Capabilities::CAPTURE), bounding_cleared))
+            Ok((Capabilities::from_bits(permitted).intersection(Capabilities::REOPEN), bounding_cleared))
         })?
     }
 

@@ -11,11 +11,13 @@ pub enum RemoteFault {
     /// No known host key, or of another kind only.
     #[error(
         "the host key of '{host}' is not known: connect once by hand as the user taphouse runs as and compare the \
-         fingerprint (ssh {host}), or add what ssh-keyscan prints for it to {known_hosts}"
+         fingerprint ({login}), or add what ssh-keyscan prints for it to {known_hosts}"
     )]
     HostKeyUnknown {
         /// As given.
         host: String,
+        /// How to do so.
+        login: String,
         /// The file that was given, or `~/.ssh/known_hosts`.
         known_hosts: String,
     },
@@ -159,8 +161,8 @@ pub enum RemoteFault {
     },
     /// The remote command goes on when told to end.
     #[error(
-        "the capture on '{host}' did not end when told to: what it saw last may be missing, and what it dropped is not \
-         known; under sudo that is so, since an unprivileged user may not signal it"
+        "the capture on '{host}' did not end when told to: what it saw last may be missing, and what it dropped since it \
+         was last asked is not known; may its user signal it?"
     )]
     NotEnded {
         /// As given.
@@ -226,7 +228,9 @@ fn of_ssh(options: &SshOptions, outcome: &Outcome<'_>) -> RemoteFault {
         }
         let known_hosts = options.known_hosts.as_ref().map(|path| path.display().to_string());
         let known_hosts = known_hosts.unwrap_or_else(|| "~/.ssh/known_hosts".to_owned());
-        return RemoteFault::HostKeyUnknown { host, known_hosts };
+        let port = options.port.map_or(String::new(), |port| format!("-p {port} "));
+        let login = format!("ssh {port}{host}");
+        return RemoteFault::HostKeyUnknown { host, login, known_hosts };
     }
     if let Some(line) = find(lines, &["Permission denied (", "Too many authentication failures"]) {
         let methods = line.rsplit_once('(').map_or(line, |(_, methods)| methods.trim_end_matches([')', '.']));
@@ -302,7 +306,7 @@ mod tests {
                     "No ED25519 host key is known for [h]:2 and you have requested strict checking.",
                     "Host key verification failed.",
                 ],
-                "is not known: connect once by hand",
+                "compare the fingerprint (ssh -p 2222 tap@sensor)",
                 false,
             ),
             (

@@ -37,8 +37,7 @@ const BUFFER_LAG: Duration = Duration::from_secs(1);
 /// A connection that ends is made again, for as long as it takes: the source itself never ends and `poll` returns no
 /// error. What was missed meanwhile is counted as time ([`gaps`](SshSource::gaps)), since nobody knows the packets; what
 /// the remote kernel dropped while `tcpdump` ran is counted as packets, which `tcpdump` is asked for every 5 s and tells
-/// when it ends. Under `sudo` it can be neither asked nor ended in order: an unprivileged user may not signal it, so
-/// that it tells nothing and goes away with the next packet it captures.
+/// when it ends. `sudo` passes both on (1.9 keeps its user's real id, so that the user may signal it).
 ///
 /// `ssh` and its helpers are ended and waited for on drop.
 pub struct SshSource {
@@ -105,7 +104,9 @@ impl SshSource {
             source.step(&mut Nobody);
         }
         match source.pending.take() {
-            Some(reason) if !reason.is_transient() => Err(SourceError::Remote { name: source.name.clone(), reason }),
+            Some(reason) if !reason.is_transient() => {
+                Err(SourceError::Remote { name: source.name.clone(), reason: Box::new(reason) })
+            }
             pending => {
                 source.pending = pending;
                 Ok(source)
@@ -181,8 +182,14 @@ impl SshSource {
                 }
                 Ok(Polled::Idle) if may_wait => self.wait(),
                 Ok(Polled::Idle) => return None,
-                Ok(Polled::End) => self.end(None, handler),
-                Err(error) => self.end(Some(error), handler),
+                Ok(Polled::End) => {
+                    self.end(None, handler);
+                    return None;
+                }
+                Err(error) => {
+                    self.end(Some(error), handler);
+                    return None;
+                }
             }
         }
         None
@@ -311,7 +318,7 @@ impl SshSource {
         };
         let retry = Duration::from_millis(retry.as_millis().try_into().unwrap_or(u64::MAX));
         let (name, packets) = (self.name.clone(), self.counts().delivered);
-        handler.failed(&SourceError::RemoteGap { name, packets, retry, reason });
+        handler.failed(&SourceError::RemoteGap { name, packets, retry, reason: Box::new(reason) });
     }
 
     /// A time that the packets to come are not before, going by the remote clock. Not our own clock: where the two
@@ -362,14 +369,14 @@ impl Source for SshSource {
     }
 
     /// Tells the remote `tcpdump` to end, delivers what it had captured by then and counts what it says was dropped.
-    /// Takes 2 s at most.
+    /// Takes little more than 2 s at most.
     fn finish(&mut self, handler: &mut dyn BatchHandler) -> Result<(), SourceError> {
         self.report(handler);
         self.count_gap();
         self.gap = None;
         self.stopping = true;
         if !self.drain(handler) {
-            let reason = RemoteFault::NotEnded { host: self.options.host.clone() };
+            let reason = Box::new(RemoteFault::NotEnded { host: self.options.host.clone() });
             handler.failed(&SourceError::Remote { name: self.name.clone(), reason });
         }
         self.past = self.counts();

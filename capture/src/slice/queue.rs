@@ -6,7 +6,7 @@ use rtrb::{Consumer, Producer, RingBuffer};
 use std::cmp::Ordering;
 use wire::{Frame, Nanos, TapId};
 
-/// Bytes before the data of a record, in the machine's own order: captured length u32, wire length u32, time u64, slice
+/// Bytes before the data of a record, little-endian: captured length u32, wire length u32, time u64, slice
 /// u64, LINKTYPE_ u16, tap u16, 4 bytes unused.
 const HEAD_BYTES: usize = 32;
 
@@ -55,13 +55,12 @@ impl Sender {
         if self.producer.cached_slots() < need && self.producer.slots() < need {
             return Sent::Full;
         }
+        let lengths = frame.data.len() as u64 | u64::from(frame.wire_len) << 32;
+        let place = u64::from(linktype(frame.link)) | u64::from(frame.tap.0) << 16;
         let mut head = [0; HEAD_BYTES];
-        head[0..4].copy_from_slice(&(frame.data.len() as u32).to_ne_bytes());
-        head[4..8].copy_from_slice(&frame.wire_len.to_ne_bytes());
-        head[8..16].copy_from_slice(&frame.ts.0.to_ne_bytes());
-        head[16..24].copy_from_slice(&slice.0.to_ne_bytes());
-        head[24..26].copy_from_slice(&linktype(frame.link).to_ne_bytes());
-        head[26..28].copy_from_slice(&frame.tap.0.to_ne_bytes());
+        for (word, value) in head.as_chunks_mut::<8>().0.iter_mut().zip([lengths, frame.ts.0, slice.0, place]) {
+            *word = value.to_le_bytes();
+        }
         // The room was seen just now and only this end takes it: both succeed. The receiver waits for the second.
         let sent = self.producer.push_entire_slice(&head).and_then(|()| self.producer.push_entire_slice(frame.data));
         debug_assert!(sent.is_ok(), "the queue lost room that was there");
@@ -110,22 +109,23 @@ impl Receiver {
         let mut head = [0; HEAD_BYTES];
         // Read, not taken out: the data may not be there yet.
         gather(self.consumer.read_chunk(HEAD_BYTES).ok()?.as_slices(), 0, &mut head);
-        let [l0, l1, l2, l3, w0, w1, w2, w3, rest @ ..] = head;
-        let [t0, t1, t2, t3, t4, t5, t6, t7, s0, s1, s2, s3, s4, s5, s6, s7, k0, k1, p0, p1, _, _, _, _] = rest;
-        let mut data = vec![0; u32::from_ne_bytes([l0, l1, l2, l3]) as usize].into_boxed_slice();
+        let words = head.as_chunks::<8>().0;
+        let word = |n: usize| words.get(n).map_or(0, |word| u64::from_le_bytes(*word));
+        let (lengths, ts, slice, place) = (word(0), word(1), word(2), word(3));
+        let mut data = vec![0; lengths as u32 as usize].into_boxed_slice();
         let chunk = self.consumer.read_chunk(HEAD_BYTES + data.len()).ok()?;
         gather(chunk.as_slices(), HEAD_BYTES, &mut data);
         chunk.commit_all();
         self.order += 1;
         let staged = Staged {
-            ts: Nanos(u64::from_ne_bytes([t0, t1, t2, t3, t4, t5, t6, t7])),
+            ts: Nanos(ts),
             order: self.order,
-            wire_len: u32::from_ne_bytes([w0, w1, w2, w3]),
-            link: u16::from_ne_bytes([k0, k1]),
-            tap: TapId(u16::from_ne_bytes([p0, p1])),
+            wire_len: (lengths >> 32) as u32,
+            link: place as u16,
+            tap: TapId((place >> 16) as u16),
             data,
         };
-        Some((SliceId(u64::from_ne_bytes([s0, s1, s2, s3, s4, s5, s6, s7])), staged))
+        Some((SliceId(slice), staged))
     }
 }
 

@@ -81,17 +81,20 @@ impl Table {
     }
 
     /// Removes the oldest slices, but none that is recording and not `keep`, until bytes and number are within the
-    /// limits. Whether they are.
+    /// limits. Whether they are. A file that cannot be removed is passed over, and tried again next time.
     pub(super) fn make_room(&mut self, bytes_max: u64, slices_max: usize, keep: Option<SliceId>) -> bool {
+        let mut passed_over = None;
         loop {
             if self.file_bytes() <= bytes_max && self.slices.len() - self.active.len() <= slices_max {
                 return true;
             }
-            let oldest = self.slices.keys().find(|id| !self.active.contains_key(id) && Some(**id) != keep).copied();
-            // What cannot be removed now is tried again next time.
-            match oldest.map(|id| self.remove(id)) {
-                Some(Ok(())) => self.removed += 1,
-                Some(Err(_)) | None => return false,
+            let can_go = |id: &SliceId| {
+                !self.active.contains_key(id) && Some(*id) != keep && passed_over.is_none_or(|passed| *id > passed)
+            };
+            let Some(oldest) = self.slices.keys().copied().find(can_go) else { return false };
+            match self.remove(oldest) {
+                Ok(()) => self.removed += 1,
+                Err(_) => passed_over = Some(oldest),
             }
         }
     }
@@ -127,6 +130,48 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
+
+    fn slice(id: u64, path: &Path) -> SliceInfo {
+        SliceInfo {
+            id: SliceId(id),
+            label: String::new(),
+            reason: String::new(),
+            filter: String::new(),
+            state: SliceState::Complete,
+            packets: 0,
+            bytes: 0,
+            file_bytes: 10,
+            dropped_queue_full: 0,
+            overwritten: 0,
+            lost_disk: 0,
+            ended_by: None,
+            path: path.to_owned(),
+            at: None,
+            first_ts: None,
+            last_ts: None,
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_removed_does_not_protect_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut table = Table::default();
+        for id in 1..=4 {
+            let path = dir.path().join(id.to_string());
+            match id {
+                1 => fs::create_dir(&path).unwrap(),
+                _ => fs::write(&path, "x").unwrap(),
+            }
+            table.slices.insert(SliceId(id), slice(id, &path));
+        }
+        assert!(table.make_room(30, 10, None));
+        assert_eq!(table.slices.keys().map(|id| id.0).collect::<Vec<_>>(), [1, 3, 4]);
+        assert!(!table.make_room(5, 10, Some(SliceId(4))));
+        assert_eq!(table.slices.keys().map(|id| id.0).collect::<Vec<_>>(), [1, 4]);
+        assert!(table.make_room(100, 2, None));
+        assert_eq!(table.removed, 2);
+    }
 
     #[test]
     fn numbers_are_the_time_and_never_come_twice() {
