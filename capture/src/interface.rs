@@ -82,16 +82,18 @@ pub fn open_interface(
         return Err(SourceError::InterfaceDown { name: name.to_owned() });
     }
     let opening = Opening { interface, tap, workers: workers.max(1), options };
-    match options.mode {
-        Some(Mode::AfPacket) => opening.packet_socket(Vec::new()),
-        Some(mode) => {
-            if let (false, Some(reason)) = (options.force, opening.interface.carries_host_traffic()) {
-                return Err(SourceError::HostTraffic { name: name.to_owned(), reason: reason.to_owned() });
-            }
-            opening.xdp(mode, Vec::new()).map_err(|(error, _)| error)
-        }
-        None => opening.best(),
-    }
+    let mut notes = Vec::new();
+    let queues = match options.mode {
+        None => opening.best(&mut notes),
+        Some(Mode::AfPacket) => opening.packet_socket(),
+        Some(mode) => match opening.interface.carries_host_traffic().filter(|_| !options.force) {
+            Some(reason) => Err(SourceError::HostTraffic { name: name.to_owned(), reason: reason.to_owned() }),
+            None => opening.xdp(mode, &mut notes),
+        },
+    };
+    let Queues { mode, queues, ports, promiscuous, nic } = queues?;
+    let queue_count = ports.len() as u32;
+    Ok(OpenInterface { queues, ports, mode, notes, interface: opening.interface, queue_count, promiscuous, nic })
 }
 
 impl InterfaceOptions {
@@ -112,27 +114,12 @@ fn is_ethernet(interface: &Interface) -> bool {
 const ETHERNET_BYTES_MAX: u32 = 22;
 
 /// All queues of an interface, open.
-struct XdpQueues {
+struct Queues {
+    mode: Mode,
     queues: Vec<(usize, Box<dyn QueueSource>)>,
     ports: Vec<Arc<Port>>,
     promiscuous: Option<Promiscuous>,
-    nic: NicWatch,
-}
-
-impl XdpQueues {
-    fn into_open(self, mode: Mode, notes: Vec<String>, interface: Interface) -> OpenInterface {
-        let XdpQueues { queues, ports, promiscuous, nic } = self;
-        OpenInterface {
-            queue_count: ports.len() as u32,
-            queues,
-            ports,
-            mode,
-            notes,
-            interface,
-            promiscuous,
-            nic: Some(nic),
-        }
-    }
+    nic: Option<NicWatch>,
 }
 
 struct Opening<'a> {
@@ -143,58 +130,51 @@ struct Opening<'a> {
 }
 
 impl Opening<'_> {
-    fn best(self) -> Result<OpenInterface, SourceError> {
-        let mut notes = Vec::new();
+    fn best(&self, notes: &mut Vec<String>) -> Result<Queues, SourceError> {
+        let name = &self.interface.name;
         if self.options.wants_packet_socket(&self.interface) {
             let reason = self.interface.carries_host_traffic();
             let reason = reason.unwrap_or("its frames do not begin with an Ethernet header");
-            notes.push(format!("not AF_XDP on {}: {reason}", self.interface.name));
-            return self.packet_socket(notes);
+            notes.push(format!("not AF_XDP on {name}: {reason}"));
+            return self.packet_socket();
         }
-        let mut opening = self;
         for mode in [Mode::ZeroCopy, Mode::Copy, Mode::Generic] {
-            match opening.xdp(mode, notes) {
-                Ok(open) => return Ok(open),
-                Err((error, (back, tried))) => {
-                    (opening, notes) = (back, tried);
-                    notes.push(format!("not {mode} on {}: {error}", opening.interface.name));
+            match self.xdp(mode, notes) {
+                Ok(queues) => return Ok(queues),
+                Err(error) => {
+                    notes.push(format!("not {mode} on {name}: {error}"));
                     if error.is_permission() {
                         break;
                     }
                 }
             }
         }
-        opening.packet_socket(notes)
+        self.packet_socket()
     }
 
     /// All queues through AF_XDP in one mode, or none of them.
-    fn xdp(self, mode: Mode, mut notes: Vec<String>) -> Result<OpenInterface, (SourceError, (Self, Vec<String>))> {
-        let mut last = None;
-        for multi_buffer in self.multi_buffer(mode) {
-            match self.xdp_queues(mode, multi_buffer, &mut notes) {
-                Ok(queues) => return Ok(queues.into_open(mode, notes, self.interface)),
-                Err(error) => last = Some(error),
-            }
+    fn xdp(&self, mode: Mode, notes: &mut Vec<String>) -> Result<Queues, SourceError> {
+        let (first, second) = self.multi_buffer(mode);
+        match (self.xdp_queues(mode, first, notes), second) {
+            (Err(_), Some(second)) => self.xdp_queues(mode, second, notes),
+            (opened, _) => opened,
         }
-        // There is one attempt at least.
-        let error = last.unwrap_or_else(|| SourceError::InterfaceDown { name: self.interface.name.clone() });
-        Err((error, (self, notes)))
     }
 
     /// Whether to try with packets that span several buffers, and then without. The kernel's copy has no limit of its own
     /// to what the sender offloads, so there they are always welcome; drivers rarely have them in zero-copy mode.
-    fn multi_buffer(&self, mode: Mode) -> Vec<bool> {
+    fn multi_buffer(&self, mode: Mode) -> (bool, Option<bool>) {
         let frame_max = self.interface.mtu + ETHERNET_BYTES_MAX;
         let fits = frame_max <= self.options.xdp.packet_bytes_max();
         match (self.options.multi_buffer, mode) {
-            (Some(multi_buffer), _) => vec![multi_buffer],
-            (None, Mode::ZeroCopy) if fits => vec![false],
-            (None, _) if fits => vec![true, false],
-            (None, _) => vec![true],
+            (Some(multi_buffer), _) => (multi_buffer, None),
+            (None, Mode::ZeroCopy) if fits => (false, None),
+            (None, _) if fits => (true, Some(false)),
+            (None, _) => (true, None),
         }
     }
 
-    fn xdp_queues(&self, mode: Mode, multi_buffer: bool, notes: &mut Vec<String>) -> Result<XdpQueues, SourceError> {
+    fn xdp_queues(&self, mode: Mode, multi_buffer: bool, notes: &mut Vec<String>) -> Result<Queues, SourceError> {
         let (options, name, interface) = (self.options, &self.interface.name, &self.interface);
         let count = nic::receive_queues(interface)?;
         let promiscuous = options.promiscuous.then(|| Promiscuous::enable(interface)).transpose()?;
@@ -209,7 +189,8 @@ impl Opening<'_> {
         let nic = NicWatch::open(interface)?;
         let xdp = XdpOptions { multi_buffer: multi_buffer && program.frags(), ..options.xdp };
         let copy = if mode == Mode::ZeroCopy { CopyMode::ZeroCopy } else { CopyMode::Copy };
-        let mut open = XdpQueues { queues: Vec::new(), ports: Vec::new(), promiscuous, nic };
+        let totals = nic.totals();
+        let mut open = Queues { mode, queues: Vec::new(), ports: Vec::new(), promiscuous, nic: Some(nic) };
         let shared = self.shared_memory(count, &xdp)?;
         for queue in 0..count {
             let worker = queue as usize % self.workers;
@@ -222,8 +203,13 @@ impl Opening<'_> {
             if queue == 0 && !socket.page_kind().is_huge() && options.xdp.huge_pages {
                 notes.push(format!("{name} is read into {}", socket.page_kind()));
             }
+            if let (Some(node), None) = (interface.numa_node, socket.numa_node()) {
+                notes.push(format!(
+                    "{name} queue {queue}: its packet memory is not on NUMA node {node}, where the card is"
+                ));
+            }
             let port = Arc::new(port);
-            let totals = (queue == 0).then(|| open.nic.totals());
+            let totals = (queue == 0).then(|| totals.clone());
             let source = XskSource::start(self.tap, port.clone(), socket, program.clone(), totals)?;
             open.queues.push((worker, self.sieved(Box::new(source))));
             open.ports.push(port);
@@ -268,18 +254,15 @@ impl Opening<'_> {
         }
     }
 
-    fn packet_socket(self, notes: Vec<String>) -> Result<OpenInterface, SourceError> {
+    fn packet_socket(&self) -> Result<Queues, SourceError> {
         let mut packet = self.options.packet;
         packet.promiscuous = self.options.promiscuous;
         let group = AfPacketSource::open_group(&self.interface.name, self.tap, &packet, self.workers)?;
         let port = |queue| Port::new(&self.interface.name, queue as u32, queue, Mode::AfPacket, Clock::Kernel);
-        Ok(OpenInterface {
-            ports: (0..group.len()).map(|queue| Arc::new(port(queue))).collect(),
-            queue_count: group.len() as u32,
-            queues: group.into_iter().map(|s| self.sieved(Box::new(s))).enumerate().collect(),
+        Ok(Queues {
             mode: Mode::AfPacket,
-            notes,
-            interface: self.interface,
+            ports: (0..group.len()).map(|queue| Arc::new(port(queue))).collect(),
+            queues: group.into_iter().map(|s| self.sieved(Box::new(s))).enumerate().collect(),
             promiscuous: None,
             nic: None,
         })

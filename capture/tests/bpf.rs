@@ -72,7 +72,7 @@ fn receive(source: &mut AfPacketSource, count: usize) -> Vec<Packet> {
         assert_ne!(source.poll(&mut keep).unwrap(), Polled::End);
         assert!(Instant::now() < deadline, "{} of {count} packets, {:?}", keep.packets.len(), source.counts());
     }
-    assert_eq!(source.counts().kernel_drops, 0);
+    assert_eq!(source.counts().undelivered(capture::Undelivered::KernelDrop), 0);
     keep.packets
 }
 

@@ -1,4 +1,4 @@
-//! The tests of a capture filter, decided by the XDP program, and the same decision in plain Rust.
+//! The tests of a capture filter, decided by the XDP program. `twin` decides the same in plain Rust.
 //!
 //! What is kept without a look at the tests, since they cannot tell: frames shorter than an Ethernet header, frames
 //! with a VLAN tag, and IPv4 or IPv6 frames whose fixed header is not whole or whose IPv4 header length is below 5
@@ -6,10 +6,12 @@
 //! still be out of reach then (options, short payload): the first test that would look at it ends in "keep", whatever
 //! surrounds it, a `Not` included.
 
+#[cfg(test)]
+pub(super) mod twin;
+
 use super::asm::{Alu, Asm, If, Label, Reg, Reg::*, Width};
 use crate::filter::early::{Early, Side};
 use std::net::IpAddr;
-use std::ops::ControlFlow;
 
 /// Nesting that is compiled. The walk is recursive.
 pub(crate) const DEPTH_MAX: usize = 64;
@@ -100,138 +102,6 @@ impl Block {
 }
 
 // --- In plain Rust. ---
-
-/// Whether the program keeps a frame: its exact twin, for tests and for frames that did not pass a program.
-pub(crate) fn verdict(early: &Early, frame: &[u8]) -> bool {
-    match Headers::of(frame) {
-        // Unsure is kept.
-        Some(headers) => !matches!(headers.test(early, 0), ControlFlow::Continue(false)),
-        None => true,
-    }
-}
-
-struct Headers<'a> {
-    frame: &'a [u8],
-    ether_type: u16,
-    family: Option<Family>,
-}
-
-/// Ports of a frame that has the headers of a family.
-enum Ports {
-    /// Source, destination.
-    Both(u16, u16),
-    /// A fragment other than the first has none.
-    None,
-    /// They lie outside of what is there.
-    Unsure,
-}
-
-/// Breaks off where nothing more can be said.
-type Tested = ControlFlow<(), bool>;
-
-impl<'a> Headers<'a> {
-    /// `None` for frames that are kept untested.
-    fn of(frame: &'a [u8]) -> Option<Headers<'a>> {
-        let ether_type = u16_at(frame, ETHER_TYPE_AT)?;
-        let family = Family::of(ether_type);
-        let whole = match family {
-            Some(family) => frame.len() >= family.fixed_end(),
-            None => !VLAN_TYPES.contains(&ether_type),
-        };
-        let sound = whole && (family != Some(Family::V4) || ihl(frame) >= IHL_MIN);
-        sound.then_some(Headers { frame, ether_type, family })
-    }
-
-    fn test(&self, early: &Early, depth: usize) -> Tested {
-        if depth >= DEPTH_MAX {
-            return ControlFlow::Break(());
-        }
-        ControlFlow::Continue(match early {
-            Early::All(all) => {
-                for one in all {
-                    if !self.test(one, depth + 1)? {
-                        return ControlFlow::Continue(false);
-                    }
-                }
-                true
-            }
-            Early::Any(any) => {
-                for one in any {
-                    if self.test(one, depth + 1)? {
-                        return ControlFlow::Continue(true);
-                    }
-                }
-                false
-            }
-            Early::Not(not) => !self.test(not, depth + 1)?,
-            Early::EtherType(ether_type) => self.ether_type == *ether_type,
-            Early::Protocol { ether_type, protocol } => {
-                self.has(*ether_type).is_some_and(|family| self.frame[family.protocol_at()] == *protocol)
-            }
-            Early::Port { ether_type, side, first, last } => match self.has(*ether_type).map(|f| self.ports(f)) {
-                Some(Ports::Both(source, destination)) => either_or_both(*side, |source_side| {
-                    (*first..=*last).contains(if source_side { &source } else { &destination })
-                }),
-                Some(Ports::Unsure) => return ControlFlow::Break(()),
-                Some(Ports::None) | None => false,
-            },
-            Early::Net { side, network, bits } => {
-                let block = Block::new(*network, *bits);
-                self.family == Some(block.family)
-                    && either_or_both(*side, |source_side| self.address_in(&block, source_side))
-            }
-        })
-    }
-
-    fn has(&self, ether_type: u16) -> Option<Family> {
-        self.family.filter(|family| Family::of(ether_type) == Some(*family))
-    }
-
-    fn ports(&self, family: Family) -> Ports {
-        let at = match family {
-            Family::V4 if u16_at(self.frame, FRAGMENT_AT).is_some_and(|f| f & FRAGMENT_MASK != 0) => {
-                return Ports::None;
-            }
-            Family::V4 => ETHERNET_BYTES + 4 * ihl(self.frame),
-            Family::V6 => family.fixed_end(),
-        };
-        match (u16_at(self.frame, at), u16_at(self.frame, at + 2)) {
-            (Some(source), Some(destination)) => Ports::Both(source, destination),
-            _ => Ports::Unsure,
-        }
-    }
-
-    fn address_in(&self, block: &Block, source_side: bool) -> bool {
-        let at = block.family.source_at() + if source_side { 0 } else { block.family.address_bytes() };
-        let words = self.frame[at..].chunks_exact(4);
-        block
-            .words
-            .iter()
-            .zip(words)
-            .all(|((mask, network), word)| u32::from_be_bytes([word[0], word[1], word[2], word[3]]) & mask == *network)
-    }
-}
-
-/// `holds` of the source (true), the destination (false), or as told.
-fn either_or_both(side: Side, holds: impl Fn(bool) -> bool) -> bool {
-    match side {
-        Side::Source => holds(true),
-        Side::Destination => holds(false),
-        Side::Either => holds(true) || holds(false),
-        Side::Both => holds(true) && holds(false),
-    }
-}
-
-/// IPv4 header length, in words of 4 bytes, of a frame that has the fixed header.
-fn ihl(frame: &[u8]) -> usize {
-    usize::from(frame[ETHERNET_BYTES] & 0x0f)
-}
-
-fn u16_at(frame: &[u8], at: usize) -> Option<u16> {
-    frame.get(at..)?.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))
-}
-
-// --- In eBPF. No call is made, so that the registers for arguments can be used throughout. ---
 
 /// Ethernet type, as in the frame (big endian).
 const ETHER_TYPE: Reg = R0;
@@ -473,6 +343,7 @@ impl Compiler<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::twin::verdict;
     use super::*;
 
     fn udp(source: [u8; 4], destination: [u8; 4], ports: [u16; 2]) -> Vec<u8> {

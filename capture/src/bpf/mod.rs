@@ -16,7 +16,6 @@ mod tests;
 
 pub(crate) use btf::BtfError;
 #[allow(unused_imports, reason = "for the tests of whoever makes the filters")]
-pub(crate) use early::verdict;
 pub use error::BpfError;
 pub use live::LiveFrames;
 pub(crate) use program::EarlyError;
@@ -70,13 +69,6 @@ pub(crate) struct QueueCounters {
     /// The driver gave no room for the receive time: what is in front of such a frame is from an earlier one, and if
     /// this ever grows, no time of the queue can be trusted. Otherwise part of what was redirected or passed.
     pub(crate) unstamped: u64,
-}
-
-impl QueueCounters {
-    /// Frames handed to a socket, which may have dropped them (its XDP_STATISTICS tell).
-    pub(crate) fn redirected(&self) -> u64 {
-        self.seen.saturating_sub(self.filtered + self.passed)
-    }
 }
 
 /// Why frames come without the NIC's receive times.

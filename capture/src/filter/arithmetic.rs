@@ -124,33 +124,25 @@ impl Layers {
         }
     }
 
-    fn binary(&mut self, operator: Operator, left: Value, right: Value) -> Result<Value, Refusal> {
-        use Operator::*;
-        Ok(match (left, operator, right) {
-            (Value::Constant(a), operator, Value::Constant(b)) => match calculate(operator, a, b) {
-                Some(n) => Value::Constant(n),
-                None => return self.refuse("division by zero"),
-            },
-            (_, Divide | Modulo, Value::Constant(0)) => return self.refuse("division by zero"),
-            // As libpcap's optimizer: the result is known, so the bytes need not be there.
-            (_, And | Multiply, Value::Constant(0)) => Value::Constant(0),
-            (Value::Constant(0), And | Multiply | Divide | Modulo | ShiftLeft | ShiftRight, _) => Value::Constant(0),
-            (Value::Field(field), And, Value::Constant(bits)) | (Value::Constant(bits), And, Value::Field(field)) => {
-                match field.mask & bits {
-                    // All bits that the field could have are cleared, but the bytes have to be there.
-                    0 => steps(vec![Step::Field(field), Step::Number(bits), Step::Binary(And)], 2),
-                    mask => Value::Field(Field { mask, ..field }),
+    fn binary(&self, operator: Operator, left: Value, right: Value) -> Result<Value, Refusal> {
+        match (&left, operator, &right) {
+            (Value::Constant(a), _, Value::Constant(b)) => {
+                if let Some(n) = calculate(operator, *a, *b) {
+                    return Ok(Value::Constant(n));
                 }
             }
-            (left, operator, right) => {
-                let depth = left.depth().max(right.depth() + 1);
-                self.check_depth(depth)?;
-                let mut all = left.into_steps();
-                all.extend(right.into_steps());
-                all.push(Step::Binary(operator));
-                steps(all, depth)
+            (Value::Field(field), Operator::And, Value::Constant(bits))
+            | (Value::Constant(bits), Operator::And, Value::Field(field)) => {
+                return Ok(Value::Field(Field { mask: field.mask & bits, ..*field }));
             }
-        })
+            _ => {}
+        }
+        let depth = left.depth().max(right.depth() + 1);
+        self.check_depth(depth)?;
+        let mut all = left.into_steps();
+        all.extend(right.into_steps());
+        all.push(Step::Binary(operator));
+        Ok(steps(all, depth))
     }
 
     fn load(&mut self, protocol: Protocol, width: u8, index: Value, guard: Option<NodeId>) -> Result<Guarded, Refusal> {

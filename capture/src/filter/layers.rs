@@ -357,7 +357,7 @@ impl Layers {
         self.directed(direction, &mut |layers, source| {
             let carries = layers.link_type(ether_type)?;
             let at = layers.network_at() + if source { source_at } else { destination_at };
-            let is = layers.tree.equal(Field { mask, ..word(at) }, address);
+            let is = layers.tree.masked(word(at), mask, address);
             Ok(layers.tree.and(carries, is))
         })
     }
@@ -368,8 +368,7 @@ impl Layers {
             let at = layers.network_at() + if source { 8 } else { 24 };
             for part in 0..4 {
                 let shift = 96 - 32 * part;
-                let field = Field { mask: (mask >> shift) as u32, ..word(at + 4 * part) };
-                let is = layers.tree.equal(field, (address >> shift) as u32);
+                let is = layers.tree.masked(word(at + 4 * part), (mask >> shift) as u32, (address >> shift) as u32);
                 all = layers.tree.and(all, is);
             }
             Ok(all)

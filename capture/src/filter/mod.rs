@@ -18,8 +18,7 @@ mod syntax;
 mod tree;
 mod words;
 
-#[allow(unused_imports, reason = "what the XDP program is assembled from")]
-pub(crate) use early::{Early, Side};
+pub(crate) use early::Early;
 pub use error::FilterError;
 
 use layers::Link;
@@ -31,7 +30,8 @@ use wire::{Frame, LinkType};
 /// A capture filter such as `tcp port 443 and not host 10.0.0.1`, in the language of pcap-filter(7) and with libpcap's
 /// meaning, quirks included:
 ///
-/// - A test that reads beyond the captured bytes drops the frame at once, behind `not` too.
+/// - A test that reads beyond the captured bytes drops the frame at once, behind `not` too. This is so for tests whose
+///   outcome does not matter as well, as with `tcpdump -O`; libpcap's optimizer removes some of them.
 /// - `port` looks at first fragments over IPv4, and over IPv6 only straight behind the fixed header.
 /// - `host` without a protocol finds IPv4, ARP and RARP.
 /// - `and` and `or` bind alike, from left to right; an operand without qualifiers takes those before it
@@ -104,7 +104,6 @@ impl Filter {
 
     /// What an XDP program can decide of Ethernet frames: it keeps all that the filter keeps, or more. `None` if that
     /// would be every frame, or the filter is beyond it.
-    #[allow(dead_code, reason = "the XDP program is its reader")]
     pub(crate) fn early(&self) -> Option<Early> {
         self.inner.early.clone()
     }

@@ -45,6 +45,7 @@ pub(super) struct Field {
 
 /// Holds where `(field - low) mod 2^32 <= span`: one comparison for equal, less, greater and ranges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(align(32))]
 struct Test {
     field: Field,
     low: u32,
@@ -112,7 +113,12 @@ impl Program {
             let Some(value) = value else { return false };
             let holds = value.wrapping_sub(test.low) <= test.span;
             debug_assert!(test.yes > next && test.no > next);
-            next = if holds { test.yes } else { test.no };
+            if holds {
+                next = test.yes;
+            } else {
+                std::hint::black_box(());
+                next = test.no;
+            }
         }
         next == PASS
     }
@@ -267,9 +273,7 @@ impl Builder<'_> {
     }
 
     fn add(&mut self, test: Test) -> Option<u16> {
-        if test.yes == test.no {
-            return Some(test.yes);
-        }
+        // A test that leads to the same place either way stays: its bytes have to be there.
         if let Some(same) = self.known.get(&test) {
             return Some(*same);
         }
@@ -295,13 +299,14 @@ struct Fact {
 /// Facts kept on the way to a test. More would only find less likely shortcuts.
 const FACTS_MAX: usize = 24;
 
+/// Times that shortcuts are looked for: they remove ways to a test, and so leave more known on the others.
+const PASSES_MAX: usize = 4;
+
 /// Skips tests whose outcome is already known from the ones before (`ip` behind `ip6`), and drops those that no way
-/// leads to any more. A skipped test reads bytes that were read before, or decides nothing: what a program keeps can
-/// only differ from the plain one where libpcap's optimizer makes the same difference.
-fn simplify(tests: &mut Vec<Test>, start: u16) -> u16 {
-    let mut start = start;
-    for _ in 0..4 {
-        let changed = shortcut(tests) | skip_idle(tests, &mut start);
+/// leads to any more. A skipped test reads only bytes that were read before, so that the first missing byte is the same.
+fn simplify(tests: &mut Vec<Test>, mut start: u16) -> u16 {
+    for _ in 0..PASSES_MAX {
+        let changed = shortcut(tests);
         compact(tests, &mut start);
         if !changed {
             break;
@@ -354,26 +359,6 @@ fn implied(fact: &Fact, test: &Test) -> Option<bool> {
         false if fact.low <= test.low && test_end <= fact_end => Some(false),
         _ => None,
     }
-}
-
-/// Goes past tests that lead to the same place either way.
-fn skip_idle(tests: &mut [Test], start: &mut u16) -> bool {
-    let mut changed = false;
-    for i in (0..tests.len()).rev() {
-        let Test { yes, no, .. } = tests[i];
-        let past = |next: u16| match tests.get(usize::from(next)) {
-            Some(t) if t.yes == t.no => t.yes,
-            _ => next,
-        };
-        let (yes_now, no_now) = (past(yes), past(no));
-        changed |= (yes, no) != (yes_now, no_now);
-        (tests[i].yes, tests[i].no) = (yes_now, no_now);
-    }
-    if let Some(t) = tests.get(usize::from(*start)).filter(|t| t.yes == t.no) {
-        *start = t.yes;
-        changed = true;
-    }
-    changed
 }
 
 /// Removes tests that no way leads to.

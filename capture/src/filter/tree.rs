@@ -58,11 +58,15 @@ impl Tree {
     }
 
     pub(super) fn equal(&mut self, field: Field, value: u32) -> NodeId {
-        if field.mask == 0 {
-            // `net 0.0.0.0/0`: libpcap's optimizer removes this load too.
-            return self.constant(value == 0);
-        }
         self.add(Node::Test { field, low: value, span: 0 })
+    }
+
+    /// Whether the bits of `value` under the mask are there. Without a mask nothing is read: `net 0.0.0.0/0`.
+    pub(super) fn masked(&mut self, field: Field, mask: u32, value: u32) -> NodeId {
+        match mask {
+            0 => self.constant(value == 0),
+            _ => self.equal(Field { mask, ..field }, value),
+        }
     }
 
     pub(super) fn at_least(&mut self, field: Field, value: u32) -> NodeId {
@@ -73,7 +77,7 @@ impl Tree {
         match value.checked_add(1) {
             Some(least) => self.at_least(field, least),
             // Never, but the bytes have to be there.
-            None => self.equal(Field { mask: 1, ..field }, 2),
+            None => self.equal(Field { mask: 0, ..field }, 1),
         }
     }
 

@@ -210,7 +210,7 @@ fn sockets_get_their_queue() {
     attached.set_socket(0, socket.as_fd()).unwrap();
     live.send(&frame(60), 700).unwrap();
     let sum = counted(&attached, 1, 700);
-    assert_eq!((sum.seen, sum.passed, sum.redirected()), (700, 0, 700));
+    assert_eq!((sum.seen, sum.passed, sum.seen - sum.filtered - sum.passed), (700, 0, 700));
     // It has no frames to receive into, and says so twice: in copy mode such a frame counts as dropped, too.
     let deadline = Instant::now() + Duration::from_secs(10);
     while socket.statistics().unwrap() != [700, 0, 0, 0, 700, 0] {
@@ -220,7 +220,7 @@ fn sockets_get_their_queue() {
     drop(socket);
     live.send(&frame(60), 30).unwrap();
     let sum = counted(&attached, 1, 730);
-    assert_eq!((sum.seen, sum.passed, sum.redirected()), (730, 30, 700));
+    assert_eq!((sum.seen, sum.passed, sum.seen - sum.filtered - sum.passed), (730, 30, 700));
 }
 
 #[test]

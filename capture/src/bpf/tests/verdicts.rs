@@ -1,8 +1,9 @@
 //! What the program says of a frame, against its twin in plain Rust.
 
+use super::super::early::twin::verdict;
 use super::super::program::{COUNTER_WORDS, Counting, FILTERED, PASSED, SEEN};
 use super::super::sys::{CounterMap, Program, SocketMap};
-use super::super::{BpfError, EarlyError, Loader, early, verdict};
+use super::super::{BpfError, EarlyError, Loader, early};
 use super::{again, can_load, role};
 use crate::filter::early::{Early, Side};
 use crate::{BatchHandler, FileOptions, FileSource, Polled, Source};
