@@ -219,6 +219,7 @@ pub(crate) fn open_remote(tap: &TapConfig, ssh: &SshConfig, id: TapId, config: &
         filter: tap.filter.clone().or_else(|| config.capture.filter.clone()),
         snaplen: ssh.snaplen,
         command: Some(ssh.command.clone()),
+        retry_min: ssh.retry_min.0,
         retry_max: ssh.retry_max.0,
         ..SshOptions::new(&ssh.host, &ssh.interface)
     };

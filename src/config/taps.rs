@@ -107,6 +107,8 @@ pub(crate) struct SshConfig {
     pub(crate) command: String,
     /// Bytes of a packet that are sent over.
     pub(crate) snaplen: u32,
+    /// First pause before an attempt to connect again; it doubles up to the longest.
+    pub(crate) retry_min: Period,
     /// Longest pause between attempts to connect again.
     pub(crate) retry_max: Period,
 }
@@ -122,6 +124,7 @@ impl Default for SshConfig {
             ssh_config: None,
             command: "tcpdump".to_owned(),
             snaplen: 262_144,
+            retry_min: Period::secs(1),
             retry_max: Period::secs(30),
         }
     }

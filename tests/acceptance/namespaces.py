@@ -70,8 +70,9 @@ def inject(namespace, device, frames, core=None):
 
 
 def status_of(namespace, running):
+    inside = ["ip", "netns", "exec", namespace] if namespace else []
     done = subprocess.run(
-        ["ip", "netns", "exec", namespace, BINARY, "status", "--server", running.grpc, "--output", "json"],
+        [*inside, BINARY, "status", "--server", running.grpc, "--output", "json"],
         capture_output=True, text=True, check=True,
     )
     return json.loads(done.stdout)
