@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use storage::{Retention, Store, StoreReader};
 
 /// Changes the log filter while the server runs.
@@ -110,7 +110,7 @@ pub(crate) fn serve(setup: Setup) -> Result<(), Failure> {
     );
     let notify = Notify::from_env();
     tell(notify.as_ref(), |notify| notify.ready(&format!("watching {}", names.join(", "))));
-    let outcome = supervise(&inbox, &config, &reload, &log, &pipeline, threads.len(), notify.as_ref());
+    let outcome = supervise(&inbox, &config, &reload, &log, &pipeline, &threads, notify.as_ref());
     tell(notify.as_ref(), Notify::stopping);
     stop.store(true, Ordering::Relaxed);
     // First, so that no interface is opened for workers that are gone.
@@ -254,6 +254,33 @@ fn live_worker(
     let _ = events.send(Event::WorkerEnded);
 }
 
+/// How long the clock of a worker may stand still: an idle one moves it ten times a second.
+const STUCK_AFTER: Duration = Duration::from_secs(10);
+
+/// Whether workers still work.
+#[derive(Default)]
+struct Pulse {
+    /// The clock of each worker, and since when it has been that.
+    seen: Vec<(wire::Nanos, Instant)>,
+}
+
+impl Pulse {
+    /// A worker that has not ended and does nothing.
+    fn stuck(&mut self, views: &[WorkerView], threads: &[JoinHandle<()>]) -> Option<usize> {
+        self.seen.resize(views.len(), (wire::Nanos::ZERO, Instant::now()));
+        for ((clock, since), view) in self.seen.iter_mut().zip(views) {
+            let now = view.gauges.clock();
+            if now != *clock {
+                (*clock, *since) = (now, Instant::now());
+            }
+        }
+        let stands = |(at, (_, since)): &(usize, &(wire::Nanos, Instant))| {
+            since.elapsed() > STUCK_AFTER && threads.get(*at).is_some_and(|thread| !thread.is_finished())
+        };
+        self.seen.iter().enumerate().find(stands).map(|(at, _)| at)
+    }
+}
+
 /// Tells the service manager, where there is one. That it cannot hear us is for it to notice.
 fn tell(notify: Option<&Notify>, message: impl FnOnce(&Notify) -> std::io::Result<()>) {
     if let Some(Err(error)) = notify.map(message) {
@@ -268,15 +295,22 @@ fn supervise(
     reload: &dyn Fn() -> Result<Config, Failure>,
     log: &LogHandle,
     pipeline: &Pipeline,
-    mut workers: usize,
+    threads: &[JoinHandle<()>],
     notify: Option<&Notify>,
 ) -> Result<(), Failure> {
+    let mut workers = threads.len();
+    let mut pulse = Pulse::default();
     let mut current = config.clone();
     let heartbeat = notify.and_then(Notify::watchdog_interval);
     loop {
         // Longer than any process lives, where nobody waits for a sign of life.
         match inbox.recv_timeout(heartbeat.unwrap_or(Duration::from_secs(1 << 32))) {
-            Err(RecvTimeoutError::Timeout) => tell(notify, Notify::watchdog),
+            Err(RecvTimeoutError::Timeout) => match pulse.stuck(&pipeline.views, threads) {
+                None => tell(notify, Notify::watchdog),
+                Some(worker) => {
+                    tracing::error!("worker {worker} hangs; the service manager is no longer told we are well")
+                }
+            },
             Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Ok(Event::Reload) => {
                 tell(notify, Notify::reloading);

@@ -214,7 +214,7 @@ impl Opening<'_> {
             open.queues.push((worker, self.sieved(Box::new(source))));
             open.ports.push(port);
         }
-        self.remarks(&program, notes);
+        self.remarks(&program, xdp.multi_buffer, notes);
         Ok(open)
     }
 
@@ -238,8 +238,14 @@ impl Opening<'_> {
     }
 
     /// What works differently from what one might expect.
-    fn remarks(&self, program: &Attached, notes: &mut Vec<String>) {
-        let name = &self.interface.name;
+    fn remarks(&self, program: &Attached, multi_buffer: bool, notes: &mut Vec<String>) {
+        let (name, mtu, fits) = (&self.interface.name, self.interface.mtu, self.options.xdp.packet_bytes_max());
+        if !multi_buffer && mtu + ETHERNET_BYTES_MAX > fits {
+            notes.push(format!(
+                "{name} has an MTU of {mtu}, and without multi_buffer packets of more than {fits} bytes are lost (and \
+                 counted as rx_dropped): a larger frame, multi_buffer, or a smaller MTU"
+            ));
+        }
         if let Some(reason) = program.timestamps_refused() {
             notes.push(format!("no receive times of the card on {name}: {reason}"));
         }

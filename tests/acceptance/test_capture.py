@@ -387,6 +387,33 @@ def test_a_program_that_is_there_already_is_not_pushed_aside(link, server, tmp_p
     assert "tap1" in sentence and "XDP program" in sentence, sentence
 
 
+def test_a_driver_without_xdp_is_named(link, tmp_path):
+    _, far = link
+    sh("ip", "-n", far, "link", "add", "bare0", "type", "bridge")
+    sh("ip", "-n", far, "link", "set", "bare0", "up")
+    sentence = refused(far, tmp_path, "capture.mode=copy", interface="bare0")
+    assert "bare0" in sentence and "generic" in sentence, sentence
+
+
+def test_too_little_memory_to_lock_is_explained(link, tmp_path):
+    _, far = link
+    done = subprocess.run(
+        [*inside(far), "prlimit", "--memlock=1048576:1048576", "setpriv", "--bounding-set", "-ipc_lock,-sys_resource",
+         "--inh-caps", "-ipc_lock,-sys_resource", BINARY, "run", "-i", "tap1", "--data-dir", tmp_path / "none", "--set", "capture.mode=copy",
+         "--set", "rpc.grpc_listen=127.0.0.1:0", "--set", "rpc.http_listen=127.0.0.1:0"],
+        capture_output=True, text=True, timeout=30,
+    )
+    assert done.returncode != 0 and re.search("RLIMIT_MEMLOCK is 1048576.*LimitMEMLOCK=", done.stderr), done.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_mtu_that_does_not_fit_a_buffer_is_told(link, server, tmp_path):
+    _, far = link
+    running = start(server, far, tmp_path, "capture.mode=copy", "capture.multi_buffer=never")
+    assert any("MTU of 9000" in note for note in status_of(far, running)["interfaces"][0]["notes"])
+    running.stop()
+
+
 def test_no_such_interface_lists_what_there_is(link, tmp_path):
     _, far = link
     sentence = refused(far, tmp_path, "capture.mode=copy", interface="nosuch0")
@@ -423,22 +450,35 @@ def test_privileges_are_given_up_and_interfaces_still_come_back(link, server, tm
     assert (tmp_path / "data").stat().st_uid != 0
 
 
+SENDER = """
+import socket, sys
+sink = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sink.bind(("127.0.0.1", 9))
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for i in range(500):
+    sender.sendto(b"x" * 100, ("127.0.0.1", 9))
+    sink.recv(200)
+"""
+
+
 def test_the_fallback_needs_no_root(tmp_path):
-    """A packet socket in a user namespace of one's own, with nothing but CAP_NET_RAW there."""
-    script = (
-        "ip link set lo up && exec " + BINARY + " run -i lo --data-dir " + str(tmp_path / "data") + " "
-        "--set rpc.grpc_listen=127.0.0.1:0 --set rpc.http_listen=127.0.0.1:0"
+    """A packet socket in a user namespace of one's own, with no privilege outside of it."""
+    own = ["--set", "rpc.grpc_listen=127.0.0.1:0", "--set", "rpc.http_listen=127.0.0.1:0", "--set", "pipeline.workers=1"]
+    process = subprocess.Popen(
+        ["unshare", "-rn", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", BINARY, "run", "-i", "lo",
+         "--data-dir", tmp_path / "data", *own],
+        stderr=subprocess.PIPE, text=True,
     )
-    process = subprocess.Popen(["unshare", "-rn", "sh", "-c", script], stderr=subprocess.PIPE, text=True)
     try:
         log = ""
         for line in process.stderr:
             log += line
             if "ready, watching lo" in line:
                 break
-        assert "ready, watching lo" in log, log
+        assert "ready, watching lo" in log and "reading lo (af_packet" in log, log
+        subprocess.run(["nsenter", "-t", str(process.pid), "-U", "-n", "--preserve-credentials", "python3", "-c", SENDER], check=True)
         process.send_signal(signal.SIGTERM)
-        assert "stopped" in process.stderr.read()
+        assert "500 packets offered, 500 processed, 0 lost" in process.stderr.read()
         assert process.wait(timeout=30) == 0
     finally:
         process.kill()

@@ -51,7 +51,6 @@ pub(super) enum Width {
 pub(super) enum Alu {
     Add = 0x00,
     And = 0x50,
-    Lsh = 0x60,
     Rsh = 0x70,
     Mod = 0x90,
     Xor = 0xa0,

@@ -54,7 +54,7 @@ impl Fixture {
             engine,
             alerts: hub.clone(),
             status: Arc::new(status),
-            slices: None,
+            slices: Some(Arc::new(FakeSlices::default())),
             queries: Arc::clone(&queries),
         };
         let serving = tokio::spawn(rpc::serve_grpc(listener, services, async {
@@ -74,11 +74,67 @@ impl Fixture {
         self.stop.take().unwrap().send(()).unwrap();
     }
 
+    /// Stops it and waits until it has.
+    pub(crate) async fn stopped_now(mut self) {
+        self.begin_stop();
+        self.stopped().await;
+    }
+
     /// Waits until it has.
     pub(crate) async fn stopped(self) {
         let Fixture { serving, client, .. } = self;
         drop(client);
         serving.await.unwrap().unwrap();
+    }
+}
+
+/// More than two chunks.
+pub(crate) fn slice_bytes() -> Vec<u8> {
+    (0..600_000_u32).map(|i| (i % 251) as u8).collect()
+}
+
+/// Slices that are kept in memory, and all have the same file.
+#[derive(Default)]
+pub(crate) struct FakeSlices(std::sync::Mutex<Vec<v1::Slice>>);
+
+impl FakeSlices {
+    fn find(&self, id: u64) -> Result<v1::Slice, tonic::Status> {
+        let found = self.0.lock().unwrap().iter().find(|s| s.id == id).cloned();
+        found.ok_or_else(|| tonic::Status::not_found("no such slice"))
+    }
+}
+
+impl rpc::SliceControl for FakeSlices {
+    fn start(&self, request: v1::StartSliceRequest) -> Result<v1::Slice, tonic::Status> {
+        if request.filter.starts_with("prt") {
+            return Err(tonic::Status::invalid_argument("unknown word 'prt'"));
+        }
+        let mut all = self.0.lock().unwrap();
+        let slice = v1::Slice { id: all.len() as u64 + 1, filter: request.filter, ..Default::default() };
+        all.insert(0, slice.clone());
+        Ok(slice)
+    }
+
+    fn stop(&self, id: u64) -> Result<v1::Slice, tonic::Status> {
+        self.find(id)
+    }
+
+    fn list(&self) -> Vec<v1::Slice> {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn open(&self, id: u64) -> Result<std::fs::File, tonic::Status> {
+        self.find(id)?;
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut file, &slice_bytes()).unwrap();
+        std::io::Seek::rewind(&mut file).unwrap();
+        Ok(file)
+    }
+
+    fn delete(&self, id: u64) -> Result<(), tonic::Status> {
+        self.find(id)?;
+        self.0.lock().unwrap().retain(|s| s.id != id);
+        Ok(())
     }
 }
 
