@@ -49,11 +49,6 @@ impl Notify {
         self.send(&format!("READY=1\nSTATUS={}", line(status)))
     }
 
-    /// What `systemctl status` shows: one line.
-    pub(crate) fn status(&self, status: &str) -> io::Result<()> {
-        self.send(&format!("STATUS={}", line(status)))
-    }
-
     /// The configuration is being read again; [`Notify::ready`] must follow. The time lets the manager tell this reload
     /// from an earlier one (`Type=notify-reload`, systemd 253).
     pub(crate) fn reloading(&self) -> io::Result<()> {
@@ -135,8 +130,8 @@ mod tests {
         let notify = notify(&[("NOTIFY_SOCKET", address)]).unwrap();
         notify.ready("capturing on eth0").unwrap();
         assert_eq!(received(manager), "READY=1\nSTATUS=capturing on eth0");
-        notify.status("1\nREADY=0\t2").unwrap();
-        assert_eq!(received(manager), "STATUS=1 READY=0 2");
+        notify.ready("1\nREADY=0\t2").unwrap();
+        assert_eq!(received(manager), "READY=1\nSTATUS=1 READY=0 2");
         notify.watchdog().unwrap();
         assert_eq!(received(manager), "WATCHDOG=1");
         notify.extend_timeout(Duration::from_secs(30)).unwrap();

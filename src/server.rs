@@ -112,6 +112,7 @@ pub(crate) fn serve(setup: Setup) -> Result<(), Failure> {
     tell(notify.as_ref(), |notify| notify.ready(&format!("watching {}", names.join(", "))));
     let outcome = supervise(&inbox, &config, &reload, &log, &pipeline, &threads, notify.as_ref());
     tell(notify.as_ref(), Notify::stopping);
+    tell(notify.as_ref(), |notify| notify.extend_timeout(LONG_WORK));
     stop.store(true, Ordering::Relaxed);
     // First, so that no interface is opened for workers that are gone.
     if supervisor.is_some_and(|thread| thread.join().is_err()) {
@@ -281,8 +282,11 @@ impl Pulse {
     }
 }
 
+/// What replaying a log at the start and writing the whole of the flow tables at the end may take.
+pub(crate) const LONG_WORK: Duration = Duration::from_secs(600);
+
 /// Tells the service manager, where there is one. That it cannot hear us is for it to notice.
-fn tell(notify: Option<&Notify>, message: impl FnOnce(&Notify) -> std::io::Result<()>) {
+pub(crate) fn tell(notify: Option<&Notify>, message: impl FnOnce(&Notify) -> std::io::Result<()>) {
     if let Some(Err(error)) = notify.map(message) {
         tracing::warn!("the service manager was not told: {error}");
     }

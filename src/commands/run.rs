@@ -4,7 +4,8 @@ use super::{load_config, open_store, start_logging};
 use crate::cli::{RunArgs, ServerArgs};
 use crate::config::{Config, InterfaceConfig, TapConfig};
 use crate::failure::{Code, Failure};
-use crate::server::{Keeper, Listeners, Setup, serve};
+use crate::notify::Notify;
+use crate::server::{Keeper, LONG_WORK, Listeners, Setup, serve, tell};
 use crate::taps::{LiveTap, open_interfaces, open_remote};
 use anyhow::{Context, anyhow};
 use capture::privileges::{self, Opener, User};
@@ -48,6 +49,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
     let taps: Vec<LiveTap> = taps.into_iter().flatten().collect();
     let listeners = Listeners::bind(&config)?;
     let names: Vec<String> = taps.iter().map(|t| t.name.clone()).collect();
+    tell(Notify::from_env().as_ref(), |notify| notify.extend_timeout(LONG_WORK));
     let store = open_store(&config, &names, OnError::Count)?;
     let keeper = Some(Keeper { opener, failures });
     serve(Setup { reload: reloader(&args.server), config, log, taps, store, listeners, generated: false, keeper })

@@ -500,6 +500,7 @@ def test_the_service_manager_is_told(link, tmp_path):
         env=environment, stderr=subprocess.DEVNULL,
     )
     try:
+        assert listener.recv(4096).decode().startswith("EXTEND_TIMEOUT_USEC=")
         assert "READY=1" in listener.recv(4096).decode().splitlines()
         assert "WATCHDOG=1" in listener.recv(4096).decode().splitlines()
         process.send_signal(signal.SIGTERM)
