@@ -98,8 +98,10 @@ pub(crate) fn serve(setup: Setup) -> Result<(), Failure> {
     let stop = pipeline.stop.clone();
     let supervised: Vec<_> = taps.iter_mut().flat_map(|t| std::mem::take(&mut t.supervised)).collect();
     let supervisor = keeper.map(|keeper| start_supervisor(supervised, keeper, &stop)).transpose()?;
-    let threads = start_workers(&config, taps, workers, recorders, &pipeline, &events)?;
-    drop(events);
+    let (starting, started) = channel();
+    let threads = start_workers(&config, taps, workers, recorders, &pipeline, (events, starting))?;
+    // Ready means that every worker reads: each lets go of its end once it does.
+    let _: Vec<()> = started.iter().collect();
     eprintln!(
         "taphouse: ready, watching {} on {} worker(s); gRPC {}, metrics http://{}/metrics, data in {}",
         names.join(", "),
@@ -194,7 +196,7 @@ fn start_workers(
     workers: Vec<Worker>,
     recorders: Vec<Recorder>,
     pipeline: &Pipeline,
-    events: &Sender<Event>,
+    (events, starting): (Sender<Event>, Sender<()>),
 ) -> anyhow::Result<Vec<JoinHandle<()>>> {
     let (mut workers, mut recorders, mut views) = (workers.into_iter(), recorders.into_iter(), pipeline.views.iter());
     let mut threads = Vec::new();
@@ -207,9 +209,10 @@ fn start_workers(
                 ingest.record_with(recorder);
             }
             let (stop, events, number) = (pipeline.stop.clone(), events.clone(), threads.len());
+            let starting = starting.clone();
             let pin = config.pipeline.pin.then(|| number % cores());
             let thread = Builder::new().name(format!("worker-{number}"));
-            let work = move || live_worker(live.source, ingest, pin, &stop, &events);
+            let work = move || live_worker(live.source, ingest, pin, &stop, &events, starting);
             threads.push(thread.spawn(work).context("cannot start a worker")?);
         }
     }
@@ -241,11 +244,13 @@ fn live_worker(
     pin: Option<usize>,
     stop: &AtomicBool,
     events: &Sender<Event>,
+    starting: Sender<()>,
 ) {
     if let Some(Err(error)) = pin.map(capture::worker::pin) {
         tracing::warn!("{error}; the worker goes on unpinned");
     }
     ingest.touch();
+    drop(starting);
     if let Err(error) = capture::worker::run(source.as_mut(), &mut ingest, stop) {
         tracing::error!("{error}");
     }

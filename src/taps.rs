@@ -13,8 +13,10 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 use wire::TapId;
 
-/// Bytes of one block of a packet socket's ring: a batch's worth of packets handed over at a time.
-const BLOCK_BYTES: u32 = 1 << 20;
+/// Blocks of a packet socket's ring, and the least bytes of one. At low rates the kernel hands over a block every 10 ms,
+/// however little is in it: their number, too, says how long a stall may last.
+const BLOCKS: u64 = 256;
+const BLOCK_BYTES_MIN: u64 = 256 << 10;
 /// How long an adaptive worker looks again before it sleeps: longer than the pauses between interrupts.
 const SPIN: Duration = Duration::from_micros(50);
 /// Packets the kernel may process in one busy poll; the kernel's own default for NAPI.
@@ -170,6 +172,7 @@ fn interface_options(
     config: &CaptureConfig,
 ) -> Result<InterfaceOptions, Failure> {
     let frames = (config.ring.0 / u64::from(config.frame)).max(64);
+    let block_bytes = 1_u64 << (config.ring.0 / BLOCKS).max(BLOCK_BYTES_MIN).ilog2();
     Ok(InterfaceOptions {
         mode: config.mode.demanded(),
         force: config.force,
@@ -194,8 +197,8 @@ fn interface_options(
             ..XdpOptions::default()
         },
         packet: AfPacketOptions {
-            block_bytes: BLOCK_BYTES,
-            blocks: u32::try_from(config.ring.0 / u64::from(BLOCK_BYTES)).unwrap_or(u32::MAX),
+            block_bytes: u32::try_from(block_bytes).unwrap_or(u32::MAX),
+            blocks: u32::try_from(config.ring.0 / block_bytes).unwrap_or(u32::MAX),
             promiscuous: config.promiscuous,
             ..AfPacketOptions::default()
         },

@@ -524,7 +524,7 @@ fn namespace_root() {
 
     let opener = Opener::spawn(true).unwrap();
     assert!(opener.drop_to(None).unwrap().is_root());
-    assert_threads(0, Some(Capabilities::CAPTURE));
+    assert_threads(0, Some(Capabilities::REOPEN));
     assert_powerless();
     drop(opener.run(|| kernel::open(libc::AF_PACKET)).unwrap().unwrap());
 }

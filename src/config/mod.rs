@@ -509,7 +509,7 @@ mod tests {
         for (text, key) in [
             ("flowtable: {flows_max: 1}", "flowtable.flows_max"),
             ("flowtable: {timeouts: {active: 0s}}", "flowtable.timeouts.active"),
-            ("taps: [{name: a, interfaces: [x]}, {name: a, interfaces: [y]}]", "taps"),
+            ("taps: [{name: a, interfaces: [eth1]}, {name: a, interfaces: [eth2]}]", "taps"),
             ("capture: {ring: 1KiB}", "capture.ring"),
             ("rpc: {grpc_listen: '0.0.0.0:50051'}", "rpc.grpc_listen"),
         ] {

@@ -54,6 +54,8 @@ def check_status(status, sent, mode, wrong):
 def check(found, args):
     """All that is wrong."""
     wrong = [found["failed"]] if "failed" in found else []
+    if "failed" not in found and "end" not in found:
+        wrong.append("the guest went down before it was done, without a reason: see its console")
     sent = document(found, "sent", wrong)
     status = document(found, "status", wrong)
     flows = document(found, "flows", wrong)

@@ -220,9 +220,7 @@ build_initramfs
 prepared=$SECONDS
 boot
 if ! python3 "$here/check.py" "$work/results" --mode "$mode" --packets "$packets" --prepared "$prepared" --took "$SECONDS"; then
-  if [ -s "$work/console" ]; then
-    say "--- the guest's console"
-    tail -n 40 "$work/console" >&2
-  fi
+  say "--- the guest's console, and QEMU"
+  tail -n 60 "$work/console" "$work/qemu.log" >&2 || true
   exit 1
 fi

@@ -24,7 +24,8 @@ pub(crate) enum CopyMode {
     ZeroCopy,
     /// The kernel (XDP_COPY).
     Copy,
-    /// Zero-copy where the driver has it, without a word where it has not.
+    /// Zero-copy where the driver has it, without a word where it has not: what the tests ask the kernel for.
+    #[cfg(test)]
     Kernel,
 }
 
@@ -143,21 +144,33 @@ impl XskSocket {
         self.receiver.pending().map_err(|fault| self.name.fault(fault))
     }
 
-    /// What became of the socket when poll(2) reports an error: nothing, or that its interface was removed. An interface
-    /// that goes down is not reported.
+    /// Whether the socket can still receive. poll(2) reports neither that the interface went down nor that it was
+    /// removed (`xsk_poll` returns nothing at all then), so this is to be asked when nothing arrives. A system call.
     ///
     /// # Errors
-    /// [`XdpError::InterfaceGone`].
+    /// [`XdpError::InterfaceDown`]: the socket stays bound and goes on when the interface is up again.
+    /// [`XdpError::InterfaceGone`]: it was removed, and the socket receives nothing any more.
     pub(crate) fn check(&self) -> Result<(), XdpError> {
-        let interface = || self.name.interface.clone();
-        match self.socket.take_error() {
-            Ok(None) => Ok(()),
-            Ok(Some(e)) if e.raw_os_error() == Some(libc::ENETDOWN) => {
-                Err(XdpError::InterfaceGone { interface: interface() })
-            }
-            Ok(Some(e)) => Err(self.name.error("poll", e)),
-            Err(e) => Err(self.name.error("getsockopt(SO_ERROR)", e)),
-        }
+        self.socket.wake().map_err(|e| self.name.error("recvfrom", e))
+    }
+}
+
+#[cfg(test)]
+impl XskSocket {
+    /// A socket in copy mode on queue 0 whose rx ring is smaller than its number of frames.
+    pub(super) fn open_with_rx_ring(
+        interface: &str,
+        index: u32,
+        rx_entries: u32,
+        options: &XdpOptions,
+    ) -> Result<XskSocket, XdpError> {
+        let name = QueueName { interface: interface.to_owned(), queue: 0 };
+        Opening { name, index, copy: CopyMode::Copy, options }.open(rx_entries, None, UmemChoice::Own)
+    }
+
+    /// Writes any addresses into the fill ring.
+    pub(super) fn post_to_fill_ring(&mut self, addresses: &[u64]) {
+        self.receiver.post_to_fill_ring(addresses);
     }
 }
 
@@ -221,6 +234,7 @@ impl Opening<'_> {
         let copy = match self.copy {
             CopyMode::ZeroCopy => libc::XDP_ZEROCOPY,
             CopyMode::Copy => libc::XDP_COPY,
+            #[cfg(test)]
             CopyMode::Kernel => 0,
         };
         let own = copy

@@ -73,6 +73,7 @@ impl Statistics {
 
 impl Lost {
     /// All of them.
+    #[cfg(test)]
     pub(crate) fn total(&self) -> u64 {
         self.fill_ring_empty + self.rx_ring_full + self.rx_dropped + self.invalid_descriptors
     }
@@ -101,6 +102,11 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig {
+            cases: if cfg!(miri) { 8 } else { 256 },
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
         /// The kernel's two increments and two reads, interleaved at will.
         #[test]
         fn no_cause_ever_goes_down_and_at_rest_each_is_exact(

@@ -303,14 +303,10 @@ impl XdpFd {
         self.set(libc::SOL_SOCKET, SO_BUSY_POLL_BUDGET, &i32::from(options.budget))
     }
 
-    /// Takes the pending error off the socket: ENETDOWN after the interface was removed.
-    pub(super) fn take_error(&self) -> io::Result<Option<io::Error>> {
-        let mut code: libc::c_int = 0;
-        self.get(libc::SOL_SOCKET, libc::SO_ERROR, &mut code)?;
-        Ok((code != 0).then(|| io::Error::from_raw_os_error(code)))
-    }
-
     /// Makes the driver look at the fill ring, and at the NIC with busy polling. Never waits.
+    ///
+    /// # Errors
+    /// ENETDOWN while the interface is down, ENXIO when it was removed (`xsk_check_common`).
     pub(super) fn wake(&self) -> io::Result<()> {
         let (fd, nothing) = (self.0.as_raw_fd(), std::ptr::null_mut());
         let (address, bytes) = (std::ptr::null_mut(), std::ptr::null_mut());
