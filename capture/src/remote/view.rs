@@ -47,7 +47,7 @@ pub struct GapCounts {
     /// Gaps that ended.
     pub reconnects: u64,
     /// Packets the remote kernel dropped because `tcpdump` did not fetch them in time, as far as `tcpdump` told. Also
-    /// in [`SourceCounts::kernel_drops`](crate::SourceCounts::kernel_drops).
+    /// as [`Undelivered::KernelDrop`](crate::Undelivered::KernelDrop).
     pub remote_kernel_drops: u64,
     /// Packets the remote interface or its driver dropped, as far as `tcpdump` told. In no other count: whether they
     /// would have passed the filter is not known.
