@@ -1,6 +1,9 @@
 //! Live capture, without privilege: each test runs itself again in a user and network namespace of its own, where it
 //! may open packet sockets. Needs `unshare` (util-linux) and `ip` (iproute2).
 
+#[allow(unsafe_code, reason = "std has no packet sockets")]
+#[path = "support/packet_socket.rs"]
+mod packet_socket;
 mod support;
 
 use capture::{AfPacketOptions, AfPacketSource, Polled, Source, SourceError, Undelivered, worker};
@@ -86,7 +89,7 @@ fn wait_for_link(source: &mut AfPacketSource, from: &str) {
     while keep.packets.is_empty() || keep.idles == 0 {
         assert!(Instant::now() < deadline, "the link of {from} does not come up");
         if keep.packets.is_empty() {
-            raw::send(from, &[vec![2; 60]]);
+            assert_eq!(packet_socket::send(from, &[vec![2; 60]]), 0);
             keep.idles = 0;
         }
         source.poll(&mut keep).unwrap();
@@ -203,7 +206,7 @@ fn vlan_tags_come_through_whole() {
             frame
         })
         .collect();
-    raw::send("veth-a", &sent);
+    assert_eq!(packet_socket::send("veth-a", &sent), 0);
     let mut keep = Keep::default();
     poll_until(&mut source, &mut keep, |keep| keep.packets.len() >= sent.len());
     for (packet, frame) in keep.packets.iter().zip(&sent) {
@@ -307,10 +310,9 @@ fn a_tunnel_shows_ip_and_other_hardware_is_refused() {
 
 #[allow(unsafe_code, reason = "std has no packet sockets")]
 mod raw {
-    use std::ffi::CString;
     use std::fs::File;
     use std::io;
-    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+    use std::os::fd::AsRawFd;
 
     /// A new tunnel interface; what is written to it is received there.
     pub(crate) fn tunnel(name: &str) -> io::Result<File> {
@@ -332,32 +334,5 @@ mod raw {
         // SAFETY: TUNSETLINK takes a number.
         let result = unsafe { libc::ioctl(tunnel.as_raw_fd(), libc::TUNSETLINK, arphrd) };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-    }
-
-    /// Sends frames out of an interface as they are.
-    pub(crate) fn send(interface: &str, frames: &[Vec<u8>]) {
-        let name = CString::new(interface).unwrap();
-        // SAFETY: `name` is NUL-terminated and outlives the call.
-        let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
-        // SAFETY: no pointers are passed.
-        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0) };
-        assert!(fd >= 0, "{}", io::Error::last_os_error());
-        // SAFETY: a descriptor that was opened just now and is nobody else's.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let address = libc::sockaddr_ll {
-            sll_family: libc::AF_PACKET as u16,
-            sll_protocol: 0,
-            sll_ifindex: index as i32,
-            sll_hatype: 0,
-            sll_pkttype: 0,
-            sll_halen: 6,
-            sll_addr: [2, 0, 0, 0, 0, 1, 0, 0],
-        };
-        for frame in frames {
-            let (to, to_bytes) = ((&raw const address).cast(), size_of_val(&address) as u32);
-            // SAFETY: the frame and the address are as long as the lengths passed with them.
-            let sent = unsafe { libc::sendto(fd.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0, to, to_bytes) };
-            assert_eq!(sent, frame.len() as isize, "{}", io::Error::last_os_error());
-        }
     }
 }

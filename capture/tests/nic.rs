@@ -1,6 +1,9 @@
 //! What capture learns of network interfaces, against `ip` and `ethtool`, on pairs of veth interfaces in namespaces of
 //! their own.
 
+#[allow(unsafe_code, reason = "std has no packet sockets")]
+#[path = "support/packet_socket.rs"]
+mod packet_socket;
 use capture::nic::{
     self, CounterReader, Interface, LinkEvent, LinkWatch, MissedSource, NicError, PeerLink, Promiscuous,
 };
@@ -419,7 +422,7 @@ fn a_peer_in_the_same_namespace_needs_no_number() {
     wait_until("near0 has carrier", || nic::interface("near0").unwrap().has_carrier);
     let mut reader = CounterReader::open(&near0).unwrap();
     let before = reader.peer_dropped().unwrap();
-    raw::send("near1", &vec![vec![2; 1000]; 3]);
+    packet_socket::send("near1", &vec![vec![2; 1000]; 3]);
     assert_eq!(reader.peer_dropped(), Some(before + 3));
     let mut lo = CounterReader::open(&nic::interface("lo").unwrap()).unwrap();
     assert_eq!(lo.peer_dropped(), None);
@@ -539,7 +542,7 @@ fn a_process_without_privileges_reads_all_but_the_far_end() {
 }
 
 mod raw {
-    use std::ffi::CString;
+    use super::packet_socket;
     use std::fs::File;
     use std::io;
     use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -552,41 +555,10 @@ mod raw {
                 // SAFETY: no pointers are passed; the thread ends right after.
                 let result = unsafe { libc::setns(there.as_raw_fd(), libc::CLONE_NEWNET) };
                 assert_eq!(result, 0, "{}", io::Error::last_os_error());
-                send(interface, frames);
+                packet_socket::send(interface, frames);
             });
             sender.join().unwrap();
         });
-    }
-
-    /// Sends frames out of an interface as they are.
-    pub(crate) fn send(interface: &str, frames: &[Vec<u8>]) {
-        let name = CString::new(interface).unwrap();
-        // SAFETY: `name` is NUL-terminated and outlives the call.
-        let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
-        // SAFETY: no pointers are passed.
-        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0) };
-        assert!(fd >= 0, "{}", io::Error::last_os_error());
-        // SAFETY: a descriptor that was opened just now and is nobody else's.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let address = libc::sockaddr_ll {
-            sll_family: libc::AF_PACKET as u16,
-            sll_protocol: 0,
-            sll_ifindex: index as i32,
-            sll_hatype: 0,
-            sll_pkttype: 0,
-            sll_halen: 6,
-            sll_addr: [2, 0, 0, 0, 0, 1, 0, 0],
-        };
-        for frame in frames {
-            let (to, to_bytes) = ((&raw const address).cast(), size_of_val(&address) as u32);
-            // SAFETY: the frame and the address are as long as the lengths passed with them.
-            let sent = unsafe { libc::sendto(fd.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0, to, to_bytes) };
-            // A full ring is told by ENOBUFS.
-            if sent != frame.len() as isize {
-                let e = io::Error::last_os_error();
-                assert_eq!(e.raw_os_error(), Some(libc::ENOBUFS), "{e}");
-            }
-        }
     }
 
     /// Waits for an event, up to `timeout_ms`.
