@@ -263,14 +263,19 @@ impl Opening<'_> {
     fn packet_socket(&self) -> Result<Queues, SourceError> {
         let mut packet = self.options.packet;
         packet.promiscuous = self.options.promiscuous;
-        let group = AfPacketSource::open_group(&self.interface.name, self.tap, &packet, self.workers)?;
+        let mut group = AfPacketSource::open_group(&self.interface.name, self.tap, &packet, self.workers)?;
+        // Tunnels and the like have no card to ask.
+        let nic = NicWatch::open(&self.interface).ok();
+        if let (Some(first), Some(nic)) = (group.first_mut(), &nic) {
+            first.count_nic(nic.totals());
+        }
         let port = |queue| Port::new(&self.interface.name, queue as u32, queue, Mode::AfPacket, Clock::Kernel);
         Ok(Queues {
             mode: Mode::AfPacket,
             ports: (0..group.len()).map(|queue| Arc::new(port(queue))).collect(),
             queues: group.into_iter().map(|s| self.sieved(Box::new(s))).enumerate().collect(),
             promiscuous: None,
-            nic: None,
+            nic,
         })
     }
 

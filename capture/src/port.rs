@@ -1,8 +1,9 @@
 //! What can be seen of a queue from outside while a worker reads it.
 
 use crate::ledger::Counter;
+use crate::{SourceCounts, Undelivered};
 use std::fmt;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 /// How packets get from an interface to a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,5 +115,22 @@ impl Port {
 
     pub(crate) fn set_clock(&self, clock: Clock) {
         self.clock.store(clock as u8, Ordering::Relaxed);
+    }
+}
+
+/// What the card, and the far end of a veth pair, have lost since the interface was opened. Read by a thread that may
+/// ask; the worker of the lowest queue takes the growth over.
+#[derive(Debug, Default)]
+pub(crate) struct NicTotals {
+    pub(crate) missed: AtomicU64,
+    pub(crate) peer_dropped: AtomicU64,
+}
+
+impl NicTotals {
+    /// Adds what was lost since the last time.
+    pub(crate) fn count(&self, counts: &mut SourceCounts) {
+        for (cause, total) in [(Undelivered::NicMissed, &self.missed), (Undelivered::PeerDropped, &self.peer_dropped)] {
+            counts.lose(cause, total.load(Ordering::Relaxed).saturating_sub(counts.undelivered(cause)));
+        }
     }
 }

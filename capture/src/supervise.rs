@@ -1,10 +1,9 @@
 //! Keeps interfaces open: one that goes away and comes back, or changes its queues, is closed and opened again while
 //! the other interfaces keep running.
 
-use crate::af_xdp::NicTotals;
 use crate::interface::{InterfaceOptions, OpenInterface};
 use crate::nic::{self, CounterReader, Interface, LinkWatch, NicError};
-use crate::port::{Mode, Port};
+use crate::port::{Mode, NicTotals, Port};
 use crate::sys::wait_readable;
 use crate::tap::TapControl;
 use crate::{InterfaceFailed, SourceError};

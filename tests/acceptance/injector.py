@@ -1,4 +1,5 @@
 """Sends length-prefixed frames from standard input out of a device: injector.py DEVICE [CORE]."""
+import errno
 import os
 import socket
 import struct
@@ -15,5 +16,10 @@ data = sys.stdin.buffer.read()
 at = 0
 while at < len(data):
     length = struct.unpack_from("<I", data, at)[0]
-    sender.send(data[at + 4 : at + 4 + length])
+    try:
+        sender.send(data[at + 4 : at + 4 + length])
+    except OSError as error:
+        # The far end's queue is full: lost on the wire, as far as the receiver is concerned.
+        if error.errno != errno.ENOBUFS:
+            raise
     at += 4 + length

@@ -205,6 +205,24 @@ def test_frames_too_long_for_the_buffer_are_counted(link, server, tmp_path):
     running.stop()
 
 
+def test_what_the_far_end_of_a_veth_pair_drops_is_counted(link, server, tmp_path):
+    """No counter of the socket shows it: the receiver's NAPI does not run, and the sender finds its queue full."""
+    near, far = link
+    running = start(server, far, tmp_path, "capture.mode=copy")
+    settings = "/sys/class/net/tap1"
+
+    def napi(defer, timeout_ns):
+        sh(*inside(far), "sh", "-c", f"echo {defer} > {settings}/napi_defer_hard_irqs; echo {timeout_ns} > {settings}/gro_flush_timeout")
+
+    napi(1000, 5_000_000_000)
+    inject(near, "tap0", distinct(2000))
+    napi(0, 0)
+    status = eventually(far, running, lambda s: sum(q["offered"] for q in s["queues"]) == 2000)
+    found = causes(status)
+    assert sum(found.values()) == 2000 and set(found) == {"processed", "peer_dropped"}, found
+    assert f"{found['processed']} processed, {found['peer_dropped']} lost" in running.stop()
+
+
 # --- Filters ---------------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ mod ring;
 mod sys;
 
 use crate::file::recycle;
+use crate::port::NicTotals;
 use crate::sys::wait_readable;
 use crate::tap::{QueueSource, wall_clock};
 use crate::{BATCH_FRAMES_MAX, BatchHandler, Polled, Source, SourceCounts, SourceError, Undelivered};
@@ -14,6 +15,7 @@ use block::{Cursor, View};
 use ring::RxRing;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use sys::PacketSocket;
 use wire::{Frame, LinkType, TapId};
@@ -65,6 +67,8 @@ pub struct AfPacketSource {
     /// The interface went down, and may come back.
     down: bool,
     done: bool,
+    /// Counters of the card, with the first of a group alone.
+    nic: Option<Arc<NicTotals>>,
     frames: Vec<Frame<'static>>,
 }
 
@@ -154,12 +158,18 @@ impl AfPacketSource {
             outgoing: arphrd != libc::ARPHRD_LOOPBACK,
             down: false,
             done: false,
+            nic: None,
             frames: Vec::with_capacity(BATCH_FRAMES_MAX),
         })
     }
 
     fn start(&self) -> Result<(), SourceError> {
         self.socket.open_gate(self.outgoing).map_err(|e| system(&self.interface, "setsockopt(SO_DETACH_FILTER)", e))
+    }
+
+    /// Counts what the card loses, too.
+    pub(crate) fn count_nic(&mut self, nic: Arc<NicTotals>) {
+        self.nic = Some(nic);
     }
 
     /// The socket, for an event loop of the caller's: readable when a block is ready.
@@ -204,6 +214,9 @@ impl AfPacketSource {
         self.seen += u64::from(s.packets);
         self.counts.lose(Undelivered::KernelDrop, u64::from(s.drops));
         self.counts.ring_freezes += u64::from(s.freezes);
+        if let Some(nic) = &self.nic {
+            nic.count(&mut self.counts);
+        }
         Ok(())
     }
 
@@ -260,7 +273,8 @@ impl Source for AfPacketSource {
         loop {
             while self.batch(handler)?.is_some() {}
             self.read_statistics()?;
-            if self.seen == self.counts.offered || Instant::now() >= deadline {
+            let accounted = self.counts.delivered + self.counts.undelivered(Undelivered::KernelDrop);
+            if self.seen == accounted || Instant::now() >= deadline {
                 return Ok(());
             }
             wait_readable(self.socket.fd(), self.retire_ms as i32).map_err(|e| system(&self.interface, "poll", e))?;

@@ -31,5 +31,5 @@ mod umem;
 pub(crate) use error::XdpError;
 pub use options::{BusyPoll, XdpOptions};
 pub(crate) use socket::{CopyMode, XskSocket};
-pub(crate) use source::{NicTotals, XskSource};
+pub(crate) use source::XskSource;
 pub(crate) use umem::{Umem, UmemChoice};

@@ -5,13 +5,12 @@ use super::socket::XskSocket;
 use super::statistics::{Lost, Statistics};
 use crate::bpf::{Attached, QueueCounters};
 use crate::file::recycle;
-use crate::port::{Clock, Port};
+use crate::port::{Clock, NicTotals, Port};
 use crate::sys::wait_readable;
 use crate::tap::{QueueSource, wall_clock};
 use crate::{BATCH_FRAMES_MAX, BatchHandler, SourceCounts, SourceError, Undelivered};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use wire::{Frame, LinkType, Nanos, TapId};
 
@@ -42,14 +41,6 @@ pub(crate) struct XskSource {
     /// No more packets come in: what the program sees now is not offered to us.
     closed: bool,
     frames: Vec<Frame<'static>>,
-}
-
-/// What the card, and the far end of a veth pair, have lost since the interface was opened. Read by a thread that may
-/// ask; the worker takes the growth over.
-#[derive(Debug, Default)]
-pub(crate) struct NicTotals {
-    pub(crate) missed: AtomicU64,
-    pub(crate) peer_dropped: AtomicU64,
 }
 
 impl XskSource {
@@ -153,10 +144,7 @@ impl XskSource {
         }
         (self.statistics, self.lost, self.counters) = (statistics, now, program);
         if let Some(nic) = &self.nic {
-            for (cause, total) in [(Undelivered::NicMissed, &nic.missed), (Undelivered::PeerDropped, &nic.peer_dropped)]
-            {
-                counts.lose(cause, total.load(Ordering::Relaxed).saturating_sub(counts.undelivered(cause)));
-            }
+            nic.count(counts);
         }
         let elsewhere = counts.undelivered(Undelivered::NicMissed) + counts.undelivered(Undelivered::PeerDropped);
         Ok((program.seen - self.seen_before).saturating_sub(counts.offered - elsewhere))
