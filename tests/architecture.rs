@@ -22,7 +22,7 @@ const ARROWS: &[(&str, &[&str], &[&str])] = &[
     ("storage", &["wire", "flowtable"], &["traffic"]),
     ("query", &["wire", "storage"], &["flowtable"]),
     ("rpc", &["wire", "flowtable", "detect", "storage", "query"], &[]),
-    ("benches", &["traffic"], &["wire", "flowtable"]),
+    ("benches", &["wire", "capture", "flowtable", "sketches", "detect", "storage", "traffic"], &[]),
     (
         "taphouse",
         &["wire", "capture", "flowtable", "sketches", "detect", "storage", "query", "rpc", "traffic", "tuning"],

@@ -15,6 +15,8 @@ const SWEEP_ROUND: Nanos = Nanos::from_secs(1);
 const EVICT_CANDIDATES: usize = 16;
 /// Unit of `FlowTable::deadlines`: 2^24 ns, 16.8 ms; 32 bits of it span 2.3 years.
 const TICK_SHIFT: u32 = 24;
+/// No slot has this number: there are fewer.
+const NO_SLOT: u32 = u32::MAX;
 /// Marks a free slot, and a flow that never times out.
 const NEVER: u32 = u32::MAX;
 
@@ -113,13 +115,17 @@ impl FlowTable {
                 *hash = self.hash(&p.key);
                 prefetch::read(self.index.home(*hash));
             }
-            for hash in &hashes[..batch.len()] {
-                if let Some(state) = self.index.likely(*hash).and_then(|slot| self.states.get(slot as usize)) {
+            let mut likely = [NO_SLOT; BATCH];
+            for (likely, hash) in likely.iter_mut().zip(&hashes[..batch.len()]) {
+                if let Some(slot) = self.index.likely(*hash)
+                    && let Some(state) = self.states.get(slot as usize)
+                {
                     prefetch::state(state);
+                    *likely = slot;
                 }
             }
-            for (p, hash) in batch.iter().zip(hashes) {
-                self.packet(p, hash, sink);
+            for ((p, hash), likely) in batch.iter().zip(hashes).zip(likely) {
+                self.packet(p, hash, likely, sink);
             }
             if let Some(last) = batch.last() {
                 self.advance(last.clock, sink);
@@ -174,10 +180,17 @@ impl FlowTable {
         hasher.finish()
     }
 
+    /// `likely` is where the flow was found when the batch was looked over, or `NO_SLOT`. An earlier packet of the batch may
+    /// have ended that flow or begun it, so it is believed only where it holds a flow of this key: a key is in the table
+    /// once.
     #[inline]
-    fn packet(&mut self, p: &PacketMeta, hash: u64, sink: &mut impl FlowSink) {
+    fn packet(&mut self, p: &PacketMeta, hash: u64, likely: u32, sink: &mut impl FlowSink) {
         let states = &self.states;
-        let slot = match self.index.find(hash, |slot| states[slot as usize].key == p.key) {
+        let found = match states.get(likely as usize) {
+            Some(state) if state.key == p.key && state.in_use() => Some(likely),
+            _ => self.index.find(hash, |slot| states[slot as usize].key == p.key),
+        };
+        let slot = match found {
             Some(slot) if !self.over(slot, p) => slot,
             Some(slot) => self.succeed(slot, p, hash, sink),
             None => self.create(p, hash, sink),

@@ -227,7 +227,10 @@ impl Receiver {
             return self.take_fragment(&descriptor, continued);
         }
         match self.frames.claim(&descriptor) {
-            Some(span) => self.parts.push(Part::Frame(span)),
+            Some(span) => {
+                self.frames.prefetch(span);
+                self.parts.push(Part::Frame(span));
+            }
             None => self.invalid += 1,
         }
         true

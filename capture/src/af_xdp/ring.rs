@@ -147,6 +147,7 @@ impl<T: Entry> Consumer<T> {
     ///
     /// # Panics
     /// If `peek` or `ready` did not say that there are so many.
+    #[inline]
     pub(super) fn get(&self, n: u32) -> T {
         assert!(n < self.known(), "entry {n} of {}", self.known());
         // SAFETY: the entry lies within the memory and is aligned (`Shared::new`); it is ready, so the producer does not

@@ -376,6 +376,20 @@ impl Frames {
         self.bytes(Span { at: span.at - count, bytes: count })
     }
 
+    /// Asks the cache for the start of a span. Whoever wrote it ran on another core, so that it is some 100 ns away; asked
+    /// for a batch at a time, packets are on their way together.
+    #[inline]
+    pub(super) fn prefetch(&self, span: Span) {
+        let start = self.memory.base().as_ptr().wrapping_add(span.at);
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch is a hint: it reads nothing, faults on no address, and SSE is part of x86_64.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(start.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = start;
+    }
+
     /// Gives as many of our frames as there is room for to the kernel, the oldest first.
     pub(super) fn give_back(&mut self, fill: &mut Producer<u64>) -> Result<(), RingFault> {
         if self.returns.is_empty() {

@@ -74,6 +74,7 @@ const _: () = assert!(size_of::<FlowKey>() == 48);
 
 impl FlowKey {
     /// The key as six little-endian words, for hashing: word order is `lo`, `hi`, ports and protocol, the rest.
+    #[inline]
     pub fn words(&self) -> [u64; 6] {
         let half = |b: &[u8; 16], at: usize| {
             u64::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3], b[at + 4], b[at + 5], b[at + 6], b[at + 7]])

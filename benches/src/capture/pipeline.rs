@@ -1,0 +1,189 @@
+//! The server's own worker, stage by stage.
+//!
+//! The server is a program, not a library, so its files are compiled here a second time: what is measured is the code that
+//! runs, and it cannot drift away.
+
+#![allow(dead_code, reason = "the server uses what is not used here")]
+
+#[path = "../../../src/pipeline/detectors.rs"]
+mod detectors;
+#[path = "../../../src/pipeline/ingest.rs"]
+mod ingest;
+#[path = "../../../src/pipeline/outlet.rs"]
+mod outlet;
+#[path = "../../../src/pipeline/settings.rs"]
+mod settings;
+#[path = "../../../src/pipeline/shared.rs"]
+mod shared;
+#[path = "../../../src/pipeline/worker.rs"]
+mod worker;
+#[path = "../../../src/pipeline/writer.rs"]
+mod writer;
+
+use super::CaptureBenchError;
+use ::capture::ledger::QueueLedger;
+use ::capture::slice::{RecorderOptions, SliceOptions, Slices};
+use ::capture::{BatchHandler, SourceCounts};
+use detect::{DetectConfig, Detectors, TickFeed};
+use flowtable::FlowTableConfig;
+use ingest::{Ingest, Stage};
+use outlet::{Outlet, WhenFull};
+use settings::LiveSettings;
+use shared::WorkerGauges;
+use sketches::HyperLogLog;
+use std::fmt::Display;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel, sync_channel};
+use std::thread::{Builder, JoinHandle};
+use storage::{Retention, Store, StoreOptions};
+use wire::{Frame, Nanos, PacketMeta};
+use worker::Worker;
+
+/// As in the server's `pipeline.record_ring`.
+const RECORD_RING: usize = 65_536;
+/// As the server has it between workers and detectors.
+const TICKS_QUEUED: usize = 1024;
+const SOURCES_PRECISION: u8 = 12;
+const LAG_TICKS: u64 = 10;
+/// As in the server's `slices.ring`.
+const HISTORY_BYTES: usize = 32 << 20;
+
+/// What takes batches in: the handler of one stage, and what must be kept and ended with it.
+pub(crate) struct StageHandler {
+    handler: Handler,
+    behind: Option<Behind>,
+    slices: Option<Arc<Slices>>,
+}
+
+enum Handler {
+    Release(Release),
+    Decode(Box<Ingest<Discard>>),
+    Worker(Box<Ingest<Worker>>),
+}
+
+/// The threads behind a worker.
+struct Behind {
+    writer: JoinHandle<Result<(), storage::StorageError>>,
+    detectors: JoinHandle<()>,
+    // Both are looked at by the threads; closed channels would be, too, but differently.
+    _retention: Sender<Retention>,
+    _config: Sender<DetectConfig>,
+}
+
+/// Looks at nothing: frames go straight back to the kernel.
+struct Release;
+
+impl BatchHandler for Release {
+    fn batch(&mut self, frames: &[Frame<'_>]) {
+        std::hint::black_box(frames);
+    }
+    fn idle(&mut self, _: Nanos) {}
+}
+
+/// Decoded packets go nowhere.
+struct Discard;
+
+impl Stage for Discard {
+    fn packets(&mut self, packets: &[PacketMeta]) -> usize {
+        std::hint::black_box(packets).len()
+    }
+    fn advance(&mut self, _: Nanos) {}
+}
+
+impl StageHandler {
+    /// Receive and release.
+    pub(crate) fn bare() -> StageHandler {
+        StageHandler { handler: Handler::Release(Release), behind: None, slices: None }
+    }
+
+    /// And decode.
+    pub(crate) fn decode() -> StageHandler {
+        let ingest = Ingest::new(Discard, Arc::new(QueueLedger::default()));
+        StageHandler { handler: Handler::Decode(Box::new(ingest)), behind: None, slices: None }
+    }
+
+    /// And flow table, sketches, detector feed and record ring, with writer, store and detectors behind them.
+    pub(crate) fn flows(folder: &Path) -> Result<StageHandler, CaptureBenchError> {
+        let (ingest, behind) = worker("flows", folder)?;
+        Ok(StageHandler { handler: Handler::Worker(Box::new(ingest)), behind: Some(behind), slices: None })
+    }
+
+    /// And the history of packets that slices begin with.
+    pub(crate) fn full(folder: &Path) -> Result<StageHandler, CaptureBenchError> {
+        let (mut ingest, behind) = worker("full", folder)?;
+        let options = SliceOptions::new(folder.join("slices"), vec!["tap".to_owned()]);
+        let recorder = RecorderOptions { history_bytes: HISTORY_BYTES, ..RecorderOptions::default() };
+        let (slices, recorders) = Slices::start(options, 1, recorder).map_err(cannot("full"))?;
+        recorders.into_iter().for_each(|recorder| ingest.record_with(recorder));
+        ingest.touch();
+        Ok(StageHandler { handler: Handler::Worker(Box::new(ingest)), behind: Some(behind), slices: Some(slices) })
+    }
+
+    /// What the source delivers to.
+    pub(crate) fn handler(&mut self) -> &mut dyn BatchHandler {
+        match &mut self.handler {
+            Handler::Release(handler) => handler,
+            Handler::Decode(handler) => handler.as_mut(),
+            Handler::Worker(handler) => handler.as_mut(),
+        }
+    }
+
+    /// Whether the stage keeps a ledger, as a worker does.
+    pub(crate) fn counts(&self) -> bool {
+        !matches!(self.handler, Handler::Release(_))
+    }
+
+    /// Ends every flow, and everything behind.
+    pub(crate) fn finish(self) -> Result<(), CaptureBenchError> {
+        if let Handler::Worker(ingest) = self.handler {
+            let clock = ingest.clock();
+            ingest.into_stage().finish(clock);
+        }
+        if let Some(slices) = self.slices {
+            slices.shutdown();
+        }
+        let Some(behind) = self.behind else { return Ok(()) };
+        let written = behind.writer.join().map_err(|_| CaptureBenchError::Panicked { thread: "writer" })?;
+        written.map_err(cannot("full"))?;
+        behind.detectors.join().map_err(|_| CaptureBenchError::Panicked { thread: "detector" })
+    }
+}
+
+fn cannot<E: Display>(stage: &'static str) -> impl FnOnce(E) -> CaptureBenchError {
+    move |error| CaptureBenchError::Stage { stage, message: error.to_string() }
+}
+
+/// A worker as the server starts it, with its defaults.
+fn worker(stage: &'static str, folder: &Path) -> Result<(Ingest<Worker>, Behind), CaptureBenchError> {
+    let taps = vec!["tap".to_owned()];
+    let detect_config = DetectConfig { lag_ticks_max: Some(LAG_TICKS), ..DetectConfig::default() };
+    let detectors = Detectors::new(detect_config, 1, taps.clone()).map_err(cannot(stage))?;
+    let (tick_sender, ticks) = sync_channel(TICKS_QUEUED);
+    let (producer, records) = rtrb::RingBuffer::new(RECORD_RING);
+    let (ledger, gauges) = (Arc::new(QueueLedger::default()), Arc::new(WorkerGauges::default()));
+    let sources = Arc::new(HyperLogLog::new(SOURCES_PRECISION).map_err(cannot(stage))?);
+    let feed = TickFeed::new(0, taps.len(), detect_config.limits);
+    let outlet = Outlet::new(producer, tick_sender, feed, WhenFull::Drop, ledger.clone(), gauges.clone(), sources);
+    let settings = Arc::new(LiveSettings::default());
+    let worker = Worker::new(FlowTableConfig::default(), outlet, gauges, settings).map_err(cannot(stage))?;
+
+    let store = Store::open(StoreOptions::new(folder.join("data"), taps)).map_err(cannot(stage))?;
+    let inlet = writer::Inlet { records, ledger: ledger.clone() };
+    let (retention_sender, retention) = channel();
+    let (config_sender, config) = channel();
+    let write = move || writer::run(store, vec![inlet], &retention);
+    let writer = Builder::new().name("writer".to_owned()).spawn(write).map_err(cannot(stage))?;
+    let detect = move || detectors::run(detectors, &ticks, &config, None, Box::new(|_| {}));
+    let detectors = Builder::new().name("detectors".to_owned()).spawn(detect).map_err(cannot(stage))?;
+    let behind = Behind { writer, detectors, _retention: retention_sender, _config: config_sender };
+    Ok((Ingest::new(worker, ledger), behind))
+}
+
+/// Tells a handler what a source counted since the last time, as the server's worker loop does after each poll.
+pub(crate) fn tell(handler: &mut dyn BatchHandler, counts: SourceCounts, told: &mut SourceCounts) {
+    if counts != *told {
+        handler.counted(&(counts - *told));
+        *told = counts;
+    }
+}
