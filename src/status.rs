@@ -195,7 +195,7 @@ fn queue_ledger(tap: &str, queue: u32, c: &QueueCounts) -> v1::QueueLedger {
 
 fn interface(tap: &str, view: &InterfaceView) -> v1::Interface {
     let state = view.state();
-    let closed_now = state.closed_since.map_or(Duration::ZERO, |since| since.elapsed());
+    let blind_now = state.blind_since.map_or(Duration::ZERO, |since| since.elapsed());
     v1::Interface {
         tap: tap.to_owned(),
         name: view.name.clone(),
@@ -204,7 +204,7 @@ fn interface(tap: &str, view: &InterfaceView) -> v1::Interface {
         mtu: state.mtu,
         notes: state.notes,
         reopened: state.reopened,
-        closed_for: (state.closed_for + closed_now).try_into().ok(),
+        blind_for: (state.blind_for + blind_now).try_into().ok(),
         ports: state.ports.iter().map(|port| self::port(port)).collect(),
     }
 }

@@ -6,7 +6,7 @@ use anyhow::anyhow;
 use capture::privileges::{Opener, OpenerError};
 use capture::{
     AfPacketOptions, BusyPoll, Filter, Held, InterfaceFailed, InterfaceOptions, InterfaceView, Mode, OpenInterface,
-    RemoteView, Source, SourceError, SshOptions, SshSource, Supervised, TapSource, Waiting, Wake, XdpOptions,
+    RemoteView, Source, SourceError, SshSource, Supervised, TapSource, Waiting, Wake, XdpOptions,
 };
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -214,18 +214,7 @@ pub(crate) fn filter<const N: usize>(texts: [&Option<String>; N]) -> Result<Opti
 
 /// Connects to a remote tap.
 pub(crate) fn open_remote(tap: &TapConfig, ssh: &SshConfig, id: TapId, config: &Config) -> Result<LiveTap, Failure> {
-    let options = SshOptions {
-        port: ssh.port,
-        identity: ssh.identity.clone(),
-        known_hosts: ssh.known_hosts.clone(),
-        config: ssh.ssh_config.clone(),
-        filter: tap.filter.clone().or_else(|| config.capture.filter.clone()),
-        snaplen: ssh.snaplen,
-        command: Some(ssh.command.clone()),
-        retry_min: ssh.retry_min.0,
-        retry_max: ssh.retry_max.0,
-        ..SshOptions::new(&ssh.host, &ssh.interface)
-    };
+    let options = ssh.options(tap.filter.clone().or_else(|| config.capture.filter.clone()));
     let source = SshSource::open(&options, id)?;
     let view = source.view();
     let mut live = LiveTap::of_source(&tap.name, "ssh", Box::new(source));

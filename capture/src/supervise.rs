@@ -105,10 +105,10 @@ pub struct InterfaceState {
     pub notes: Vec<String>,
     /// Times it was opened again.
     pub reopened: u64,
-    /// How long it was closed in all, apart from now.
-    pub closed_for: Duration,
-    /// Since when it is closed.
-    pub closed_since: Option<Instant>,
+    /// How long nothing could come in, the link being down or the interface closed, apart from now.
+    pub blind_for: Duration,
+    /// Since when nothing can come in.
+    pub blind_since: Option<Instant>,
     index: u32,
     queue_count: u32,
 }
@@ -184,7 +184,16 @@ impl InterfaceState {
         self.notes.clone_from(&open.notes);
         self.index = open.interface.index;
         self.queue_count = open.queue_count;
-        self.closed_for += self.closed_since.take().map_or(Duration::ZERO, |since| since.elapsed());
+        self.see();
+    }
+
+    /// Nothing comes in from here on.
+    fn go_blind(&mut self) {
+        self.blind_since.get_or_insert_with(Instant::now);
+    }
+
+    fn see(&mut self) {
+        self.blind_for += self.blind_since.take().map_or(Duration::ZERO, |since| since.elapsed());
     }
 }
 
@@ -309,7 +318,10 @@ impl Watched {
         if now.mtu != before.mtu {
             self.tell(report, InterfaceChange::Mtu(before.mtu, now.mtu));
         }
-        self.interface.view.with(|state| (state.is_up, state.mtu) = (now.is_up, now.mtu));
+        self.interface.view.with(|state| {
+            (state.is_up, state.mtu) = (now.is_up, now.mtu);
+            if now.is_up { state.see() } else { state.go_blind() }
+        });
         if let Some(reason) = replaced(&before, &now) {
             self.close(reason, report);
         }
@@ -329,7 +341,7 @@ impl Watched {
             state.mode = None;
             state.ports.clear();
             state.notes = vec![reason.clone()];
-            state.closed_since = Some(Instant::now());
+            state.go_blind();
         });
         (self.next_try, self.pause) = (Instant::now(), RETRY.0);
         self.told.clone_from(&reason);
@@ -339,7 +351,8 @@ impl Watched {
     /// Opens a closed interface when it is time, or when something changed.
     fn reopen(&mut self, open: &OpenFn, changed: bool, report: &mut (dyn FnMut(InterfaceReport) + Send)) {
         let state = self.interface.view.state();
-        let Some(closed) = state.closed_since.filter(|_| changed || Instant::now() >= self.next_try) else { return };
+        let due = state.mode.is_none() && (changed || Instant::now() >= self.next_try);
+        let Some(blind) = state.blind_since.filter(|_| due) else { return };
         let Supervised { name, tap, controls, options, .. } = &self.interface;
         match open(name, *tap, controls.len(), options) {
             Ok(mut opened) => {
@@ -355,7 +368,7 @@ impl Watched {
                     }
                 }
                 self.held = Held::of(&mut opened);
-                self.tell(report, InterfaceChange::Reopened(opened.mode, closed.elapsed()));
+                self.tell(report, InterfaceChange::Reopened(opened.mode, blind.elapsed()));
             }
             Err(error) => {
                 let reason = error.to_string();

@@ -347,10 +347,10 @@ impl Families<'_> {
             each.iter().map(|(l, i)| (&l[..], i.reopened)),
         )?;
         self.gauge(
-            "taphouse_interface_closed",
-            "How long the interface was closed in all",
+            "taphouse_interface_blind",
+            "How long nothing could come in, the link being down or the interface closed",
             Some(Unit::Seconds),
-            each.iter().map(|(l, i)| (&l[..], duration(i.closed_for.as_ref()))),
+            each.iter().map(|(l, i)| (&l[..], duration(i.blind_for.as_ref()))),
         )?;
         let mut modes = Vec::new();
         let mut statistics = Vec::new();
@@ -411,7 +411,11 @@ impl Families<'_> {
         for (name, help, count) in [
             ("taphouse_slice_packets", "Packets written to slices", s.packets),
             ("taphouse_slice_packets_dropped", "Packets missing in slices, the queue being full", s.dropped_queue_full),
-            ("taphouse_slice_packets_overwritten", "Packets from before a trigger taken too late", s.overwritten),
+            (
+                "taphouse_slice_packets_overwritten",
+                "Packets overwritten in a worker's memory before a slice could take them",
+                s.overwritten,
+            ),
         ] {
             self.counter(name, help, None, [(&[] as Labels<'_>, count)])?;
         }

@@ -84,7 +84,7 @@ fn interface(i: &v1::Interface) -> Value {
                 "filtered_early": p.filtered_early, "xdp_statistics": statistics })
     };
     json!({ "tap": i.tap, "name": i.name, "mode": i.mode, "up": i.up, "mtu": i.mtu, "notes": i.notes,
-            "reopened": i.reopened, "closed_s": seconds(&i.closed_for), "ports": i.ports.iter().map(port).collect::<Vec<_>>() })
+            "reopened": i.reopened, "blind_s": seconds(&i.blind_for), "ports": i.ports.iter().map(port).collect::<Vec<_>>() })
 }
 
 /// One line an interface: how it is read, and what is to be known of it.
@@ -101,8 +101,9 @@ fn interfaces(s: &v1::Status, out: &mut String) {
                 line += ", filter in the driver";
             }
         }
-        if i.reopened > 0 || i.mode == "closed" {
-            line += &format!("; opened again {} times, closed for {:.1} s", i.reopened, seconds(&i.closed_for));
+        let blind = seconds(&i.blind_for);
+        if i.reopened > 0 || blind > 0.0 {
+            line += &format!("; opened again {} times, saw nothing for {blind:.1} s", i.reopened);
         }
         out.push_str(&line);
         out.push('\n');
@@ -160,6 +161,12 @@ fn text(s: &v1::Status) -> String {
         bytesize::ByteSize(storage.bytes),
         bytesize::ByteSize(storage.wal_bytes)
     ));
+    if let Some(s) = s.slices.filter(|s| s.recording + s.packets > 0) {
+        out.push_str(&format!(
+            "slices   {} recording, {} packets kept, {} missing (overwritten), {} missing (queue full)\n",
+            s.recording, s.packets, s.overwritten, s.dropped_queue_full
+        ));
+    }
     out.push_str(&format!("alerts   {} firing, {} in the log\n", alerts.firing, alerts.last_seq));
     let d = s.detectors.unwrap_or_default();
     if d.openings_dropped + d.ticks_late + d.ticks_dropped > 0 {

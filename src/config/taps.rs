@@ -1,7 +1,7 @@
 //! What is captured, and how: taps, interfaces, remote hosts, packet memory, slices, privileges.
 
 use super::{ConfigError, Period, Size};
-use capture::{Filter, Mode};
+use capture::{Filter, Mode, SshOptions};
 use schemars::JsonSchema;
 use serde::de::{Deserializer, MapAccess, Visitor, value::MapAccessDeserializer};
 use serde::{Deserialize, Serialize, Serializer};
@@ -126,6 +126,24 @@ impl Default for SshConfig {
             snaplen: 262_144,
             retry_min: Period::secs(1),
             retry_max: Period::secs(30),
+        }
+    }
+}
+
+impl SshConfig {
+    /// What the source takes.
+    pub(crate) fn options(&self, filter: Option<String>) -> SshOptions {
+        SshOptions {
+            port: self.port,
+            identity: self.identity.clone(),
+            known_hosts: self.known_hosts.clone(),
+            config: self.ssh_config.clone(),
+            filter,
+            snaplen: self.snaplen,
+            command: Some(self.command.clone()),
+            retry_min: self.retry_min.0,
+            retry_max: self.retry_max.0,
+            ..SshOptions::new(&self.host, &self.interface)
         }
     }
 }
@@ -302,6 +320,10 @@ pub(super) fn validate(taps: &[TapConfig], capture: &CaptureConfig, slices: &Sli
         if tap.name.is_empty() {
             return invalid(format!("taps[{n}].name"), "each tap needs a name".to_owned());
         }
+        if let Some(ssh) = &tap.ssh {
+            let checked = ssh.options(None).check();
+            checked.map_err(|e| ConfigError::Value { key: format!("taps[{n}].ssh"), message: e.to_string() })?;
+        }
         match (&tap.ssh, tap.interfaces.is_empty()) {
             (None, true) => return invalid("taps".into(), format!("tap '{}' has no interfaces", tap.name)),
             (Some(_), false) => {
@@ -325,6 +347,9 @@ pub(super) fn validate(taps: &[TapConfig], capture: &CaptureConfig, slices: &Sli
     }
     if capture.busy_poll.is_some_and(|p| !(1..=100_000).contains(&p.0.as_micros())) {
         return invalid("capture.busy_poll".into(), "allowed are 1us to 100ms".to_owned());
+    }
+    if slices.max_size.0 < 1 << 20 {
+        return invalid("slices.max_size".into(), format!("{} bytes; allowed are 1MiB and more", slices.max_size.0));
     }
     if slices.ring.0 > 16 << 30 {
         return invalid("slices.ring".into(), format!("{} bytes; allowed are 0B to 16GiB a worker", slices.ring.0));

@@ -25,7 +25,7 @@ pub(crate) enum XdpError {
     /// RLIMIT_MEMLOCK.
     #[error(
         "'{interface}' queue {queue}: the packet buffer of {bytes} bytes is more than may be locked in memory \
-         (RLIMIT_MEMLOCK is {limit}): ulimit -l {}, LimitMEMLOCK={bytes} in the systemd unit for each queue, the \
+         (RLIMIT_MEMLOCK is {limit}): ulimit -l {} (KiB), LimitMEMLOCK={bytes} in the systemd unit, for each queue, the \
          capability CAP_IPC_LOCK, or fewer frames", bytes.div_ceil(1024)
     )]
     Memlock { interface: String, queue: u32, bytes: u64, limit: String },
@@ -47,7 +47,7 @@ pub(crate) enum XdpError {
     /// Forced zero-copy, which is not to be had.
     #[error(
         "'{interface}' queue {queue}: its driver has no zero-copy AF_XDP{}: mode copy or auto",
-        if *multi_buffer { ", or none with packets in several frames (multi_buffer: false may help)" } else { "" }
+        if *multi_buffer { ", or none with packets in several frames (multi_buffer: never may help)" } else { "" }
     )]
     NoZeroCopy { interface: String, queue: u32, multi_buffer: bool },
     /// No such queue.

@@ -201,7 +201,7 @@ pub(crate) fn status() -> v1::Status {
             mtu: 1500,
             notes: vec!["not zerocopy on eth0: the driver".into()],
             reopened: 2,
-            closed_for: Some(prost_types::Duration { seconds: 1, nanos: 500_000_000 }),
+            blind_for: Some(prost_types::Duration { seconds: 1, nanos: 500_000_000 }),
             ports: vec![v1::Port {
                 queue: 3,
                 worker: 1,
