@@ -17,21 +17,34 @@ const ARROWS: &[(&str, &[&str], &[&str])] = &[
     ("sketches", &[], &[]),
     ("wire", &[], &["traffic"]),
     ("capture", &["wire"], &["traffic"]),
-    ("flowtable", &["wire"], &["traffic"]),
+    ("hints", &["wire"], &["traffic"]),
+    ("flowtable", &["wire", "hints"], &["traffic"]),
     ("detect", &["wire", "flowtable", "sketches"], &["traffic"]),
-    ("storage", &["wire", "flowtable"], &["traffic"]),
-    ("query", &["wire", "storage"], &["flowtable"]),
+    ("storage", &["wire", "hints", "flowtable"], &["traffic"]),
+    ("query", &["wire", "storage"], &["hints", "flowtable"]),
     ("rpc", &["wire", "flowtable", "detect", "storage", "query"], &[]),
-    ("benches", &["wire", "capture", "flowtable", "sketches", "detect", "storage", "traffic"], &[]),
+    ("benches", &["wire", "capture", "hints", "flowtable", "sketches", "detect", "storage", "traffic"], &[]),
     (
         "taphouse",
-        &["wire", "capture", "flowtable", "sketches", "detect", "storage", "query", "rpc", "traffic", "tuning"],
+        &[
+            "wire",
+            "capture",
+            "hints",
+            "flowtable",
+            "sketches",
+            "detect",
+            "storage",
+            "query",
+            "rpc",
+            "traffic",
+            "tuning",
+        ],
         &[],
     ),
 ];
 
 /// Crates that touch every packet: no runtime, no serialisation, nothing that waits.
-const HOT: [&str; 4] = ["wire", "capture", "flowtable", "sketches"];
+const HOT: [&str; 5] = ["wire", "capture", "hints", "flowtable", "sketches"];
 const NOT_HOT: [&str; 10] =
     ["tokio", "tokio-stream", "tonic", "prost", "axum", "futures", "async-trait", "serde", "serde_json", "tracing"];
 

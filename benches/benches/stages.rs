@@ -125,7 +125,7 @@ fn packets(flows: u64) -> Vec<PacketMeta> {
 struct Discard;
 
 impl FlowSink for Discard {
-    fn record(&mut self, record: &FlowRecord) {
+    fn record(&mut self, record: &FlowRecord, _text: &[u8]) {
         black_box(record);
     }
 }

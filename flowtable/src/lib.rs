@@ -10,6 +10,6 @@ mod table;
 mod tcp;
 
 pub use config::{FlowTableConfig, FlowTableError, Timeouts};
-pub use record::{ConnState, EndReason, FlowRecord};
+pub use record::{ConnState, EndReason, FlowRecord, RttLife, TcpState};
 pub use sink::{FlowSink, TcpOpening};
 pub use table::{FlowTable, FlowTableCounts};

@@ -1,8 +1,9 @@
+use hints::{App, TextLens};
 use wire::{Addr, Mac, Nanos, TapId, Tunnel};
 
 /// A finished flow, or the part of a long one since its last export. Fixed size, no heap: it travels by value
 /// through the ring to the writer. `_o` is what the originator sent, `_r` what the responder sent.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct FlowRecord {
     /// Same for all parts of a flow, and in every run over the same packets.
     pub flow_id: u64,
@@ -38,6 +39,8 @@ pub struct FlowRecord {
     pub dst_mac: Option<Mac>,
     /// ICMP type and code of the flow's first packet.
     pub icmp: Option<(u8, u8)>,
+    /// Packets of either side that were fragments of a datagram.
+    pub fragments: u32,
     /// Packets (packetDeltaCount).
     pub pkts_o: u64,
     /// Packets from the responder.
@@ -46,12 +49,18 @@ pub struct FlowRecord {
     pub bytes_o: u64,
     /// IP bytes from the responder.
     pub bytes_r: u64,
+    /// Transport payload bytes, those sent again not counted again.
+    pub goodput_o: u64,
+    /// Transport payload bytes from the responder, those sent again not counted again.
+    pub goodput_r: u64,
     /// Union of TCP control bits (tcpControlBits).
     pub flags_o: u8,
     /// Union of the responder's TCP control bits.
     pub flags_r: u8,
     /// Zeek's state code; `None` unless TCP.
     pub conn_state: Option<ConnState>,
+    /// State of the connection when this record was made; `None` unless TCP.
+    pub tcp_state: Option<TcpState>,
     /// Why this record was exported.
     pub end_reason: EndReason,
     /// SYN to the ACK that completes the handshake, µs; `None` unless all of it was seen.
@@ -60,10 +69,22 @@ pub struct FlowRecord {
     pub rtt_srv_us: Option<u32>,
     /// SYN/ACK to ACK, µs: the half between tap and originator.
     pub rtt_cli_us: Option<u32>,
-    /// Retransmitted segments.
+    /// Round trips between tap and responder during this part: data of the originator to its acknowledgment.
+    pub rtt_srv_life: Option<RttLife>,
+    /// Round trips between tap and originator during this part.
+    pub rtt_cli_life: Option<RttLife>,
+    /// Retransmitted segments, of whatever kind.
     pub retrans_o: u32,
     /// Retransmitted segments from the responder.
     pub retrans_r: u32,
+    /// Of the retransmitted segments, those answering duplicate acknowledgments (fast retransmission, RFC 5681).
+    pub fast_retrans_o: u32,
+    /// Fast retransmissions from the responder.
+    pub fast_retrans_r: u32,
+    /// Of the retransmitted segments, those that had been acknowledged already.
+    pub spurious_retrans_o: u32,
+    /// Spurious retransmissions from the responder.
+    pub spurious_retrans_r: u32,
     /// Segments out of order.
     pub ooo_o: u32,
     /// Segments out of order from the responder.
@@ -72,6 +93,14 @@ pub struct FlowRecord {
     pub lost_o: u32,
     /// Gaps seen in what the responder sent.
     pub lost_r: u32,
+    /// Duplicate acknowledgments.
+    pub dup_ack_o: u32,
+    /// Duplicate acknowledgments from the responder.
+    pub dup_ack_r: u32,
+    /// Keep-alive probes.
+    pub keep_alive_o: u32,
+    /// Keep-alive probes from the responder.
+    pub keep_alive_r: u32,
     /// Zero-window advertisements.
     pub zwin_o: u32,
     /// Zero-window advertisements from the responder.
@@ -82,13 +111,77 @@ pub struct FlowRecord {
     pub ttl_r: u8,
     /// DSCP of the flow's first packet.
     pub dscp: u8,
+    /// What the flow speaks.
+    pub app: App,
+    /// Lengths of the texts that travel beside the record.
+    pub text: TextLens,
+}
+
+/// Round-trip times over a part of a flow, µs.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RttLife {
+    /// Least.
+    pub min_us: u32,
+    /// Arithmetic mean, rounded.
+    pub mean_us: u32,
+    /// Greatest.
+    pub max_us: u32,
+    /// Estimate of the median, within a factor of two and between least and greatest.
+    pub median_us: u32,
+}
+
+/// State of a TCP connection (RFC 9293 section 3.3.2), as far as both ends together can be told from between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum TcpState {
+    /// SYN seen, not answered.
+    SynSent,
+    /// SYN/ACK seen, not acknowledged.
+    SynReceived,
+    /// Data may flow; also where the beginning was not seen.
+    Established,
+    /// The originator has sent FIN, not yet acknowledged, or acknowledged and the responder goes on.
+    FinWait,
+    /// The responder has sent FIN and the originator goes on.
+    CloseWait,
+    /// Both have sent FIN.
+    TimeWait,
+    /// Reset by either.
+    Closed,
+}
+
+impl TcpState {
+    /// Every state, in discriminant order.
+    pub const ALL: [TcpState; 7] = [
+        TcpState::SynSent,
+        TcpState::SynReceived,
+        TcpState::Established,
+        TcpState::FinWait,
+        TcpState::CloseWait,
+        TcpState::TimeWait,
+        TcpState::Closed,
+    ];
+
+    /// The name in records and tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            TcpState::SynSent => "syn_sent",
+            TcpState::SynReceived => "syn_received",
+            TcpState::Established => "established",
+            TcpState::FinWait => "fin_wait",
+            TcpState::CloseWait => "close_wait",
+            TcpState::TimeWait => "time_wait",
+            TcpState::Closed => "closed",
+        }
+    }
 }
 
 /// Why a record was exported (flowEndReason, IANA IPFIX registry, plus eviction).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum EndReason {
     /// No packet for the idle timeout (1).
+    #[default]
     Idle = 1,
     /// Still going on: the active timeout cut a part off (2).
     Active = 2,

@@ -3,8 +3,8 @@ use wire::{Addr, Nanos, TapId};
 
 /// Where a flow table delivers. Called inline by the worker; must not block on a live source.
 pub trait FlowSink {
-    /// A flow, or a part of one, is finished.
-    fn record(&mut self, record: &FlowRecord);
+    /// A flow, or a part of one, is finished. `text` holds its texts, `record.text` their lengths.
+    fn record(&mut self, record: &FlowRecord, text: &[u8]);
 
     /// A flow began with a SYN (without ACK). Called once a flow.
     fn syn(&mut self, opening: &TcpOpening) {

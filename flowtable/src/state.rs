@@ -183,6 +183,7 @@ impl FlowState {
             ttl_o: o.ttl,
             ttl_r: r.ttl,
             dscp: self.dscp,
+            ..FlowRecord::default()
         }
     }
 

@@ -198,7 +198,7 @@ impl FlowTable {
         let state = &mut self.states[slot as usize];
         if state.part_is_over(p, &self.timeouts) {
             self.counts.exported[EndReason::Active as usize - 1] += 1;
-            sink.record(&state.record(EndReason::Active));
+            sink.record(&state.record(EndReason::Active), &[]);
             state.next_part(p);
         }
         state.update(p);
@@ -262,7 +262,7 @@ impl FlowTable {
     /// Exports a flow and frees its slot. The index still knows it.
     fn export(&mut self, slot: usize, reason: EndReason, sink: &mut impl FlowSink) {
         let state = &mut self.states[slot];
-        sink.record(&state.record(reason));
+        sink.record(&state.record(reason), &[]);
         state.set_free();
         self.deadlines[slot] = NEVER;
         self.free.push(slot as u32);

@@ -30,7 +30,7 @@ static ALLOCATOR: Counting = Counting;
 struct Count(u64);
 
 impl FlowSink for Count {
-    fn record(&mut self, _: &FlowRecord) {
+    fn record(&mut self, _: &FlowRecord, _text: &[u8]) {
         self.0 += 1;
     }
 }

@@ -9,7 +9,7 @@ use wire::{Addr, Direction, FlowKey, Nanos, PacketMeta, TcpFlags, proto};
 struct Records(Vec<FlowRecord>);
 
 impl FlowSink for Records {
-    fn record(&mut self, record: &FlowRecord) {
+    fn record(&mut self, record: &FlowRecord, _text: &[u8]) {
         self.0.push(*record);
     }
 }

@@ -16,7 +16,7 @@ struct Sink {
 }
 
 impl FlowSink for Sink {
-    fn record(&mut self, record: &FlowRecord) {
+    fn record(&mut self, record: &FlowRecord, _text: &[u8]) {
         self.records.push(*record);
     }
     fn syn(&mut self, opening: &TcpOpening) {

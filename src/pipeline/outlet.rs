@@ -98,7 +98,7 @@ impl Outlet {
 
 impl FlowSink for Outlet {
     #[inline]
-    fn record(&mut self, record: &FlowRecord) {
+    fn record(&mut self, record: &FlowRecord, _text: &[u8]) {
         self.ledger.worker.records.add(1);
         self.sources.insert(source_hash(record));
         if let Err(rtrb::PushError::Full(record)) = self.records.push(*record) {

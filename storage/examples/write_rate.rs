@@ -113,6 +113,7 @@ fn record(r: &mut Random, n: u64) -> FlowRecord {
         ttl_o: 64,
         ttl_r: if answered { 40 + (server % 24) as u8 } else { 0 },
         dscp: if server.is_multiple_of(40) { 46 } else { 0 },
+        ..FlowRecord::default()
     }
 }
 

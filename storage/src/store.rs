@@ -408,6 +408,7 @@ mod tests {
             ttl_o: 0,
             ttl_r: 0,
             dscp: 0,
+            ..FlowRecord::default()
         };
         ids.map(plain).collect()
     }

@@ -265,6 +265,7 @@ pub(crate) fn record(i: u32) -> FlowRecord {
         ttl_o: 64,
         ttl_r: 57,
         dscp: 0,
+        ..FlowRecord::default()
     }
 }
 
@@ -310,6 +311,7 @@ pub(crate) fn full_record() -> (FlowRecord, v1::Flow) {
         ttl_o: 26,
         ttl_r: 27,
         dscp: 28,
+        ..FlowRecord::default()
     };
     let flow = v1::Flow {
         t_end: Some(prost_types::Timestamp { seconds: 1_700_000_001, nanos: 3_000 }),

@@ -53,6 +53,7 @@ pub(crate) fn flow(n: u64) -> FlowRecord {
         ttl_o: 64,
         ttl_r: 57,
         dscp: 0,
+        ..FlowRecord::default()
     }
 }
 
@@ -183,6 +184,7 @@ impl Row<'_> {
             ttl_o: self.num::<UInt8Type>("ttl_o"),
             ttl_r: self.num::<UInt8Type>("ttl_r"),
             dscp: self.num::<UInt8Type>("dscp"),
+            ..FlowRecord::default()
         }
     }
 }

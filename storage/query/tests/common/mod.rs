@@ -98,6 +98,7 @@ pub fn record(rng: &mut Rng, flow_id: u64, end: i64) -> FlowRecord {
         ttl_o: 64,
         ttl_r: 0,
         dscp: 0,
+        ..FlowRecord::default()
     }
 }
 
