@@ -18,7 +18,7 @@ const ARROWS: &[(&str, &[&str], &[&str])] = &[
     ("wire", &[], &["traffic"]),
     ("capture", &["wire"], &["traffic"]),
     ("hints", &["wire"], &["traffic"]),
-    ("flowtable", &["wire", "hints"], &["traffic"]),
+    ("flowtable", &["wire", "hints"], &["capture", "traffic"]),
     ("detect", &["wire", "flowtable", "sketches"], &["traffic"]),
     ("storage", &["wire", "hints", "flowtable"], &["traffic"]),
     ("query", &["wire", "storage"], &["hints", "flowtable"]),

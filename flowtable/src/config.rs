@@ -1,5 +1,5 @@
 use thiserror::Error;
-use wire::{Nanos, proto};
+use wire::Nanos;
 
 /// Sizes and timeouts of one shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -8,11 +8,14 @@ pub struct FlowTableConfig {
     pub flows_max: u32,
     /// When a flow ends, in packet time.
     pub timeouts: Timeouts,
+    /// Memory for what only some flows have: texts (names, fingerprints) and round-trip times beyond the handshake, in
+    /// blocks of 64 bytes. What finds no room is not kept, and counted.
+    pub side_bytes_max: usize,
 }
 
 impl Default for FlowTableConfig {
     fn default() -> FlowTableConfig {
-        FlowTableConfig { flows_max: 1_000_000, timeouts: Timeouts::default() }
+        FlowTableConfig { flows_max: 1_000_000, timeouts: Timeouts::default(), side_bytes_max: 64 << 20 }
     }
 }
 
@@ -56,14 +59,6 @@ impl Timeouts {
         active: Nanos::MAX,
         split_on_reuse: false,
     };
-
-    pub(crate) fn idle(&self, protocol: u8) -> Nanos {
-        match protocol {
-            proto::TCP => self.tcp_idle,
-            proto::UDP | proto::UDP_LITE => self.udp_idle,
-            _ => self.other_idle,
-        }
-    }
 }
 
 /// A configuration that cannot work.
@@ -79,6 +74,12 @@ pub enum FlowTableError {
         /// What was asked for.
         value: u32,
     },
+    /// `side_bytes_max` out of range.
+    #[error("flowtable.side_memory is {value} bytes; allowed are 0 to {} GiB", FlowTableError::SIDE_BYTES_MAX >> 30)]
+    SideBytes {
+        /// What was asked for.
+        value: usize,
+    },
     /// A timeout of zero would end every flow at its first packet.
     #[error("flowtable.timeouts.{name} is 0; give a duration above zero, or `timeouts: off` for none at all")]
     ZeroTimeout {
@@ -90,7 +91,9 @@ pub enum FlowTableError {
 impl FlowTableError {
     /// Fewest flows a shard can be made for.
     pub const FLOWS_MIN: u32 = 16;
-    /// Most flows a shard can be made for: 2^27, about 27 GB.
+    /// Most side memory a shard can be made for.
+    pub const SIDE_BYTES_MAX: usize = 64 << 30;
+    /// Most flows a shard can be made for: 2^27, about 34 GB.
     pub const FLOWS_MAX: u32 = 1 << 27;
 }
 
@@ -102,6 +105,9 @@ impl FlowTableConfig {
     pub fn validate(&self) -> Result<(), FlowTableError> {
         if !(FlowTableError::FLOWS_MIN..=FlowTableError::FLOWS_MAX).contains(&self.flows_max) {
             return Err(FlowTableError::FlowsMax { value: self.flows_max });
+        }
+        if self.side_bytes_max > FlowTableError::SIDE_BYTES_MAX {
+            return Err(FlowTableError::SideBytes { value: self.side_bytes_max });
         }
         let t = &self.timeouts;
         let named = [

@@ -34,32 +34,39 @@ impl Bucket {
     }
 }
 
-/// Where an entry for a hash is looked for: bucket `home`, then on in steps of an odd number taken from the tag.
+/// Where an entry for a hash is looked for: its home bucket first, then on in steps that its tag decides.
 #[derive(Clone, Copy)]
 struct Probe {
     at: usize,
-    step: usize,
     tag: u16,
 }
 
 pub(crate) struct Index {
-    /// Power-of-two count.
+    /// A prime number of them, so that every step visits each bucket once.
     buckets: Vec<Bucket>,
-    mask: usize,
 }
 
 impl Index {
-    /// Room for `entries` at a load of at most 0.75.
+    /// Room for `entries` at a load of at most 0.8.
     pub(crate) fn new(entries: u32) -> Index {
-        let count = (entries as usize).div_ceil(WAYS * 3 / 4).next_power_of_two();
-        Index { buckets: vec![Bucket::EMPTY; count], mask: count - 1 }
+        let count = next_prime((entries as usize * 5).div_ceil(WAYS * 4).max(2));
+        Index { buckets: vec![Bucket::EMPTY; count] }
     }
 
     #[inline]
     fn probe(&self, hash: u64) -> Probe {
-        // High half picks the bucket, low half the tag: independent bits. Tag 0 means empty and is folded into 1.
+        // High half picks the bucket (as a fraction of 2^32), low half the tag: independent bits. Tag 0 means empty and is
+        // folded into 1.
         let tag = (hash as u16).max(1);
-        Probe { at: (hash >> 32) as usize & self.mask, step: usize::from(tag) | 1, tag }
+        let at = ((hash >> 32) * self.buckets.len() as u64) >> 32;
+        Probe { at: at as usize, tag }
+    }
+
+    /// The bucket after `at` for an entry with this tag.
+    fn next(&self, at: usize, tag: u16) -> usize {
+        let count = self.buckets.len();
+        let next = at + 1 + usize::from(tag) % (count - 1);
+        if next >= count { next - count } else { next }
     }
 
     /// Address of the home bucket, for prefetching.
@@ -81,8 +88,8 @@ impl Index {
     #[inline]
     pub(crate) fn find(&self, hash: u64, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
         let mut p = self.probe(hash);
-        // An odd step over a power of two visits every bucket once, so the walk ends.
-        for _ in 0..=self.mask {
+        // A step over a prime number of buckets visits every one once, so the walk ends.
+        for _ in 0..self.buckets.len() {
             let bucket = &self.buckets[p.at];
             let mut mask = bucket.matches(p.tag);
             while mask != 0 {
@@ -95,7 +102,7 @@ impl Index {
             if bucket.passed == 0 {
                 return None;
             }
-            p.at = (p.at + p.step) & self.mask;
+            p.at = self.next(p.at, p.tag);
         }
         None
     }
@@ -104,7 +111,7 @@ impl Index {
     /// there is always a free way.
     pub(crate) fn insert(&mut self, hash: u64, slot: u32) {
         let mut p = self.probe(hash);
-        for _ in 0..=self.mask {
+        for _ in 0..self.buckets.len() {
             let bucket = &mut self.buckets[p.at];
             let free = bucket.matches(0);
             if free != 0 {
@@ -114,7 +121,7 @@ impl Index {
                 return;
             }
             bucket.passed = bucket.passed.saturating_add(1);
-            p.at = (p.at + p.step) & self.mask;
+            p.at = self.next(p.at, p.tag);
         }
         debug_assert!(false, "more entries than the index was made for");
     }
@@ -123,7 +130,7 @@ impl Index {
     pub(crate) fn remove(&mut self, hash: u64, slot: u32) {
         let mut p = self.probe(hash);
         let first = p;
-        for passed in 0..=self.mask {
+        for passed in 0..self.buckets.len() {
             let bucket = &mut self.buckets[p.at];
             let mut mask = bucket.matches(p.tag);
             while mask != 0 {
@@ -138,7 +145,7 @@ impl Index {
             if bucket.passed == 0 {
                 return;
             }
-            p.at = (p.at + p.step) & self.mask;
+            p.at = self.next(p.at, p.tag);
         }
     }
 
@@ -150,7 +157,7 @@ impl Index {
             if bucket.passed != u16::MAX {
                 bucket.passed -= 1;
             }
-            p.at = (p.at + p.step) & self.mask;
+            p.at = self.next(p.at, p.tag);
         }
     }
 
@@ -162,6 +169,12 @@ impl Index {
     pub(crate) fn memory_bytes(&self) -> usize {
         self.buckets.len() * size_of::<Bucket>()
     }
+}
+
+/// The least prime number that is not below `from`; `from` is at least 2.
+fn next_prime(from: usize) -> usize {
+    let is_prime = |n: usize| n == 2 || (n % 2 == 1 && (3..).step_by(2).take_while(|d| d * d <= n).all(|d| n % d != 0));
+    (from..).find(|n| is_prime(*n)).unwrap_or(from)
 }
 
 #[cfg(test)]
@@ -177,7 +190,7 @@ mod tests {
             let mut index = Index::new(64);
             let mut model: HashMap<u64, u32> = HashMap::new();
             for (at, (insert, bucket, low)) in ops.into_iter().enumerate() {
-                let hash = (bucket << 32) | (low % 3);
+                let hash = (bucket << 60) | (low % 3);
                 let key = bucket << 16 | low;
                 let slot = key as u32;
                 if insert && model.len() < 64 {
@@ -188,7 +201,7 @@ mod tests {
                     index.remove(hash, slot);
                 }
                 for (key, slot) in &model {
-                    let hash = ((key >> 16) << 32) | ((key & 0xffff) % 3);
+                    let hash = ((key >> 16) << 60) | ((key & 0xffff) % 3);
                     prop_assert_eq!(index.find(hash, |s| s == *slot), Some(*slot), "after step {}", at);
                 }
                 prop_assert_eq!(index.find(hash, |s| s == slot).is_some(), model.contains_key(&key));
@@ -197,14 +210,19 @@ mod tests {
     }
 
     #[test]
+    fn sizes_are_prime() {
+        assert_eq!([2, 3, 4, 8, 9, 14, 100, 7918].map(next_prime), [2, 3, 5, 11, 11, 17, 101, 7919]);
+    }
+
+    #[test]
     fn removal_leaves_no_trace() {
         let mut index = Index::new(1000);
         for round in 0..50u64 {
             for i in 0..1000u64 {
-                index.insert((i * 7 + round) << 32 | (i & 3), i as u32);
+                index.insert((i * 7 + round) << 48 | (i & 3), i as u32);
             }
             for i in 0..1000u64 {
-                index.remove((i * 7 + round) << 32 | (i & 3), i as u32);
+                index.remove((i * 7 + round) << 48 | (i & 3), i as u32);
             }
         }
         assert!(index.buckets.iter().all(|b| b.passed == 0 && b.tags == [0; WAYS]));

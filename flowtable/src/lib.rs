@@ -1,9 +1,14 @@
 #![doc = include_str!("../README.md")]
 
 mod config;
+mod expiry;
+mod extras;
+mod hash;
 mod index;
 mod prefetch;
+mod pressure;
 mod record;
+mod segments;
 mod sink;
 mod state;
 mod table;
@@ -11,5 +16,5 @@ mod tcp;
 
 pub use config::{FlowTableConfig, FlowTableError, Timeouts};
 pub use record::{ConnState, EndReason, FlowRecord, RttLife, TcpState};
-pub use sink::{FlowSink, TcpOpening};
+pub use sink::{FlowInView, FlowSink, HintSlot, TcpOpening};
 pub use table::{FlowTable, FlowTableCounts};

@@ -14,7 +14,7 @@ pub(crate) fn read(at: *const u8) {
     let _ = at;
 }
 
-/// All three lines of a flow.
+/// All three lines of a flow that is to be updated.
 #[inline]
 pub(crate) fn state(state: &FlowState) {
     let first = (&raw const *state).cast::<u8>();

@@ -1,5 +1,6 @@
 use crate::FlowRecord;
-use wire::{Addr, Nanos, TapId};
+use hints::{App, Hint, Progress};
+use wire::{Addr, Nanos, PacketMeta, TapId};
 
 /// Where a flow table delivers. Called inline by the worker; must not block on a live source.
 pub trait FlowSink {
@@ -14,6 +15,46 @@ pub trait FlowSink {
     /// The responder answered the SYN of `opening` with SYN/ACK. Called at most once a flow, after `syn`.
     fn established(&mut self, opening: &TcpOpening) {
         let _ = opening;
+    }
+
+    /// A packet with payload came in a flow that still wants its payloads looked at: number `at` of the slice that
+    /// [`FlowTable::process`](crate::FlowTable::process) was given. What is found out goes to `hint`.
+    fn payload(&mut self, at: usize, packet: &PacketMeta, flow: FlowInView, hint: HintSlot<'_>) {
+        let _ = (at, packet, flow);
+        *hint.progress = Progress::DONE;
+    }
+}
+
+/// A flow as the inspection of its payloads needs to know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowInView {
+    /// The record this flow will become.
+    pub flow_id: u64,
+    /// Whether the packet was sent by the flow's originator.
+    pub from_originator: bool,
+}
+
+/// Where the inspection of a flow's payloads leaves what it found.
+pub struct HintSlot<'a> {
+    /// How far the inspection has come; the table keeps it between packets.
+    pub progress: &'a mut Progress,
+    pub(crate) flow: HintOwner<'a>,
+}
+
+pub(crate) struct HintOwner<'a> {
+    pub(crate) extra: &'a mut u32,
+    pub(crate) app: &'a mut u8,
+    pub(crate) extras: &'a mut crate::extras::Extras,
+}
+
+impl HintSlot<'_> {
+    /// Adds a hint to what the flow has: a label that is known and texts that are not empty replace older ones. Texts that
+    /// find no room are counted and left out.
+    pub fn keep(&mut self, hint: &Hint<'_>) {
+        if hint.app != App::None {
+            *self.flow.app = hint.app as u8;
+        }
+        self.flow.extras.add_texts(self.flow.extra, hint);
     }
 }
 

@@ -1,26 +1,19 @@
+use crate::extras::{Extras, TEXTS_MAX};
+use crate::hash::KeyHasher;
 use crate::index::Index;
-use crate::state::FlowState;
-use crate::{EndReason, FlowSink, FlowTableConfig, FlowTableError, prefetch, tcp};
-use ahash::RandomState;
-use std::hash::{BuildHasher, Hasher};
-use wire::{FlowKey, Nanos, PacketMeta, proto};
+use crate::pressure::{Patience, marks};
+use crate::sink::{FlowInView, HintOwner, HintSlot};
+use crate::state::{Birth, FlowState, NO_EXTRA, bits};
+use crate::{EndReason, FlowSink, FlowTableConfig, FlowTableError, prefetch, segments};
+use hints::App;
+use wire::{Nanos, PacketMeta, proto};
 
 /// Packets looked up together: enough to hide one memory access behind the others.
 const BATCH: usize = 64;
-/// Slots whose deadline is examined per batch at most, so that no jump in time stalls a worker.
-const SWEEP_SLOTS_MAX: usize = 65_536;
-/// A whole round over all slots takes this long in packet time: how late an idle flow may be exported.
-const SWEEP_ROUND: Nanos = Nanos::from_secs(1);
-/// Neighbours compared for eviction when the table is at its cap.
-const EVICT_CANDIDATES: usize = 16;
-/// Unit of `FlowTable::deadlines`: 2^24 ns, 16.8 ms; 32 bits of it span 2.3 years.
-const TICK_SHIFT: u32 = 24;
 /// No slot has this number: there are fewer.
-const NO_SLOT: u32 = u32::MAX;
-/// Marks a free slot, and a flow that never times out.
-const NEVER: u32 = u32::MAX;
+pub(crate) const NO_SLOT: u32 = u32::MAX;
 
-/// What a shard has done so far. All but `active` only grow.
+/// What a shard has done so far. All but `active` and `emergency` only grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowTableCounts {
     /// Flows in the table now.
@@ -29,31 +22,42 @@ pub struct FlowTableCounts {
     pub created: u64,
     /// Records exported, by `EndReason as usize - 1`.
     pub exported: [u64; EndReason::ALL.len()],
+    /// Whether the table is in emergency mode now.
+    pub emergency: bool,
+    /// Times it went into emergency mode.
+    pub emergencies: u64,
+    /// Evicted flows that both sides had sent in: with these, something was cut that mattered.
+    pub evicted_answered: u64,
+    /// Ended TCP connections that were seen in both directions.
+    pub tcp_both_sides: u64,
+    /// Ended TCP connections with acknowledged data of which one direction was never seen: many of them mean that the two
+    /// directions of the link do not meet in one worker.
+    pub tcp_one_side: u64,
+    /// Texts and round trips that found no room in the side memory.
+    pub side_refused: u64,
 }
 
 /// The flows of one worker. Single-threaded; time comes in with the packets.
 ///
 /// A timeout takes effect at its deadline whatever the order of work: a packet that finds its flow past the deadline
 /// ends it and begins the next one, and the sweep exports what no packet asks for. So records do not depend on batch
-/// borders, sweep speed or the number of shards, as long as no flow is evicted.
+/// borders, sweep speed or the number of shards, as long as the table has room.
 pub struct FlowTable {
     timeouts: crate::Timeouts,
     flows_max: u32,
-    hasher: RandomState,
+    pub(crate) patience: Patience,
+    hasher: KeyHasher,
     index: Index,
-    /// Slab; `free` lists the slots not in use. Never reallocated: its capacity is `flows_max` from the start, and the
-    /// kernel hands out the pages as they are first touched.
-    states: Vec<FlowState>,
-    free: Vec<u32>,
-    /// A lower bound on each slot's deadline, in ticks after `epoch`; looked at by the sweep alone, 4 bytes a flow,
-    /// so that a packet never writes a timer and a round over a million flows reads 4 MB in sequence.
-    deadlines: Vec<u32>,
-    /// Clock of the first packet.
-    epoch: Option<Nanos>,
-    clock: Nanos,
-    sweep_at: usize,
-    swept_until: Nanos,
-    evict_at: usize,
+    /// Slab. Never reallocated: its capacity is `flows_max` from the start, and the kernel hands out the pages as they are
+    /// first touched.
+    pub(crate) states: Vec<FlowState>,
+    /// As long as `states`.
+    births: Vec<Birth>,
+    /// First of the free slots, which are linked through `FlowState::extra`; `NO_SLOT` if there is none.
+    free: u32,
+    extras: Extras,
+    pub(crate) expiry: crate::expiry::Expiry,
+    pub(crate) clock: Nanos,
     counts: FlowTableCounts,
 }
 
@@ -67,28 +71,32 @@ impl FlowTable {
         Ok(FlowTable {
             timeouts: config.timeouts,
             flows_max: config.flows_max,
-            hasher: RandomState::new(),
+            patience: Patience::normal(config.timeouts),
+            hasher: KeyHasher::new(),
             index: Index::new(config.flows_max),
             states: Vec::with_capacity(config.flows_max as usize),
-            free: Vec::with_capacity(config.flows_max as usize),
-            deadlines: Vec::with_capacity(config.flows_max as usize),
-            epoch: None,
+            births: Vec::with_capacity(config.flows_max as usize),
+            free: NO_SLOT,
+            extras: Extras::new(config.side_bytes_max),
+            expiry: crate::expiry::Expiry::new(config.flows_max),
             clock: Nanos::ZERO,
-            sweep_at: 0,
-            swept_until: Nanos::ZERO,
-            evict_at: 0,
             counts: FlowTableCounts::default(),
         })
     }
 
     /// What was done so far.
     pub fn counts(&self) -> FlowTableCounts {
-        self.counts
+        FlowTableCounts {
+            emergency: self.patience.emergency,
+            side_refused: self.extras.refused(),
+            ..self.counts
+        }
     }
 
     /// Bytes of memory this shard may come to hold.
     pub fn memory_bytes_max(&self) -> usize {
-        self.index.memory_bytes() + self.flows_max as usize * (size_of::<FlowState>() + 2 * size_of::<u32>())
+        let flow = size_of::<FlowState>() + size_of::<Birth>() + size_of::<u32>();
+        self.index.memory_bytes() + self.flows_max as usize * flow + self.extras.memory_bytes()
     }
 
     /// Replaces the timeouts; flows already in the table follow from their next packet or sweep on.
@@ -96,36 +104,29 @@ impl FlowTable {
     /// # Errors
     /// A timeout of zero.
     pub fn set_timeouts(&mut self, timeouts: crate::Timeouts) -> Result<(), FlowTableError> {
-        FlowTableConfig { flows_max: self.flows_max, timeouts }.validate()?;
+        FlowTableConfig { flows_max: self.flows_max, timeouts, ..FlowTableConfig::default() }.validate()?;
         self.timeouts = timeouts;
-        // The bounds were computed from longer or shorter timeouts: have the sweep look at every flow again.
-        self.deadlines.iter_mut().zip(&self.states).for_each(|(d, s)| {
-            if s.in_use() {
-                *d = 0;
-            }
-        });
+        self.change_patience(self.patience.emergency);
         Ok(())
+    }
+
+    fn change_patience(&mut self, emergency: bool) {
+        self.patience = match emergency {
+            true => Patience::emergency(self.timeouts),
+            false => Patience::normal(self.timeouts),
+        };
+        self.expiry.look_at_all();
     }
 
     /// Counts a batch of packets, then lets time pass up to the last one's clock.
     pub fn process(&mut self, packets: &[PacketMeta], sink: &mut impl FlowSink) {
-        for batch in packets.chunks(BATCH) {
+        for (number, batch) in packets.chunks(BATCH).enumerate() {
             let mut hashes = [0u64; BATCH];
-            for (hash, p) in hashes.iter_mut().zip(batch) {
-                *hash = self.hash(&p.key);
-                prefetch::read(self.index.home(*hash));
-            }
+            self.hash_and_prefetch(batch, &mut hashes);
             let mut likely = [NO_SLOT; BATCH];
-            for (likely, hash) in likely.iter_mut().zip(&hashes[..batch.len()]) {
-                if let Some(slot) = self.index.likely(*hash)
-                    && let Some(state) = self.states.get(slot as usize)
-                {
-                    prefetch::state(state);
-                    *likely = slot;
-                }
-            }
-            for ((p, hash), likely) in batch.iter().zip(hashes).zip(likely) {
-                self.packet(p, hash, likely, sink);
+            self.look_up(&hashes[..batch.len()], &mut likely);
+            for (at, ((p, hash), likely)) in batch.iter().zip(hashes).zip(likely).enumerate() {
+                self.packet(number * BATCH + at, p, hash, likely, sink);
             }
             if let Some(last) = batch.last() {
                 self.advance(last.clock, sink);
@@ -133,23 +134,23 @@ impl FlowTable {
         }
     }
 
-    /// Lets time pass: exports flows whose deadline lies behind `clock`, a bounded number of slots at a call.
-    pub fn advance(&mut self, clock: Nanos, sink: &mut impl FlowSink) {
-        self.clock = self.clock.max(clock);
-        if self.states.is_empty() {
-            self.swept_until = self.clock;
-            return;
+    #[inline]
+    fn hash_and_prefetch(&self, batch: &[PacketMeta], hashes: &mut [u64; BATCH]) {
+        for (hash, p) in hashes.iter_mut().zip(batch) {
+            *hash = self.hasher.hash(&p.key);
+            prefetch::read(self.index.home(*hash));
         }
-        let elapsed = self.clock - self.swept_until;
-        let round = self.states.len();
-        let due = if elapsed >= SWEEP_ROUND {
-            round
-        } else {
-            (u128::from(elapsed.0) * round as u128 / u128::from(SWEEP_ROUND.0)) as usize
-        };
-        if due > 0 {
-            self.swept_until = self.clock;
-            self.sweep(due.min(SWEEP_SLOTS_MAX), sink);
+    }
+
+    #[inline]
+    fn look_up(&self, hashes: &[u64], likely: &mut [u32; BATCH]) {
+        for (likely, hash) in likely.iter_mut().zip(hashes) {
+            if let Some(slot) = self.index.likely(*hash)
+                && let Some(state) = self.states.get(slot as usize)
+            {
+                prefetch::state(state);
+                *likely = slot;
+            }
         }
     }
 
@@ -157,9 +158,9 @@ impl FlowTable {
     pub fn finish(&mut self, clock: Nanos, sink: &mut impl FlowSink) {
         self.clock = self.clock.max(clock);
         for slot in 0..self.states.len() {
-            if self.states[slot].in_use() {
-                let state = &self.states[slot];
-                let reason = if state.tcp.closed() || state.deadline(&self.timeouts) <= self.clock {
+            let state = &self.states[slot];
+            if state.in_use() {
+                let reason = if state.tcp.closed() || state.deadline(&self.patience) <= self.clock {
                     state.timeout_reason()
                 } else {
                     EndReason::Shutdown
@@ -171,161 +172,163 @@ impl FlowTable {
         self.index.clear();
     }
 
-    #[inline]
-    fn hash(&self, key: &FlowKey) -> u64 {
-        let mut hasher = self.hasher.build_hasher();
-        for word in key.words() {
-            hasher.write_u64(word);
-        }
-        hasher.finish()
-    }
-
     /// `likely` is where the flow was found when the batch was looked over, or `NO_SLOT`. An earlier packet of the batch may
     /// have ended that flow or begun it, so it is believed only where it holds a flow of this key: a key is in the table
     /// once.
     #[inline]
-    fn packet(&mut self, p: &PacketMeta, hash: u64, likely: u32, sink: &mut impl FlowSink) {
-        let states = &self.states;
-        let found = match states.get(likely as usize) {
-            Some(state) if state.key == p.key && state.in_use() => Some(likely),
-            _ => self.index.find(hash, |slot| states[slot as usize].key == p.key),
+    fn packet(&mut self, at: usize, p: &PacketMeta, hash: u64, likely: u32, sink: &mut impl FlowSink) {
+        let found = match self.states.get(likely as usize) {
+            Some(state) if state.key == p.key && state.in_use() => likely,
+            _ => self.find(hash, p),
         };
-        let slot = match found {
-            Some(slot) if !self.over(slot, p) => slot,
-            Some(slot) => self.succeed(slot, p, hash, sink),
-            None => self.create(p, hash, sink),
+        let slot = match self.states.get(found as usize) {
+            Some(state) if !self.over(state, p) => found,
+            _ => self.begin(found, p, hash, sink),
         };
-        let state = &mut self.states[slot as usize];
-        if state.part_is_over(p, &self.timeouts) {
+        let (state, birth) = (&mut self.states[slot as usize], &mut self.births[slot as usize]);
+        if state.part_is_over(p, self.patience.active()) {
             self.counts.exported[EndReason::Active as usize - 1] += 1;
-            sink.record(&state.record(EndReason::Active), &[]);
-            state.next_part(p);
+            deliver(state, birth, &self.extras, EndReason::Active, sink);
+            self.extras.next_part(state.extra);
+            state.next_part(p, birth);
         }
-        state.update(p);
+        let side = state.side_of(p);
+        if side == 1 && !state.answered() {
+            self.expiry.answered(slot);
+        }
+        state.update(p, side, birth);
         if p.has_tcp {
             let was_closed = state.tcp.closed();
-            let side = state.side_of(p);
-            tcp::track(state, p, side, sink);
-            if !was_closed && state.tcp.closed() {
-                let deadline = state.deadline(&self.timeouts);
-                self.deadlines[slot as usize] = self.tick_of(deadline);
+            segments::track(state, birth, &mut self.extras, p, side, sink);
+            if state.tcp.closed() != was_closed {
+                self.expiry.set(slot, state.deadline(&self.patience));
             }
+        } else {
+            state.sides[side].add_goodput(p.payload_len);
+        }
+        if p.payload_len > 0 && state.hint.wants() {
+            let flow = FlowInView { flow_id: birth.flow_id, from_originator: side == 0 };
+            let (progress, extra, app) = (&mut state.hint, &mut state.extra, &mut state.sides[1].mark);
+            sink.payload(at, p, flow, HintSlot { progress, flow: HintOwner { extra, app, extras: &mut self.extras } });
         }
     }
 
-    /// Whether the flow in `slot` ended before `p`: its deadline passed, or `p` opens a connection on a closed one.
-    #[inline]
-    fn over(&self, slot: u32, p: &PacketMeta) -> bool {
-        let state = &self.states[slot as usize];
-        state.deadline(&self.timeouts) <= p.clock
-            || (p.has_tcp && p.flags.is_syn() && self.timeouts.split_on_reuse && state.tcp.closed())
-    }
-
+    /// The slot of the packet's flow when it is not where it was looked for first, or `NO_SLOT`.
     #[cold]
-    fn succeed(&mut self, slot: u32, p: &PacketMeta, hash: u64, sink: &mut impl FlowSink) -> u32 {
-        let reason = self.states[slot as usize].timeout_reason();
-        self.end(slot, reason, sink);
-        self.create(p, hash, sink)
+    fn find(&self, hash: u64, p: &PacketMeta) -> u32 {
+        let states = &self.states;
+        self.index.find(hash, |slot| states[slot as usize].key == p.key).unwrap_or(NO_SLOT)
     }
 
-    fn create(&mut self, p: &PacketMeta, hash: u64, sink: &mut impl FlowSink) -> u32 {
-        if self.free.is_empty() && self.states.len() == self.flows_max as usize {
+    /// Whether a flow ended before `p`: its deadline passed, or `p` opens a connection on a closed one.
+    #[inline]
+    fn over(&self, state: &FlowState, p: &PacketMeta) -> bool {
+        let reopens = p.has_tcp && p.flags.is_syn() && self.patience.split_on_reuse() && state.tcp.closed();
+        reopens || (p.clock - state.last_clock >= self.patience.least && state.deadline(&self.patience) <= p.clock)
+    }
+
+    /// Makes a flow for `p`, after ending the one in slot `over`, if there is one.
+    #[inline(never)]
+    fn begin(&mut self, over: u32, p: &PacketMeta, hash: u64, sink: &mut impl FlowSink) -> u32 {
+        if let Some(state) = self.states.get(over as usize) {
+            let reason = state.timeout_reason();
+            self.end(over, reason, sink);
+        } else if self.counts.active == u64::from(self.flows_max) {
             self.evict(sink);
         }
         let state = FlowState::new(p);
-        self.epoch.get_or_insert(p.clock);
-        let deadline = self.tick_of(state.deadline(&self.timeouts));
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                self.states[slot as usize] = state;
-                self.deadlines[slot as usize] = deadline;
+        let birth = Birth::new(p, state.bits & bits::FROM_HI != 0);
+        self.expiry.epoch(p.clock);
+        let slot = match self.states.get_mut(self.free as usize) {
+            Some(free) => {
+                let slot = self.free;
+                self.free = free.extra;
+                *free = state;
+                self.births[slot as usize] = birth;
                 slot
             }
             None => {
                 self.states.push(state);
-                self.deadlines.push(deadline);
+                self.births.push(birth);
                 (self.states.len() - 1) as u32
             }
         };
+        self.expiry.set_fresh(slot, state.deadline(&self.patience));
         self.index.insert(hash, slot);
         self.counts.created += 1;
         self.counts.active += 1;
+        if !self.patience.emergency && self.counts.active >= marks(self.flows_max).0 {
+            self.counts.emergencies += 1;
+            self.change_patience(true);
+        }
         slot
     }
 
     /// Exports a flow, frees its slot and takes it out of the index.
-    fn end(&mut self, slot: u32, reason: EndReason, sink: &mut impl FlowSink) {
-        self.index.remove(self.hash(&self.states[slot as usize].key), slot);
+    pub(crate) fn end(&mut self, slot: u32, reason: EndReason, sink: &mut impl FlowSink) {
+        self.index.remove(self.hasher.hash(&self.states[slot as usize].key), slot);
         self.export(slot as usize, reason, sink);
+        if self.patience.emergency && self.counts.active < marks(self.flows_max).1 {
+            self.change_patience(false);
+        }
     }
 
     /// Exports a flow and frees its slot. The index still knows it.
     fn export(&mut self, slot: usize, reason: EndReason, sink: &mut impl FlowSink) {
         let state = &mut self.states[slot];
-        sink.record(&state.record(reason), &[]);
-        state.set_free();
-        self.deadlines[slot] = NEVER;
-        self.free.push(slot as u32);
+        deliver(state, &self.births[slot], &self.extras, reason, sink);
+        self.counts.count_sides(state);
+        if state.extra != NO_EXTRA {
+            self.extras.release(state.extra);
+        }
+        state.set_free(self.free);
+        self.free = slot as u32;
+        self.expiry.clear(slot as u32);
         self.counts.active -= 1;
         self.counts.exported[reason as usize - 1] += 1;
     }
 
-    /// Makes room at the cap: among a few neighbours an unanswered SYN first, else whoever was silent the longest.
+    /// Makes room at the cap: what nobody answered first, whoever was silent the longest among them.
     #[cold]
     fn evict(&mut self, sink: &mut impl FlowSink) {
-        let count = self.states.len();
-        let victim = (0..EVICT_CANDIDATES.min(count)).map(|i| (self.evict_at + i) % count).min_by_key(|slot| {
-            let state = &self.states[*slot];
-            (!state.tcp.half_open() || state.key.proto != proto::TCP, state.last_clock)
-        });
-        self.evict_at = (self.evict_at + EVICT_CANDIDATES) % count;
-        if let Some(slot) = victim {
-            self.end(slot as u32, EndReason::Evicted, sink);
+        let states = &self.states;
+        let half_open = |s: &FlowState| s.key.proto == proto::TCP && !s.answered();
+        let rank = |slot: u32| {
+            let state = &states[slot as usize];
+            (!half_open(state), state.last_clock)
+        };
+        if let Some(victim) = self.expiry.victim(self.clock, rank) {
+            self.counts.evicted_answered += u64::from(self.states[victim as usize].answered());
+            self.end(victim, EndReason::Evicted, sink);
         }
     }
+}
 
-    /// Looks at the next `slots` deadlines.
-    fn sweep(&mut self, slots: usize, sink: &mut impl FlowSink) {
-        let now = self.tick_of(self.clock);
-        let mut left = slots;
-        while left > 0 {
-            let run = left.min(self.deadlines.len() - self.sweep_at);
-            let from = self.sweep_at;
-            for block in (from..from + run).step_by(64) {
-                let until = (block + 64).min(from + run);
-                // Whole lines of deadlines ahead of now are the rule: one comparison of vectors tells.
-                if self.deadlines[block..until].iter().fold(NEVER, |m, d| m.min(*d)) <= now {
-                    self.sweep_block(block, until, now, sink);
-                }
-            }
-            left -= run;
-            self.sweep_at = (from + run) % self.deadlines.len();
+impl FlowTableCounts {
+    /// A flow has ended: from how many sides was it seen?
+    fn count_sides(&mut self, state: &FlowState) {
+        if state.key.proto != proto::TCP {
+            return;
+        }
+        if state.answered() {
+            self.tcp_both_sides += 1;
+        } else if state.acknowledges() {
+            self.tcp_one_side += 1;
         }
     }
+}
 
-    fn sweep_block(&mut self, from: usize, until: usize, now: u32, sink: &mut impl FlowSink) {
-        for slot in from..until {
-            if self.deadlines[slot] > now {
-                continue;
-            }
-            let state = &self.states[slot];
-            let deadline = state.deadline(&self.timeouts);
-            if deadline <= self.clock {
-                let reason = state.timeout_reason();
-                self.end(slot as u32, reason, sink);
-            } else {
-                self.deadlines[slot] = self.tick_of(deadline);
-            }
-        }
-    }
-
-    /// Ticks after the epoch, rounded down, so that a bound is never later than its deadline.
-    #[inline]
-    fn tick_of(&self, deadline: Nanos) -> u32 {
-        if deadline == Nanos::MAX {
-            return NEVER;
-        }
-        let ticks = (deadline - self.epoch.unwrap_or(Nanos::ZERO)).0 >> TICK_SHIFT;
-        u32::try_from(ticks).unwrap_or(NEVER - 1).min(NEVER - 1)
+/// Hands a record over, with what the side arena knows.
+#[inline]
+fn deliver(state: &FlowState, birth: &Birth, extras: &Extras, reason: EndReason, sink: &mut impl FlowSink) {
+    let mut record = state.record(birth, reason);
+    record.app = App::ALL.get(usize::from(state.sides[1].mark)).copied().unwrap_or_default();
+    if state.extra == NO_EXTRA {
+        sink.record(&record, &[]);
+    } else {
+        let mut text = [0; TEXTS_MAX];
+        let ([srv, cli], lens, text) = extras.read(state.extra, &mut text);
+        (record.rtt_srv_life, record.rtt_cli_life, record.text) = (srv, cli, lens);
+        sink.record(&record, text);
     }
 }

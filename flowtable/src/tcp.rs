@@ -1,73 +1,85 @@
-//! What a passive observer can tell of a TCP connection (RFC 9293) from one packet after the other.
+//! What a passive observer can tell of a TCP connection (RFC 9293): who opened it, how far it has come, the two halves of
+//! its handshake.
 
-use crate::state::{FlowState, Side};
-use crate::{ConnState, FlowSink};
-use wire::{Nanos, PacketMeta, TcpFlags};
+use crate::{ConnState, TcpState};
 
-/// A segment below the expected sequence number is out of order, not resent, if it comes this soon after the newest
-/// data of its side (the default of tshark's TCP analysis).
-const OUT_OF_ORDER_WINDOW: Nanos = Nanos(3_000_000);
-
-/// Facts about the connection, as bits of `Tcp::seen`. `_O` by the originator, `_R` by the responder.
-mod seen {
-    pub(super) const SYN: u16 = 1 << 0;
-    pub(super) const SYN_ACK: u16 = 1 << 1;
-    /// `Tcp::rtt_cli_us` is a distance: the handshake's ACK was seen.
-    pub(super) const RTT_CLI: u16 = 1 << 2;
-    pub(super) const FIN_O: u16 = 1 << 3;
-    pub(super) const FIN_R: u16 = 1 << 4;
+/// Facts about a connection, as bits of `Tcp`. `_O` by the originator, `_R` by the responder; where a fact comes in both,
+/// the responder's bit is the next one up, so that `_O << side` names either.
+pub(crate) mod seen {
+    pub(crate) const SYN: u16 = 1 << 0;
+    pub(crate) const SYN_ACK: u16 = 1 << 1;
+    /// `Birth::rtt_srv_us` holds a distance: SYN, then SYN/ACK were seen.
+    pub(crate) const RTT_SRV: u16 = 1 << 2;
+    /// `Birth::handshake_us` is a distance: the first acknowledgment after SYN or SYN/ACK was seen.
+    pub(crate) const RTT: u16 = 1 << 3;
+    pub(crate) const FIN_O: u16 = 1 << 4;
+    pub(crate) const FIN_R: u16 = 1 << 5;
     /// RST, by whoever sent the first one.
-    pub(super) const RST_O: u16 = 1 << 5;
-    pub(super) const RST_R: u16 = 1 << 6;
+    pub(crate) const RST_O: u16 = 1 << 6;
+    pub(crate) const RST_R: u16 = 1 << 7;
     /// `Side::next_seq` holds a number.
-    pub(super) const SEQ_O: u16 = 1 << 7;
-    pub(super) const SEQ_R: u16 = 1 << 8;
-    /// `Tcp::rtt_srv_us` is a distance: SYN, then SYN/ACK were seen.
-    pub(super) const RTT_SRV: u16 = 1 << 9;
+    pub(crate) const SEQ_O: u16 = 1 << 8;
+    pub(crate) const SEQ_R: u16 = 1 << 9;
+    /// `Side::ack` and `Side::window` hold numbers.
+    pub(crate) const ACK_O: u16 = 1 << 10;
+    pub(crate) const ACK_R: u16 = 1 << 11;
+    /// A round trip of this side's data is being timed.
+    pub(crate) const TIMED_O: u16 = 1 << 12;
+    pub(crate) const TIMED_R: u16 = 1 << 13;
+    /// This side's latest segment was a keep-alive probe.
+    pub(crate) const PROBE_O: u16 = 1 << 14;
+    pub(crate) const PROBE_R: u16 = 1 << 15;
 }
 
 /// Connection facts that belong to both sides.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct Tcp {
-    /// Time of the newest data of each side, low 32 bits of µs since 1970: only short distances are asked for.
-    newest_us: [u32; 2],
-    /// Until `RTT_SRV` is seen: the time of the first SYN, in the unit of `newest_us`. From then on the distance.
-    rtt_srv_us: u32,
-    /// Until `RTT_CLI` is seen: the time of the SYN/ACK. From then on the distance.
-    rtt_cli_us: u32,
-    seen: u16,
-}
+#[repr(transparent)]
+pub(crate) struct Tcp(u16);
 
 impl Tcp {
-    fn has(&self, bits: u16) -> bool {
-        self.seen & bits != 0
+    /// Whether any of `bits` is set.
+    #[inline]
+    pub(crate) fn has(self, bits: u16) -> bool {
+        self.0 & bits != 0
+    }
+
+    #[inline]
+    pub(crate) fn has_all(self, bits: u16) -> bool {
+        self.0 & bits == bits
+    }
+
+    #[inline]
+    pub(crate) fn set(&mut self, bits: u16) {
+        self.0 |= bits;
+    }
+
+    #[inline]
+    pub(crate) fn clear(&mut self, bits: u16) {
+        self.0 &= !bits;
     }
 
     /// FIN from both sides, or RST from either.
     #[inline]
-    pub(crate) fn closed(&self) -> bool {
-        self.has(seen::RST_O | seen::RST_R) || self.seen & (seen::FIN_O | seen::FIN_R) == seen::FIN_O | seen::FIN_R
+    pub(crate) fn closed(self) -> bool {
+        const FINS: u16 = seen::FIN_O | seen::FIN_R;
+        self.has(seen::RST_O | seen::RST_R) || self.0 & FINS == FINS
     }
 
-    /// SYN seen and not answered.
-    pub(crate) fn half_open(&self) -> bool {
-        self.seen & (seen::SYN | seen::SYN_ACK) == seen::SYN
-    }
-
-    pub(crate) fn rtt_srv_us(&self) -> Option<u32> {
-        self.has(seen::RTT_SRV).then_some(self.rtt_srv_us)
-    }
-
-    pub(crate) fn rtt_cli_us(&self) -> Option<u32> {
-        self.has(seen::RTT_CLI).then_some(self.rtt_cli_us)
-    }
-
-    pub(crate) fn rtt_us(&self) -> Option<u32> {
-        Some(self.rtt_srv_us()?.saturating_add(self.rtt_cli_us()?))
+    /// The state of the connection as both ends together show it (RFC 9293 section 3.3.2).
+    pub(crate) fn state(self) -> TcpState {
+        match (self.has(seen::FIN_O), self.has(seen::FIN_R)) {
+            _ if self.has(seen::RST_O | seen::RST_R) => TcpState::Closed,
+            (true, true) => TcpState::TimeWait,
+            (true, false) => TcpState::FinWait,
+            (false, true) => TcpState::CloseWait,
+            (false, false) if self.0 & (seen::SYN | seen::SYN_ACK | seen::ACK_R) == seen::SYN => TcpState::SynSent,
+            (false, false) if self.0 & (seen::SYN_ACK | seen::RTT) == seen::SYN_ACK => TcpState::SynReceived,
+            (false, false) => TcpState::Established,
+        }
     }
 
     /// Zeek's summary of the connection (Zeek manual, conn.log, `conn_state`).
-    pub(crate) fn conn_state(&self) -> ConnState {
+    pub(crate) fn conn_state(self) -> ConnState {
         let (syn, syn_ack) = (self.has(seen::SYN), self.has(seen::SYN_ACK));
         let (fin_o, fin_r) = (self.has(seen::FIN_O), self.has(seen::FIN_R));
         let (rst_o, rst_r) = (self.has(seen::RST_O), self.has(seen::RST_R));
@@ -89,90 +101,4 @@ impl Tcp {
             (false, _) => ConnState::Oth,
         }
     }
-}
-
-/// Takes one TCP packet into account. Called after `FlowState::update`; `side` is who sent it.
-#[inline]
-pub(crate) fn track(flow: &mut FlowState, p: &PacketMeta, side: usize, sink: &mut impl FlowSink) {
-    let f = p.flags;
-    flow.sides[side].flags |= f.0;
-    if f.any(TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST) {
-        control(flow, p, side, sink);
-    } else if side == 0 && flow.tcp.seen & (seen::SYN_ACK | seen::RTT_CLI) == seen::SYN_ACK {
-        flow.tcp.rtt_cli_us = stamp(p.ts).wrapping_sub(flow.tcp.rtt_cli_us);
-        flow.tcp.seen |= seen::RTT_CLI;
-    }
-    if p.window == 0 && !f.any(TcpFlags::RST | TcpFlags::FIN | TcpFlags::SYN) {
-        let zwin = &mut flow.sides[side].zwin;
-        *zwin = zwin.saturating_add(1);
-    }
-    let len = p.payload_len + u32::from(f.any(TcpFlags::SYN)) + u32::from(f.any(TcpFlags::FIN));
-    if len > 0 && !f.any(TcpFlags::RST) {
-        sequence(&mut flow.sides[side], &mut flow.tcp, p, side, len);
-    }
-}
-
-/// SYN, SYN/ACK, FIN and RST.
-#[cold]
-fn control(flow: &mut FlowState, p: &PacketMeta, side: usize, sink: &mut impl FlowSink) {
-    let f = p.flags;
-    let by = |o, r| if side == 0 { o } else { r };
-    if f.is_syn() && side == 0 && !flow.tcp.has(seen::SYN) {
-        flow.tcp.seen |= seen::SYN;
-        flow.tcp.rtt_srv_us = stamp(p.ts);
-        sink.syn(&flow.opening(p));
-    }
-    if f.is_syn_ack() && side == 1 && !flow.tcp.has(seen::SYN_ACK) {
-        if flow.tcp.has(seen::SYN) {
-            flow.tcp.rtt_srv_us = stamp(p.ts).wrapping_sub(flow.tcp.rtt_srv_us);
-            flow.tcp.seen |= seen::RTT_SRV;
-            sink.established(&flow.opening(p));
-        }
-        flow.tcp.rtt_cli_us = stamp(p.ts);
-        flow.tcp.seen |= seen::SYN_ACK;
-    }
-    if f.any(TcpFlags::FIN) {
-        flow.tcp.seen |= by(seen::FIN_O, seen::FIN_R);
-    }
-    if f.any(TcpFlags::RST) && !flow.tcp.has(seen::RST_O | seen::RST_R) {
-        flow.tcp.seen |= by(seen::RST_O, seen::RST_R);
-    }
-}
-
-/// Places a segment of `len` sequence numbers: in order, after a gap, resent or out of order.
-#[inline]
-fn sequence(sender: &mut Side, tcp: &mut Tcp, p: &PacketMeta, side: usize, len: u32) {
-    let known = if side == 0 { seen::SEQ_O } else { seen::SEQ_R };
-    let end = p.seq.wrapping_add(len);
-    let now_us = stamp(p.ts);
-    if tcp.seen & known == 0 {
-        tcp.seen |= known;
-        sender.next_seq = end;
-        tcp.newest_us[side] = now_us;
-        return;
-    }
-    let ahead = p.seq.wrapping_sub(sender.next_seq) as i32;
-    if ahead >= 0 {
-        sender.lost += u32::from(ahead > 0);
-        sender.next_seq = end;
-        tcp.newest_us[side] = now_us;
-    } else {
-        let keep_alive = ahead == -1 && p.payload_len <= 1 && !p.flags.any(TcpFlags::SYN | TcpFlags::FIN);
-        if !keep_alive {
-            let since_newest = now_us.wrapping_sub(tcp.newest_us[side]);
-            if u64::from(since_newest) < OUT_OF_ORDER_WINDOW.as_micros() && sender.lost > 0 {
-                sender.ooo += 1;
-            } else {
-                sender.retrans += 1;
-            }
-        }
-        if (end.wrapping_sub(sender.next_seq) as i32) > 0 {
-            sender.next_seq = end;
-        }
-    }
-}
-
-/// Low 32 bits of the time in µs: distances up to 71 minutes come out right, which is all that is asked of it.
-fn stamp(now: Nanos) -> u32 {
-    now.as_micros() as u32
 }

@@ -173,7 +173,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 fn run(packets: &[PacketMeta], timeouts: Timeouts, batch: usize, flows_max: u32) -> (Vec<FlowRecord>, FlowTable) {
-    let mut table = FlowTable::new(FlowTableConfig { flows_max, timeouts }).unwrap();
+    let mut table = FlowTable::new(FlowTableConfig { flows_max, timeouts, side_bytes_max: 1 << 12 }).unwrap();
     let mut out = Records::default();
     for batch in packets.chunks(batch) {
         table.process(batch, &mut out);
