@@ -204,7 +204,7 @@ fn start_workers(
         let mut stages = join_workers(&tap, workers.by_ref().take(tap.workers.len()), views.clone());
         for live in tap.workers {
             let (Some(stage), Some(view)) = (stages.next(), views.next()) else { break };
-            let mut ingest = Ingest::new(stage, view.ledger.clone());
+            let mut ingest = Ingest::new(stage, config.to_ingest(), view.ledger.clone(), view.gauges.clone());
             if let Some(recorder) = recorders.next() {
                 ingest.record_with(recorder);
             }

@@ -57,6 +57,10 @@ pub struct WorkerCounters {
     pub records: Counter,
     /// Flow records dropped because the ring to the writer was full.
     pub records_ring_full: Counter,
+    /// DNS transactions handed on, or attempted to.
+    pub dns_records: Counter,
+    /// DNS transactions dropped because the ring to the writer was full.
+    pub dns_ring_full: Counter,
 }
 
 /// What the writer thread counts, about the records of one queue.
@@ -67,6 +71,10 @@ pub struct WriterCounters {
     pub records_stored: Counter,
     /// Flow records dropped because the disk is full.
     pub records_disk_full: Counter,
+    /// DNS transactions stored.
+    pub dns_stored: Counter,
+    /// DNS transactions dropped because the disk is full.
+    pub dns_disk_full: Counter,
 }
 
 impl QueueLedger {
@@ -102,6 +110,10 @@ impl QueueLedger {
             records_ring_full: self.worker.records_ring_full.get(),
             records_stored: self.writer.records_stored.get(),
             records_disk_full: self.writer.records_disk_full.get(),
+            dns_records: self.worker.dns_records.get(),
+            dns_ring_full: self.worker.dns_ring_full.get(),
+            dns_stored: self.writer.dns_stored.get(),
+            dns_disk_full: self.writer.dns_disk_full.get(),
         }
     }
 }
@@ -131,6 +143,14 @@ pub struct QueueCounts {
     pub records_stored: u64,
     /// Flow records dropped because the disk is full.
     pub records_disk_full: u64,
+    /// DNS transactions handed on, or attempted to.
+    pub dns_records: u64,
+    /// DNS transactions dropped because the ring to the writer was full.
+    pub dns_ring_full: u64,
+    /// DNS transactions stored.
+    pub dns_stored: u64,
+    /// DNS transactions dropped because the disk is full.
+    pub dns_disk_full: u64,
 }
 
 /// Where a packet ends. A new cause is one variant, one entry in `all` and one arm in each `match`, all of which the
@@ -251,9 +271,14 @@ impl QueueCounts {
         self.records.wrapping_sub(known) as i64
     }
 
+    /// The same for DNS transactions.
+    pub fn dns_balance(&self) -> i64 {
+        self.dns_records.wrapping_sub(self.dns_ring_full + self.dns_stored + self.dns_disk_full) as i64
+    }
+
     /// Whether each packet offered ended in exactly one place, and each record.
     pub fn is_balanced(&self) -> bool {
-        self.balance() == 0 && self.records_balance() == 0
+        self.balance() == 0 && self.records_balance() == 0 && self.dns_balance() == 0
     }
 
     /// Where the offered packets ended, in the order a packet meets the causes.
@@ -266,12 +291,15 @@ impl QueueCounts {
         })
     }
 
-    /// Where the flow records ended.
+    /// Where the flow records and DNS transactions ended.
     pub fn record_rows(&self) -> impl Iterator<Item = Row> + '_ {
         [
             ("records_stored", self.records_stored, "on disk", false),
             ("records_ring_full", self.records_ring_full, "the writer did not keep up: faster disk, larger ring", true),
             ("records_disk_full", self.records_disk_full, "no space left: free some or shorten retention", true),
+            ("dns_stored", self.dns_stored, "on disk", false),
+            ("dns_ring_full", self.dns_ring_full, "the writer did not keep up: faster disk, larger ring", true),
+            ("dns_disk_full", self.dns_disk_full, "no space left: free some or shorten retention", true),
         ]
         .into_iter()
         .map(|(name, count, hint, is_loss)| Row { name, count, hint, is_loss })
@@ -295,6 +323,10 @@ impl AddAssign for QueueCounts {
         self.records_ring_full += rhs.records_ring_full;
         self.records_stored += rhs.records_stored;
         self.records_disk_full += rhs.records_disk_full;
+        self.dns_records += rhs.dns_records;
+        self.dns_ring_full += rhs.dns_ring_full;
+        self.dns_stored += rhs.dns_stored;
+        self.dns_disk_full += rhs.dns_disk_full;
     }
 }
 

@@ -122,11 +122,7 @@ pub(crate) struct Extras {
 impl Extras {
     pub(crate) fn new(bytes_max: usize) -> Extras {
         let half = |size: usize| (bytes_max / 2 / size).min(NONE as usize);
-        Extras {
-            extras: Slab::new(half(size_of::<Extra>())),
-            blocks: Slab::new(half(size_of::<Block>())),
-            refused: 0,
-        }
+        Extras { extras: Slab::new(half(size_of::<Extra>())), blocks: Slab::new(half(size_of::<Block>())), refused: 0 }
     }
 
     /// Round trips and hints that found no room so far.

@@ -3,6 +3,7 @@
 mod config;
 mod expiry;
 mod extras;
+mod fragments;
 mod hash;
 mod index;
 mod prefetch;
@@ -15,6 +16,7 @@ mod table;
 mod tcp;
 
 pub use config::{FlowTableConfig, FlowTableError, Timeouts};
+pub use fragments::{FragmentCache, FragmentCounts};
 pub use record::{ConnState, EndReason, FlowRecord, RttLife, TcpState};
-pub use sink::{FlowInView, FlowSink, HintSlot, TcpOpening};
+pub use sink::{FlowInView, FlowSink, HintOwner, HintSlot, TcpOpening};
 pub use table::{FlowTable, FlowTableCounts};

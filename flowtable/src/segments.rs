@@ -157,8 +157,7 @@ fn classify(flow: &FlowState, birth: &Birth, p: &PacketMeta, side: usize) -> Kin
     let f = p.flags;
     let other_acked = flow.tcp.has(seen::ACK_O << (1 - side));
     let end = p.seq.wrapping_add(p.payload_len);
-    let acknowledged =
-        p.payload_len > 0 && other_acked && other.ack != 0 && end.wrapping_sub(other.ack) as i32 <= 0;
+    let acknowledged = p.payload_len > 0 && other_acked && other.ack != 0 && end.wrapping_sub(other.ack) as i32 <= 0;
     if !flow.tcp.has(seen::SEQ_O << side) {
         return if acknowledged { Kind::SpuriousAgain } else { Kind::Next };
     }

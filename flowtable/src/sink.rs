@@ -38,23 +38,25 @@ pub struct FlowInView {
 pub struct HintSlot<'a> {
     /// How far the inspection has come; the table keeps it between packets.
     pub progress: &'a mut Progress,
-    pub(crate) flow: HintOwner<'a>,
+    /// Takes the hints.
+    pub flow: HintOwner<'a>,
 }
 
-pub(crate) struct HintOwner<'a> {
+/// The flow that hints are kept for.
+pub struct HintOwner<'a> {
     pub(crate) extra: &'a mut u32,
     pub(crate) app: &'a mut u8,
     pub(crate) extras: &'a mut crate::extras::Extras,
 }
 
-impl HintSlot<'_> {
+impl HintOwner<'_> {
     /// Adds a hint to what the flow has: a label that is known and texts that are not empty replace older ones. Texts that
     /// find no room are counted and left out.
     pub fn keep(&mut self, hint: &Hint<'_>) {
         if hint.app != App::None {
-            *self.flow.app = hint.app as u8;
+            *self.app = hint.app as u8;
         }
-        self.flow.extras.add_texts(self.flow.extra, hint);
+        self.extras.add_texts(self.extra, hint);
     }
 }
 

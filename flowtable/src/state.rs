@@ -1,7 +1,7 @@
 //! One flow while it lasts: three cache lines that every packet updates, and one that only beginnings and ends touch.
 
-use crate::tcp::{Tcp, seen};
 use crate::pressure::Patience;
+use crate::tcp::{Tcp, seen};
 use crate::{EndReason, FlowRecord, TcpOpening};
 use hints::Progress;
 use wire::{Direction, FlowKey, Mac, Nanos, PacketMeta, TcpFlags, proto};
@@ -268,11 +268,7 @@ impl FlowState {
     /// When this flow is over unless a packet comes, in the pipeline's clock.
     #[inline]
     pub(crate) fn deadline(&self, patience: &Patience) -> Nanos {
-        let after = if self.tcp.closed() {
-            patience.closed()
-        } else {
-            patience.idle(self.key.proto, self.answered())
-        };
+        let after = if self.tcp.closed() { patience.closed() } else { patience.idle(self.key.proto, self.answered()) };
         if after == Nanos::MAX { Nanos::MAX } else { self.last_clock + after }
     }
 

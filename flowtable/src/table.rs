@@ -86,11 +86,7 @@ impl FlowTable {
 
     /// What was done so far.
     pub fn counts(&self) -> FlowTableCounts {
-        FlowTableCounts {
-            emergency: self.patience.emergency,
-            side_refused: self.extras.refused(),
-            ..self.counts
-        }
+        FlowTableCounts { emergency: self.patience.emergency, side_refused: self.extras.refused(), ..self.counts }
     }
 
     /// Bytes of memory this shard may come to hold.

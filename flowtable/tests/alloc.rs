@@ -62,7 +62,12 @@ fn batch(round: u32) -> Vec<PacketMeta> {
 
 #[test]
 fn a_steady_batch_allocates_nothing() {
-    let mut table = FlowTable::new(FlowTableConfig { flows_max: 1024, timeouts: Timeouts::default(), ..FlowTableConfig::default() }).unwrap();
+    let mut table = FlowTable::new(FlowTableConfig {
+        flows_max: 1024,
+        timeouts: Timeouts::default(),
+        ..FlowTableConfig::default()
+    })
+    .unwrap();
     let mut sink = Count(0);
     let batches: Vec<_> = (0..400).map(batch).collect();
     for batch in &batches[..40] {

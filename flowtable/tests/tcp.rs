@@ -31,7 +31,9 @@ impl FlowSink for Sink {
 type Packet = (bool, u64, u8, u32, u32);
 
 fn sink_of(packets: &[Packet]) -> Sink {
-    let mut table = FlowTable::new(FlowTableConfig { flows_max: 16, timeouts: Timeouts::OFF, ..FlowTableConfig::default() }).unwrap();
+    let mut table =
+        FlowTable::new(FlowTableConfig { flows_max: 16, timeouts: Timeouts::OFF, ..FlowTableConfig::default() })
+            .unwrap();
     let mut sink = Sink::default();
     let metas: Vec<PacketMeta> = packets
         .iter()

@@ -3,7 +3,7 @@
 use super::{load_config, open_store, start_logging};
 use crate::cli::{Output, ReplayArgs};
 use crate::failure::{Code, Failure};
-use crate::pipeline::{AlertSink, Dealer, Ingest, Pipeline, Stage, WhenFull, Worker, WorkerView};
+use crate::pipeline::{AlertSink, Dealer, Ingest, IngestSettings, Pipeline, Stage, WhenFull, Worker, WorkerView};
 use anyhow::Context;
 use capture::ledger::{Cause, QueueCounts};
 use capture::{FileOptions, FileSource, FilteredSource, Progress, Source, SourceError};
@@ -43,7 +43,7 @@ pub(crate) fn replay(args: &ReplayArgs, output: Output) -> Result<(), Failure> {
     let workers = vec![0; usize::from(config.pipeline.workers.max(1))];
     let (pipeline, workers) = Pipeline::start(&config, &taps, &workers, WhenFull::Wait, store, alert_sink)?;
     let interrupted = flag_on_signal(&pipeline.stop)?;
-    let damage = read_all(sources, workers, &pipeline.views, &pipeline.stop)?;
+    let damage = read_all(sources, workers, config.to_ingest(), &pipeline.views, &pipeline.stop)?;
     let views = pipeline.finish().context("the replay is not complete, what is stored stays")?;
     let totals = totals(&views);
     let summary = Summary {
@@ -105,20 +105,21 @@ fn flag_on_signal(stop: &Arc<AtomicBool>) -> anyhow::Result<Arc<AtomicBool>> {
 fn read_all(
     sources: Vec<Box<dyn Source>>,
     mut workers: Vec<Worker>,
+    settings: IngestSettings,
     views: &[WorkerView],
     stop: &Arc<AtomicBool>,
 ) -> anyhow::Result<Option<anyhow::Error>> {
-    let ledger = views[0].ledger.clone();
+    let (ledger, gauges) = (views[0].ledger.clone(), views[0].gauges.clone());
     if workers.len() == 1
         && let Some(worker) = workers.pop()
     {
-        let mut ingest = Ingest::new(worker, ledger);
+        let mut ingest = Ingest::new(worker, settings, ledger, gauges);
         let damage = drive(sources, &mut ingest, views, stop);
         let clock = ingest.clock();
         ingest.into_stage().finish(clock);
         return Ok(damage);
     }
-    let mut ingest = Ingest::new(Dealer::start(workers)?, ledger);
+    let mut ingest = Ingest::new(Dealer::start(workers)?, settings, ledger, gauges);
     let damage = drive(sources, &mut ingest, views, stop);
     let clock = ingest.clock();
     ingest.into_stage().finish(clock);

@@ -41,8 +41,12 @@ pub(crate) struct Config {
     pub(crate) slices: SlicesConfig,
     /// The threads between capture and storage.
     pub(crate) pipeline: PipelineConfig,
+    /// How deep packets are looked into.
+    pub(crate) decode: DecodeSection,
     /// The table of flows in progress.
     pub(crate) flowtable: FlowTableSection,
+    /// What the first payloads of a flow are asked: names, fingerprints, DNS.
+    pub(crate) hints: HintsSection,
     /// Detectors that raise alerts while packets pass.
     pub(crate) detect: DetectSection,
     /// What is kept on disk.
@@ -64,7 +68,9 @@ impl Default for Config {
             capture: CaptureConfig::default(),
             slices: SlicesConfig::default(),
             pipeline: PipelineConfig::default(),
+            decode: DecodeSection::default(),
             flowtable: FlowTableSection::default(),
+            hints: HintsSection::default(),
             detect: DetectSection::default(),
             storage: StorageSection::default(),
             query: QuerySection::default(),
@@ -93,12 +99,84 @@ impl Default for PipelineConfig {
     }
 }
 
+/// How deep packets are looked into. A packet that nests deeper is counted under its reason in the ledger.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct DecodeSection {
+    /// VLAN tags plus MPLS labels a frame may carry.
+    pub(crate) tags_max: u8,
+    /// IPv6 extension headers at one level.
+    pub(crate) extensions_max: u8,
+    /// Encapsulations inside one another.
+    pub(crate) encapsulations_max: u8,
+}
+
+impl Default for DecodeSection {
+    fn default() -> DecodeSection {
+        let d = wire::Limits::default();
+        DecodeSection {
+            tags_max: d.tags_max,
+            extensions_max: d.extensions_max,
+            encapsulations_max: d.encapsulations_max,
+        }
+    }
+}
+
+/// What the first payloads of a flow are asked: names, fingerprints, DNS.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct HintsSection {
+    /// Payloads of a flow that are looked at in each direction, 1 to 7. DNS messages, and pieces of what has begun, come
+    /// on top.
+    pub(crate) payloads_max: u8,
+    /// Bytes kept of one ClientHello, request or DNS message in pieces, up to 64 KiB.
+    pub(crate) assembly: Size,
+    /// Messages in pieces at a time, for each worker.
+    pub(crate) assemblies_max: u32,
+    /// DNS queries that may wait for their answer at a time, for each worker.
+    pub(crate) dns_pending_max: u32,
+    /// Time after which a DNS query counts as unanswered.
+    pub(crate) dns_timeout: Period,
+}
+
+impl Default for HintsSection {
+    fn default() -> HintsSection {
+        let d = hints::InspectLimits::default();
+        HintsSection {
+            payloads_max: d.payloads_max,
+            assembly: Size(d.assembly_bytes_max as u64),
+            assemblies_max: d.assemblies_max as u32,
+            dns_pending_max: d.dns_pending_max as u32,
+            dns_timeout: Period(std::time::Duration::from_nanos(d.dns_timeout.0)),
+        }
+    }
+}
+
+impl HintsSection {
+    /// What the inspector takes.
+    pub(crate) fn to_limits(&self) -> hints::InspectLimits {
+        hints::InspectLimits {
+            payloads_max: self.payloads_max,
+            assembly_bytes_max: usize::try_from(self.assembly.0).unwrap_or(usize::MAX),
+            assemblies_max: self.assemblies_max as usize,
+            dns_pending_max: self.dns_pending_max as usize,
+            dns_timeout: self.dns_timeout.nanos(),
+            ..hints::InspectLimits::default()
+        }
+    }
+}
+
 /// The table of flows in progress.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct FlowTableSection {
-    /// Flows held at once by each worker, about 220 bytes each; at the cap the table evicts, exports and counts.
+    /// Flows held at once by each worker, about 255 bytes each. Near the cap flows that nobody answered are given two
+    /// seconds and others a quarter of their timeouts; at the cap the table evicts, exports and counts.
     pub(crate) flows_max: u32,
+    /// Memory of each worker for what only some flows have: names, fingerprints, round-trip times beyond the handshake.
+    pub(crate) side_memory: Size,
+    /// Fragmented datagrams that are remembered at a time, so that later fragments find their flow.
+    pub(crate) fragments_max: u32,
     /// When flows end, in packet time; `off` keeps each flow in one record until the end.
     pub(crate) timeouts: TimeoutsSection,
 }
@@ -107,6 +185,8 @@ impl Default for FlowTableSection {
     fn default() -> FlowTableSection {
         FlowTableSection {
             flows_max: FlowTableConfig::default().flows_max,
+            side_memory: Size(FlowTableConfig::default().side_bytes_max as u64),
+            fragments_max: crate::pipeline::IngestSettings::default().fragments_max,
             timeouts: TimeoutsSection::On(Timeouts::default()),
         }
     }
@@ -203,7 +283,8 @@ impl FlowTableSection {
                 split_on_reuse: true,
             },
         };
-        FlowTableConfig { flows_max: self.flows_max, timeouts }
+        let side_bytes_max = usize::try_from(self.side_memory.0).unwrap_or(usize::MAX);
+        FlowTableConfig { flows_max: self.flows_max, timeouts, side_bytes_max }
     }
 }
 
@@ -421,6 +502,24 @@ impl Config {
                 ));
             }
         }
+        if !(1..=1 << 24).contains(&self.flowtable.fragments_max) {
+            return Err(invalid(
+                "flowtable.fragments_max",
+                format!("{}; allowed are 1 to 16777216", self.flowtable.fragments_max),
+            ));
+        }
+        let hints = &self.hints;
+        let bounds = [
+            ("hints.payloads_max", u64::from(hints.payloads_max), 7),
+            ("hints.assembly", hints.assembly.0, 65_535),
+            ("hints.assemblies_max", u64::from(hints.assemblies_max), 1 << 20),
+            ("hints.dns_pending_max", u64::from(hints.dns_pending_max), 1 << 24),
+        ];
+        for (key, value, most) in bounds {
+            if !(1..=most).contains(&value) {
+                return Err(invalid(key, format!("{value}; allowed are 1 to {most}")));
+            }
+        }
         self.flowtable.to_table().validate().map_err(|e| ConfigError::Stage(e.to_string()))?;
         self.to_detect().validate().map_err(|e| ConfigError::Stage(format!("detect.{e}")))?;
         if self.rpc.grpc_listen == self.rpc.http_listen && self.rpc.grpc_listen.port() != 0 {
@@ -434,6 +533,19 @@ impl Config {
             return Err(invalid("log", format!("'{}' is no log level; allowed are {expected}", self.log)));
         }
         Ok(())
+    }
+
+    /// What the first stage takes.
+    pub(crate) fn to_ingest(&self) -> crate::pipeline::IngestSettings {
+        let d = &self.decode;
+        crate::pipeline::IngestSettings {
+            limits: wire::Limits {
+                tags_max: d.tags_max,
+                extensions_max: d.extensions_max,
+                encapsulations_max: d.encapsulations_max,
+            },
+            fragments_max: self.flowtable.fragments_max,
+        }
     }
 
     /// What the detectors take.

@@ -2,6 +2,7 @@
 //! meet on one worker. Blocks travel to a worker and come back empty; nothing is allocated after warm-up.
 
 use super::ingest::Stage;
+use super::payloads::{Copied, Payloads};
 use super::worker::Worker;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
@@ -14,16 +15,24 @@ const RING_BLOCKS: usize = 64;
 /// Packets read before every worker hears of the time, whether packets came its way or not.
 const CLOCK_EVERY: usize = 4096;
 
+#[derive(Default)]
 struct Block {
     packets: Vec<PacketMeta>,
+    payloads: Copied,
     /// The reader's clock when the block was sent.
     clock: Nanos,
 }
 
+impl Block {
+    fn new() -> Block {
+        Block { packets: Vec::with_capacity(BLOCK_PACKETS), ..Block::default() }
+    }
+}
+
 struct Lane {
-    filling: Vec<PacketMeta>,
+    filling: Block,
     full: rtrb::Producer<Block>,
-    empty: rtrb::Consumer<Vec<PacketMeta>>,
+    empty: rtrb::Consumer<Block>,
     thread: JoinHandle<()>,
 }
 
@@ -65,14 +74,15 @@ impl Dealer {
 }
 
 impl Stage for Dealer {
-    fn packets(&mut self, packets: &[PacketMeta]) -> usize {
+    fn packets(&mut self, packets: &[PacketMeta], payloads: &impl Payloads) -> usize {
         let count = self.lanes.len() as u64;
-        for packet in packets {
+        for (at, packet) in packets.iter().enumerate() {
             // The high half of the product is a fair share of the hash's range.
             let lane = ((u128::from(packet.key.stable_hash()) * u128::from(count)) >> 64) as usize;
             let lane = &mut self.lanes[lane];
-            lane.filling.push(*packet);
-            if lane.filling.len() == BLOCK_PACKETS {
+            lane.filling.packets.push(*packet);
+            lane.filling.payloads.push(if packet.payload_len > 0 { payloads.payload(at) } else { &[] });
+            if lane.filling.packets.len() == BLOCK_PACKETS {
                 lane.send(packet.clock);
             }
         }
@@ -93,12 +103,12 @@ impl Lane {
         let (full, incoming) = rtrb::RingBuffer::new(RING_BLOCKS);
         let (returned, empty) = rtrb::RingBuffer::new(RING_BLOCKS + 1);
         let thread = Builder::new().name(format!("worker-{k}")).spawn(move || work(worker, incoming, returned))?;
-        Ok(Lane { filling: Vec::with_capacity(BLOCK_PACKETS), full, empty, thread })
+        Ok(Lane { filling: Block::new(), full, empty, thread })
     }
 
     fn send(&mut self, clock: Nanos) {
-        let next = self.empty.pop().unwrap_or_else(|_| Vec::with_capacity(BLOCK_PACKETS));
-        let mut block = Block { packets: std::mem::replace(&mut self.filling, next), clock };
+        let next = self.empty.pop().unwrap_or_else(|_| Block::new());
+        let mut block = Block { clock, ..std::mem::replace(&mut self.filling, next) };
         while let Err(rtrb::PushError::Full(back)) = self.full.push(block) {
             if self.full.is_abandoned() {
                 return;
@@ -109,17 +119,18 @@ impl Lane {
     }
 }
 
-fn work(mut worker: Worker, mut incoming: rtrb::Consumer<Block>, mut returned: rtrb::Producer<Vec<PacketMeta>>) {
+fn work(mut worker: Worker, mut incoming: rtrb::Consumer<Block>, mut returned: rtrb::Producer<Block>) {
     let mut clock = Nanos::ZERO;
     loop {
         match incoming.pop() {
             Ok(mut block) => {
                 clock = block.clock;
-                worker.packets(&block.packets);
+                worker.packets(&block.packets, &block.payloads);
                 worker.advance(clock);
                 block.packets.clear();
+                block.payloads.clear();
                 // A full return ring means there are blocks enough.
-                drop(returned.push(block.packets));
+                drop(returned.push(block));
             }
             Err(_) if incoming.is_abandoned() && incoming.is_empty() => break,
             Err(_) => std::thread::sleep(Duration::from_micros(50)),

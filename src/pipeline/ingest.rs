@@ -1,8 +1,11 @@
 //! Frames in, decoded packets out: the first stage of every worker, and of the reader that deals to several.
 
+use super::payloads::{Lent, Payloads};
+use super::shared::WorkerGauges;
 use capture::ledger::QueueLedger;
 use capture::slice::Recorder;
 use capture::{BATCH_FRAMES_MAX, BatchHandler, SourceCounts, SourceError};
+use flowtable::FragmentCache;
 use std::sync::Arc;
 use std::time::Duration;
 use wire::{Frame, Limits, Nanos, PacketMeta, decode_into};
@@ -11,9 +14,23 @@ use wire::{Frame, Limits, Nanos, PacketMeta, decode_into};
 pub(crate) trait Stage {
     /// Decoded packets in capture order; their clocks never decrease. Returns how many of them were taken on; the
     /// others were counted as lost.
-    fn packets(&mut self, packets: &[PacketMeta]) -> usize;
+    fn packets(&mut self, packets: &[PacketMeta], payloads: &impl Payloads) -> usize;
     /// Time has passed without packets.
     fn advance(&mut self, clock: Nanos);
+}
+
+/// Bounds of what one packet may cost, and of what is remembered of fragments.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IngestSettings {
+    pub(crate) limits: Limits,
+    /// Fragmented datagrams in progress.
+    pub(crate) fragments_max: u32,
+}
+
+impl Default for IngestSettings {
+    fn default() -> IngestSettings {
+        IngestSettings { limits: Limits::default(), fragments_max: 8192 }
+    }
 }
 
 /// Decodes batches and keeps the clock.
@@ -22,6 +39,13 @@ pub(crate) struct Ingest<S> {
     limits: Limits,
     /// Reused from batch to batch; never grows beyond `BATCH_FRAMES_MAX`.
     packets: Vec<PacketMeta>,
+    /// By packet, the number of its frame.
+    frame_of: Vec<u16>,
+    /// Knows which flow later fragments belong to.
+    fragments: FragmentCache,
+    /// Some fragment came since the counts were published.
+    fragments_seen: bool,
+    gauges: Arc<WorkerGauges>,
     /// Highest packet time so far: it never goes back, whatever the capture does.
     clock: Nanos,
     ledger: Arc<QueueLedger>,
@@ -30,11 +54,20 @@ pub(crate) struct Ingest<S> {
 }
 
 impl<S: Stage> Ingest<S> {
-    pub(crate) fn new(stage: S, ledger: Arc<QueueLedger>) -> Ingest<S> {
+    pub(crate) fn new(
+        stage: S,
+        settings: IngestSettings,
+        ledger: Arc<QueueLedger>,
+        gauges: Arc<WorkerGauges>,
+    ) -> Ingest<S> {
         Ingest {
             stage,
-            limits: Limits::default(),
+            limits: settings.limits,
             packets: Vec::with_capacity(BATCH_FRAMES_MAX),
+            frame_of: Vec::with_capacity(BATCH_FRAMES_MAX),
+            fragments: FragmentCache::new(settings.fragments_max),
+            fragments_seen: false,
+            gauges,
             clock: Nanos::ZERO,
             ledger,
             recorder: None,
@@ -79,12 +112,20 @@ impl<S: Stage> BatchHandler for Ingest<S> {
             recorder.batch(frames);
         }
         self.packets.clear();
-        for frame in frames {
+        self.frame_of.clear();
+        for (number, frame) in frames.iter().enumerate() {
             self.clock = self.clock.max(frame.ts.min(CLOCK_MAX));
             self.packets.push(PacketMeta::EMPTY);
             let Some(packet) = self.packets.last_mut() else { return };
             match decode_into(frame, &self.limits, packet) {
-                Ok(()) => packet.clock = self.clock,
+                Ok(()) => {
+                    packet.clock = self.clock;
+                    self.frame_of.push(number as u16);
+                    if packet.fragment {
+                        self.fragments.assign(packet);
+                        self.fragments_seen = true;
+                    }
+                }
                 Err(reason) => {
                     self.packets.pop();
                     self.ledger.undecoded(reason);
@@ -94,8 +135,13 @@ impl<S: Stage> BatchHandler for Ingest<S> {
         if self.packets.is_empty() {
             self.stage.advance(self.clock);
         } else {
-            let taken = self.stage.packets(&self.packets);
+            let payloads = Lent { frames, packets: &self.packets, frame_of: &self.frame_of };
+            let taken = self.stage.packets(&self.packets, &payloads);
             self.ledger.worker.processed.add(taken as u64);
+        }
+        if std::mem::take(&mut self.fragments_seen) {
+            let counts = self.fragments.counts();
+            self.gauges.publish_rare(|rare| rare.fragments = counts);
         }
     }
 

@@ -10,6 +10,7 @@ mod detectors;
 mod handoff;
 mod ingest;
 mod outlet;
+mod payloads;
 mod settings;
 mod shared;
 mod worker;
@@ -18,7 +19,7 @@ mod writer;
 pub(crate) use deal::Dealer;
 pub(crate) use detectors::AlertSink;
 pub(crate) use handoff::{LiveWorker, Shard};
-pub(crate) use ingest::{Ingest, Stage};
+pub(crate) use ingest::{Ingest, IngestSettings, Stage};
 pub(crate) use outlet::WhenFull;
 pub(crate) use settings::LiveSettings;
 pub(crate) use shared::{WorkerGauges, WorkerView};
@@ -82,10 +83,9 @@ impl Pipeline {
                 sources: Arc::new(HyperLogLog::new(SOURCES_PRECISION)?),
                 ledger: Arc::new(QueueLedger::default()),
             };
-            let (producer, records) = rtrb::RingBuffer::new(config.pipeline.record_ring as usize);
             let feed = TickFeed::new(k, tap_names.len(), detect_config.limits);
-            let outlet = Outlet::new(
-                producer,
+            let (outlet, ends) = Outlet::new(
+                config.pipeline.record_ring as usize,
                 tick_sender.clone(),
                 feed,
                 when_full,
@@ -93,8 +93,9 @@ impl Pipeline {
                 view.gauges.clone(),
                 view.sources.clone(),
             );
-            workers.push(Worker::new(config.flowtable.to_table(), outlet, view.gauges.clone(), settings.clone())?);
-            inlets.push(writer::Inlet { records, ledger: view.ledger.clone() });
+            let (table, hints) = (config.flowtable.to_table(), config.hints.to_limits());
+            workers.push(Worker::new(table, hints, outlet, view.gauges.clone(), settings.clone())?);
+            inlets.push(writer::Inlet::new(ends, view.ledger.clone()));
             views.push(view);
         }
         let (retention, retention_changes) = channel();

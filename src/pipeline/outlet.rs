@@ -4,6 +4,7 @@ use super::shared::WorkerGauges;
 use capture::ledger::QueueLedger;
 use detect::{OpeningKind, Tick, TickFeed};
 use flowtable::{FlowRecord, FlowSink, TcpOpening};
+use hints::DnsRecord;
 use sketches::HyperLogLog;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
@@ -20,7 +21,8 @@ pub(crate) enum WhenFull {
 }
 
 pub(crate) struct Outlet {
-    records: rtrb::Producer<FlowRecord>,
+    records: Lane<FlowRecord>,
+    dns: Lane<DnsRecord>,
     ticks: SyncSender<Tick>,
     feed: TickFeed,
     when_full: WhenFull,
@@ -30,17 +32,84 @@ pub(crate) struct Outlet {
     sources: Arc<HyperLogLog>,
 }
 
+/// Rows on their way to the writer, and their texts beside them, in the same order.
+struct Lane<R> {
+    rows: rtrb::Producer<R>,
+    text: rtrb::Producer<u8>,
+}
+
+/// The writer's end of a lane.
+pub(super) struct LaneEnd<R> {
+    pub(super) rows: rtrb::Consumer<R>,
+    pub(super) text: rtrb::Consumer<u8>,
+}
+
+/// Bytes of text that may wait for each row that may wait. Rows without text are the rule, but a run of rows with much
+/// text must not wait for its text alone.
+const TEXT_A_ROW: usize = 64;
+/// Text of at least a few rows fits whatever the number of rows.
+const TEXT_MIN: usize = 1 << 16;
+
+fn lane<R>(rows: usize) -> (Lane<R>, LaneEnd<R>) {
+    let (producer, consumer) = rtrb::RingBuffer::new(rows);
+    let (text, text_end) = rtrb::RingBuffer::new((rows * TEXT_A_ROW).max(TEXT_MIN));
+    (Lane { rows: producer, text }, LaneEnd { rows: consumer, text: text_end })
+}
+
+impl<R> Lane<R> {
+    /// `Err` if there is no room for both.
+    #[inline]
+    fn push(&mut self, row: R, text: &[u8]) -> Result<(), R> {
+        if !text.is_empty() {
+            if self.rows.is_full() {
+                return Err(row);
+            }
+            // The text first: who sees the row then finds it.
+            match self.text.write_chunk_uninit(text.len()) {
+                Ok(chunk) => chunk.fill_from_iter(text.iter().copied()),
+                Err(_) => return Err(row),
+            };
+        }
+        self.rows.push(row).map_err(|rtrb::PushError::Full(row)| row)
+    }
+}
+
+/// What the writer needs of one worker.
+pub(super) struct OutletEnds {
+    pub(super) records: LaneEnd<FlowRecord>,
+    pub(super) dns: LaneEnd<DnsRecord>,
+}
+
 impl Outlet {
+    /// `rows`: how many may wait for the writer, of each kind.
     pub(super) fn new(
-        records: rtrb::Producer<FlowRecord>,
+        rows: usize,
         ticks: SyncSender<Tick>,
         feed: TickFeed,
         when_full: WhenFull,
         ledger: Arc<QueueLedger>,
         gauges: Arc<WorkerGauges>,
         sources: Arc<HyperLogLog>,
-    ) -> Outlet {
-        Outlet { records, ticks, feed, when_full, ledger, gauges, sources }
+    ) -> (Outlet, OutletEnds) {
+        let (records, records_end) = lane(rows);
+        let (dns, dns_end) = lane((rows / 4).max(1));
+        let outlet = Outlet { records, dns, ticks, feed, when_full, ledger, gauges, sources };
+        (outlet, OutletEnds { records: records_end, dns: dns_end })
+    }
+
+    /// A DNS transaction for the writer.
+    #[inline]
+    pub(super) fn dns(&mut self, record: &DnsRecord, text: &[u8]) {
+        self.ledger.worker.dns_records.add(1);
+        let mut row = *record;
+        while let Err(back) = self.dns.push(row, text) {
+            if self.when_full == WhenFull::Drop || self.dns.rows.is_abandoned() {
+                self.ledger.worker.dns_ring_full.add(1);
+                return;
+            }
+            std::thread::sleep(Duration::from_micros(100));
+            row = back;
+        }
     }
 
     /// Time has come to `clock`: hands over the tick that it closes, if it does.
@@ -84,12 +153,12 @@ impl Outlet {
     }
 
     #[cold]
-    fn ring_full(&mut self, mut record: FlowRecord) {
-        while self.when_full == WhenFull::Wait && !self.records.is_abandoned() {
+    fn ring_full(&mut self, mut record: FlowRecord, text: &[u8]) {
+        while self.when_full == WhenFull::Wait && !self.records.rows.is_abandoned() {
             std::thread::sleep(Duration::from_micros(100));
-            match self.records.push(record) {
+            match self.records.push(record, text) {
                 Ok(()) => return,
-                Err(rtrb::PushError::Full(back)) => record = back,
+                Err(back) => record = back,
             }
         }
         self.ledger.worker.records_ring_full.add(1);
@@ -98,11 +167,11 @@ impl Outlet {
 
 impl FlowSink for Outlet {
     #[inline]
-    fn record(&mut self, record: &FlowRecord, _text: &[u8]) {
+    fn record(&mut self, record: &FlowRecord, text: &[u8]) {
         self.ledger.worker.records.add(1);
         self.sources.insert(source_hash(record));
-        if let Err(rtrb::PushError::Full(record)) = self.records.push(*record) {
-            self.ring_full(record);
+        if let Err(record) = self.records.push(*record, text) {
+            self.ring_full(record, text);
         }
     }
 

@@ -1,41 +1,64 @@
 //! The one thread that writes: takes records from every worker's ring to the store.
 
+use super::outlet::{LaneEnd, OutletEnds};
 use capture::ledger::QueueLedger;
-use flowtable::FlowRecord;
+use hints::DnsRecord;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
-use storage::{Now, Retention, StorageError, Store};
+use storage::{DnsStore, Now, Retention, StorageError, Store};
 
 /// Records taken from one ring before the next one has its turn.
 const CHUNK_RECORDS: usize = 8192;
 /// How long the writer sleeps when all rings are empty.
 const IDLE: Duration = Duration::from_millis(1);
 
+/// What comes from one worker.
 pub(super) struct Inlet {
-    pub(super) records: rtrb::Consumer<FlowRecord>,
-    pub(super) ledger: Arc<QueueLedger>,
+    ends: OutletEnds,
+    ledger: Arc<QueueLedger>,
+    /// Texts of the rows being moved; reused.
+    text: Vec<u8>,
 }
 
-/// Runs until every worker has let go of its ring and all rings are empty, then publishes everything.
+impl Inlet {
+    pub(super) fn new(ends: OutletEnds, ledger: Arc<QueueLedger>) -> Inlet {
+        Inlet { ends, ledger, text: Vec::new() }
+    }
+}
+
+/// Where rows are written: flows, and DNS transactions.
+pub(crate) struct Stores {
+    pub(crate) flows: Store,
+    pub(crate) dns: DnsStore,
+}
+
+/// Runs until every worker has let go of its rings and all rings are empty, then publishes everything.
 pub(super) fn run(
-    mut store: Store,
+    mut stores: Stores,
     mut inlets: Vec<Inlet>,
     retention: &Receiver<Retention>,
 ) -> Result<(), StorageError> {
-    let mut seen = Seen::default();
+    let (mut seen, mut seen_dns) = (Seen::default(), Seen::default());
     loop {
         // Asked before the rings are emptied: what was pushed before a worker let go is then still found.
-        let last_round = inlets.iter().all(|inlet| inlet.records.is_abandoned());
+        let last_round = inlets.iter().all(|inlet| inlet.ends.records.rows.is_abandoned());
         let mut moved = 0;
-        for inlet in &mut inlets {
-            let taken = drain(&mut store, inlet);
-            seen.account(&store, &inlet.ledger);
+        for Inlet { ends, ledger, text } in &mut inlets {
+            let taken = drain(&mut ends.records, text, |r| r.text.total(), |rows, text| stores.flows.append(rows, text));
+            seen.flows(&stores.flows, ledger);
+            moved += taken?;
+            let texts = |r: &DnsRecord| usize::from(r.question_len) + usize::from(r.answers_len);
+            let taken = drain(&mut ends.dns, text, texts, |rows, text| stores.dns.append(rows, text));
+            seen_dns.dns(&stores.dns, ledger);
             moved += taken?;
         }
-        store.tick(Now::read())?;
+        let now = Now::read();
+        stores.flows.tick(now)?;
+        stores.dns.tick(now)?;
         if let Ok(retention) = retention.try_recv() {
-            store.set_retention(retention);
+            stores.dns.set_retention(retention);
+            stores.flows.set_retention(retention);
         }
         if moved == 0 {
             if last_round {
@@ -44,30 +67,42 @@ pub(super) fn run(
             std::thread::sleep(IDLE);
         }
     }
-    let flushed = store.flush();
+    let flushed = stores.flows.flush().and(stores.dns.flush());
     if let Some(inlet) = inlets.first() {
-        seen.account(&store, &inlet.ledger);
+        seen.flows(&stores.flows, &inlet.ledger);
+        seen_dns.dns(&stores.dns, &inlet.ledger);
     }
     flushed?;
-    store.close()
+    stores.dns.close()?;
+    stores.flows.close()
 }
 
-/// Gives the store what waits in one ring, a bounded number of records; says how many.
-fn drain(store: &mut Store, inlet: &mut Inlet) -> Result<usize, StorageError> {
-    let count = inlet.records.slots().min(CHUNK_RECORDS);
+/// Gives a store what waits in one lane, a bounded number of rows; says how many.
+fn drain<R>(
+    lane: &mut LaneEnd<R>,
+    text: &mut Vec<u8>,
+    text_of: impl Fn(&R) -> usize,
+    mut append: impl FnMut(&[R], &[u8]) -> Result<(), StorageError>,
+) -> Result<usize, StorageError> {
+    let count = lane.rows.slots().min(CHUNK_RECORDS);
     if count == 0 {
         return Ok(0);
     }
-    let Ok(chunk) = inlet.records.read_chunk(count) else { return Ok(0) };
+    let Ok(chunk) = lane.rows.read_chunk(count) else { return Ok(0) };
     let (first, second) = chunk.as_slices();
-    for records in [first, second] {
-        store.append(records)?;
+    for rows in [first, second] {
+        text.clear();
+        // The worker puts a row's text into its ring before the row.
+        if let Ok(bytes) = lane.text.read_chunk(rows.iter().map(&text_of).sum()) {
+            text.extend(bytes);
+        }
+        append(rows, text)?;
     }
     chunk.commit_all();
     Ok(count)
 }
 
-/// What the store had counted when it was last asked.
+/// What a store had counted when it was last asked.
 #[derive(Default)]
 struct Seen {
     logged: u64,
@@ -75,12 +110,22 @@ struct Seen {
 }
 
 impl Seen {
-    /// Enters into a ledger what has become of records since. The store writes and loses rows by the batch, whichever
-    /// ring they came from, so that with several workers only the sum of their ledgers is exact.
-    fn account(&mut self, store: &Store, ledger: &QueueLedger) {
-        let (logged, lost) = store.rows_logged_and_lost();
-        ledger.writer.records_stored.add(logged - self.logged);
-        ledger.writer.records_disk_full.add(lost - self.lost);
-        *self = Seen { logged, lost };
+    /// Rows logged and lost since the last time. A store writes and loses rows by the batch, whichever ring they came
+    /// from, so that with several workers only the sum of their ledgers is exact.
+    fn since(&mut self, (logged, lost): (u64, u64)) -> (u64, u64) {
+        let before = std::mem::replace(self, Seen { logged, lost });
+        (logged - before.logged, lost - before.lost)
+    }
+
+    fn flows(&mut self, store: &Store, ledger: &QueueLedger) {
+        let (logged, lost) = self.since(store.rows_logged_and_lost());
+        ledger.writer.records_stored.add(logged);
+        ledger.writer.records_disk_full.add(lost);
+    }
+
+    fn dns(&mut self, store: &DnsStore, ledger: &QueueLedger) {
+        let (logged, lost) = self.since(store.rows_logged_and_lost());
+        ledger.writer.dns_stored.add(logged);
+        ledger.writer.dns_disk_full.add(lost);
     }
 }

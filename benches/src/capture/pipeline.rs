@@ -11,6 +11,8 @@ mod detectors;
 mod ingest;
 #[path = "../../../src/pipeline/outlet.rs"]
 mod outlet;
+#[path = "../../../src/pipeline/payloads.rs"]
+mod payloads;
 #[path = "../../../src/pipeline/settings.rs"]
 mod settings;
 #[path = "../../../src/pipeline/shared.rs"]
@@ -26,8 +28,10 @@ use ::capture::slice::{RecorderOptions, SliceOptions, Slices};
 use ::capture::{BatchHandler, SourceCounts};
 use detect::{DetectConfig, Detectors, TickFeed};
 use flowtable::FlowTableConfig;
-use ingest::{Ingest, Stage};
+use hints::InspectLimits;
+use ingest::{Ingest, IngestSettings, Stage};
 use outlet::{Outlet, WhenFull};
+use payloads::Payloads;
 use settings::LiveSettings;
 use shared::WorkerGauges;
 use sketches::HyperLogLog;
@@ -85,7 +89,7 @@ impl BatchHandler for Release {
 struct Discard;
 
 impl Stage for Discard {
-    fn packets(&mut self, packets: &[PacketMeta]) -> usize {
+    fn packets(&mut self, packets: &[PacketMeta], _: &impl Payloads) -> usize {
         std::hint::black_box(packets).len()
     }
     fn advance(&mut self, _: Nanos) {}
@@ -99,7 +103,8 @@ impl StageHandler {
 
     /// And decode.
     pub(crate) fn decode() -> StageHandler {
-        let ingest = Ingest::new(Discard, Arc::new(QueueLedger::default()));
+        let (ledger, gauges) = (Arc::new(QueueLedger::default()), Arc::new(WorkerGauges::default()));
+        let ingest = Ingest::new(Discard, IngestSettings::default(), ledger, gauges);
         StageHandler { handler: Handler::Decode(Box::new(ingest)), behind: None, slices: None }
     }
 
@@ -160,16 +165,17 @@ fn worker(stage: &'static str, folder: &Path) -> Result<(Ingest<Worker>, Behind)
     let detect_config = DetectConfig { lag_ticks_max: Some(LAG_TICKS), ..DetectConfig::default() };
     let detectors = Detectors::new(detect_config, 1, taps.clone()).map_err(cannot(stage))?;
     let (tick_sender, ticks) = sync_channel(TICKS_QUEUED);
-    let (producer, records) = rtrb::RingBuffer::new(RECORD_RING);
     let (ledger, gauges) = (Arc::new(QueueLedger::default()), Arc::new(WorkerGauges::default()));
     let sources = Arc::new(HyperLogLog::new(SOURCES_PRECISION).map_err(cannot(stage))?);
     let feed = TickFeed::new(0, taps.len(), detect_config.limits);
-    let outlet = Outlet::new(producer, tick_sender, feed, WhenFull::Drop, ledger.clone(), gauges.clone(), sources);
+    let (outlet, ends) =
+        Outlet::new(RECORD_RING, tick_sender, feed, WhenFull::Drop, ledger.clone(), gauges.clone(), sources);
     let settings = Arc::new(LiveSettings::default());
-    let worker = Worker::new(FlowTableConfig::default(), outlet, gauges, settings).map_err(cannot(stage))?;
+    let (table, limits) = (FlowTableConfig::default(), InspectLimits::default());
+    let worker = Worker::new(table, limits, outlet, gauges.clone(), settings).map_err(cannot(stage))?;
 
     let store = Store::open(StoreOptions::new(folder.join("data"), taps)).map_err(cannot(stage))?;
-    let inlet = writer::Inlet { records, ledger: ledger.clone() };
+    let inlet = writer::Inlet::new(ends, ledger.clone());
     let (retention_sender, retention) = channel();
     let (config_sender, config) = channel();
     let write = move || writer::run(store, vec![inlet], &retention);
@@ -177,7 +183,7 @@ fn worker(stage: &'static str, folder: &Path) -> Result<(Ingest<Worker>, Behind)
     let detect = move || detectors::run(detectors, &ticks, &config, None, Box::new(|_| {}));
     let detectors = Builder::new().name("detectors".to_owned()).spawn(detect).map_err(cannot(stage))?;
     let behind = Behind { writer, detectors, _retention: retention_sender, _config: config_sender };
-    Ok((Ingest::new(worker, ledger), behind))
+    Ok((Ingest::new(worker, IngestSettings::default(), ledger, gauges), behind))
 }
 
 /// Tells a handler what a source counted since the last time, as the server's worker loop does after each poll.
