@@ -61,7 +61,7 @@ fn drain(store: &mut Store, inlet: &mut Inlet) -> Result<usize, StorageError> {
     let Ok(chunk) = inlet.records.read_chunk(count) else { return Ok(0) };
     let (first, second) = chunk.as_slices();
     for records in [first, second] {
-        store.append(records)?;
+        store.append(records, &[])?;
     }
     chunk.commit_all();
     Ok(count)
