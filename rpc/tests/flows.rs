@@ -141,7 +141,7 @@ async fn pages_stand_still_while_flows_arrive() {
     let mut fixture = Fixture::start(&rows).await;
     let mut request = ListFlowsRequest { page_size: 10, ..Default::default() };
     let first = fixture.client.flows.list_flows(request.clone()).await.unwrap().into_inner();
-    fixture.store.append(&(40..60).map(record).collect::<Vec<_>>()).unwrap();
+    fixture.store.append(&(40..60).map(record).collect::<Vec<_>>(), &[]).unwrap();
     fixture.store.flush().unwrap();
     request.page_token = first.next_page_token;
     let mut seen = first.flows;

@@ -142,7 +142,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let since = Instant::now();
     let mut builder = FlowBatchBuilder::new(&["core".into()], 8_192);
     for run in rows.chunks(8_192) {
-        builder.extend(run);
+        builder.extend(run, &[]);
         builder.finish()?;
     }
     println!("columns only: {:.1} ns a row", since.elapsed().as_nanos() as f64 / rows.len() as f64);
@@ -151,7 +151,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (since, cpu) = (Instant::now(), cpu_seconds());
     for _ in 0..millions {
         for run in rows.chunks(1_024) {
-            store.append(run)?;
+            store.append(run, &[])?;
         }
     }
     store.sync()?;

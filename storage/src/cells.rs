@@ -7,7 +7,8 @@ use arrow::array::{
 use arrow::buffer::{BooleanBuffer, Buffer, NullBuffer};
 use arrow::datatypes::{ArrowPrimitiveType, DataType, Int32Type, TimeUnit};
 use arrow::error::ArrowError;
-use flowtable::{ConnState, EndReason, FlowRecord};
+use flowtable::{ConnState, EndReason, FlowRecord, TcpState};
+use hints::App;
 use std::marker::PhantomData;
 use std::sync::{Arc, LazyLock};
 use wire::{TapId, Tunnel};
@@ -45,25 +46,28 @@ pub(crate) trait Cells: Clone + Default {
     fn finish(self, tables: &Tables) -> Result<ArrayRef, ArrowError>;
 }
 
-/// Numbers, never null.
-pub(crate) struct Num<T: ArrowPrimitiveType>(Vec<T::Native>);
+/// Numbers, none of them missing.
+pub(crate) struct Num<T: ArrowPrimitiveType, const NULLABLE: bool = false>(Vec<T::Native>);
+
+/// Numbers of a column that older segments do not have, where they read as null.
+pub(crate) type Newer<T> = Num<T, true>;
 
 // Derived, these would ask the same of `T`, which is only a name.
-impl<T: ArrowPrimitiveType> Clone for Num<T> {
+impl<T: ArrowPrimitiveType, const NULLABLE: bool> Clone for Num<T, NULLABLE> {
     fn clone(&self) -> Self {
         Num(self.0.clone())
     }
 }
 
-impl<T: ArrowPrimitiveType> Default for Num<T> {
+impl<T: ArrowPrimitiveType, const NULLABLE: bool> Default for Num<T, NULLABLE> {
     fn default() -> Self {
         Num(Vec::new())
     }
 }
 
-impl<T: ArrowPrimitiveType> Cells for Num<T> {
+impl<T: ArrowPrimitiveType, const NULLABLE: bool> Cells for Num<T, NULLABLE> {
     type Value = T::Native;
-    const NULLABLE: bool = false;
+    const NULLABLE: bool = NULLABLE;
     fn data_type() -> DataType {
         T::DATA_TYPE
     }
@@ -282,6 +286,30 @@ impl Word for Option<ConnState> {
     }
 }
 
+impl Word for Option<TcpState> {
+    const NULLABLE: bool = true;
+    fn key(self) -> i32 {
+        self.map_or(-1, |state| state as i32)
+    }
+    fn table(_: &Tables) -> ArrayRef {
+        static TABLE: LazyLock<ArrayRef> =
+            LazyLock::new(|| Arc::new(StringArray::from_iter_values(TcpState::ALL.map(TcpState::name))));
+        TABLE.clone()
+    }
+}
+
+impl Word for App {
+    const NULLABLE: bool = true;
+    fn key(self) -> i32 {
+        self as i32 - 1
+    }
+    fn table(_: &Tables) -> ArrayRef {
+        static TABLE: LazyLock<ArrayRef> =
+            LazyLock::new(|| Arc::new(StringArray::from_iter_values(App::ALL.into_iter().filter_map(App::name))));
+        TABLE.clone()
+    }
+}
+
 impl Word for EndReason {
     const NULLABLE: bool = false;
     fn key(self) -> i32 {
@@ -316,6 +344,13 @@ mod tests {
             assert_eq!(text(Some(state)).as_deref(), Some(state.name()));
         }
         assert_eq!(text(None::<ConnState>), None);
+        for state in TcpState::ALL {
+            assert_eq!(text(Some(state)).as_deref(), Some(state.name()));
+        }
+        assert_eq!(text(None::<TcpState>), None);
+        for app in App::ALL {
+            assert_eq!(text(app).as_deref(), app.name());
+        }
         let tunnels = [Tunnel::IpIp, Tunnel::Gre, Tunnel::Vxlan, Tunnel::Geneve, Tunnel::Gtpu, Tunnel::Teredo];
         for tunnel in tunnels.into_iter().chain([Tunnel::None]) {
             assert_eq!(text(tunnel).as_deref(), tunnel.name());

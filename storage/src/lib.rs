@@ -14,6 +14,7 @@ mod segment;
 mod shared;
 mod store;
 mod sys;
+mod texts;
 mod wal;
 
 pub use columns::{FlowBatchBuilder, flow_schema};

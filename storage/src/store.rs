@@ -115,20 +115,28 @@ impl Store {
         Ok(())
     }
 
-    /// Takes records. They are visible at once, and durable with the next sync. Waits only while the encoder is
+    /// Takes records and their texts: those of all records one after the other, each record's part as long as its
+    /// `text` says. They are visible at once, and durable with the next sync. Waits only while the encoder is
     /// `frozen_max` segments behind (counted as stall).
     ///
     /// # Errors
     /// With `OnError::Fail`, if rows could not be stored or synced; they are counted in either case.
-    pub fn append(&mut self, rows: &[FlowRecord]) -> Result<(), StorageError> {
+    pub fn append(&mut self, rows: &[FlowRecord], text: &[u8]) -> Result<(), StorageError> {
         let mut result = Ok(());
-        let mut rest = rows;
+        let (mut rest, mut texts) = (rows, text);
         while !rest.is_empty() {
             let mut state = self.shared.state();
             let Some(pending) = &mut state.pending else { break };
             let room = self.options.batch_rows.saturating_sub(pending.len());
             let (run, later) = rest.split_at(room.min(rest.len()));
-            pending.extend(run);
+            // Texts follow their records, so each run takes its own off the front.
+            let length = match texts {
+                [] => 0,
+                _ => run.iter().map(|row| row.text.total()).sum::<usize>().min(texts.len()),
+            };
+            let (text, later_texts) = texts.split_at(length);
+            pending.extend(run, text);
+            texts = later_texts;
             let is_full = pending.len() >= self.options.batch_rows;
             state.counts.rows_appended += run.len() as u64;
             drop(state);
@@ -421,13 +429,13 @@ mod tests {
     fn a_disk_that_fills_up_costs_only_what_came_then() {
         let dir = tempfile::tempdir().unwrap();
         let mut store = store(dir.path());
-        store.append(&flows(0..20)).unwrap();
+        store.append(&flows(0..20), &[]).unwrap();
         store.wal.as_mut().unwrap().fill_disk();
-        store.append(&flows(20..35)).unwrap();
+        store.append(&flows(20..35), &[]).unwrap();
         let counts = store.counts();
         assert_eq!((counts.rows_lost_disk, counts.rows_logged, counts.wal_errors), (10, 20, 1));
         assert!(counts.last_error.unwrap().contains("No space left on device"));
-        store.append(&flows(35..40)).unwrap();
+        store.append(&flows(35..40), &[]).unwrap();
         store.flush().unwrap();
         let counts = store.counts();
         assert_eq!((counts.segment_rows, counts.segments), (30, 2), "a log of its own before and after");
@@ -438,7 +446,7 @@ mod tests {
     fn rows_of_a_log_that_cannot_be_synced_are_published_from_memory() {
         let dir = tempfile::tempdir().unwrap();
         let mut store = store(dir.path());
-        store.append(&flows(0..20)).unwrap();
+        store.append(&flows(0..20), &[]).unwrap();
         // fsync(2) fails on a device without storage.
         store.wal.as_mut().unwrap().fill_disk();
         store.sync().unwrap();

@@ -28,9 +28,9 @@ fn reopen_ids(dir: &Path) -> Vec<u64> {
 fn synced_rows_survive_and_later_ones_are_gone() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = Store::open(options(dir.path())).unwrap();
-    store.append(&flows(0..40)).unwrap();
+    store.append(&flows(0..40), &[]).unwrap();
     store.sync().unwrap();
-    store.append(&flows(40..45)).unwrap();
+    store.append(&flows(40..45), &[]).unwrap();
     let crash = tempfile::tempdir().unwrap();
     copy_folder(dir.path(), crash.path());
     drop(store);
@@ -45,7 +45,7 @@ fn a_log_cut_anywhere_gives_its_whole_batches() {
     let log = || only_file(&dir.path().join("wal"));
     let mut ends = Vec::new();
     for batch in 0..3u64 {
-        store.append(&flows(batch * 4..batch * 4 + 4)).unwrap();
+        store.append(&flows(batch * 4..batch * 4 + 4), &[]).unwrap();
         store.sync().unwrap();
         ends.push(fs::metadata(log()).unwrap().len());
     }
@@ -83,7 +83,7 @@ fn a_log_cut_anywhere_gives_its_whole_batches() {
 fn a_tail_of_wrong_bytes_is_left_out_and_counted() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = Store::open(options(dir.path())).unwrap();
-    store.append(&flows(0..8)).unwrap();
+    store.append(&flows(0..8), &[]).unwrap();
     store.sync().unwrap();
     let crash = tempfile::tempdir().unwrap();
     for tail in [vec![0; 5_000], b"ROWS".repeat(2_000), vec![0xff; 100]] {
@@ -104,7 +104,7 @@ fn a_log_damaged_in_the_middle_gives_the_rest_and_is_kept() {
     let log = || only_file(&dir.path().join("wal"));
     let mut ends = vec![16];
     for batch in 0..3u64 {
-        store.append(&flows(batch * 4..batch * 4 + 4)).unwrap();
+        store.append(&flows(batch * 4..batch * 4 + 4), &[]).unwrap();
         store.sync().unwrap();
         ends.push(fs::metadata(log()).unwrap().len() as usize);
     }
@@ -141,7 +141,7 @@ fn a_file_that_is_no_log_is_set_aside() {
     let mut store = Store::open(options(dir.path())).unwrap();
     assert_eq!(store.counts().files_damaged, 1);
     assert!(dir.path().join("damaged/0000000000000009.wal").exists());
-    store.append(&flows(0..1)).unwrap();
+    store.append(&flows(0..1), &[]).unwrap();
     store.flush().unwrap();
     assert_eq!(store.reader().snapshot().unwrap().segments[0].id, 10, "numbers are not used twice");
 }
@@ -151,9 +151,9 @@ fn a_file_that_is_no_log_is_set_aside() {
 fn a_crash_at_any_step_of_publishing_shows_each_row_once() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = Store::open(options(dir.path())).unwrap();
-    store.append(&flows(0..32)).unwrap();
+    store.append(&flows(0..32), &[]).unwrap();
     store.flush().unwrap();
-    store.append(&flows(32..50)).unwrap();
+    store.append(&flows(32..50), &[]).unwrap();
     store.sync().unwrap();
     let before = tempfile::tempdir().unwrap();
     copy_folder(dir.path(), before.path());
@@ -202,7 +202,7 @@ fn copies_at_arbitrary_moments_open() {
     for round in 0..12u64 {
         for _ in 0..7 {
             let rows = 1 + (next * 7 + round) % 23;
-            store.append(&flows(next..next + rows)).unwrap();
+            store.append(&flows(next..next + rows), &[]).unwrap();
             next += rows;
             store.sync().unwrap();
         }
@@ -227,7 +227,7 @@ fn a_damaged_manifest_is_rebuilt_from_the_segments() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = Store::open(options(dir.path())).unwrap();
     for part in 0..3 {
-        store.append(&flows(part * 10..part * 10 + 10)).unwrap();
+        store.append(&flows(part * 10..part * 10 + 10), &[]).unwrap();
         store.flush().unwrap();
     }
     let segments = |store: &Store| {
@@ -254,7 +254,7 @@ fn missing_and_damaged_segments_are_told_and_the_rest_is_served() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = Store::open(options(dir.path())).unwrap();
     for part in 0..3 {
-        store.append(&flows(part * 10..part * 10 + 10)).unwrap();
+        store.append(&flows(part * 10..part * 10 + 10), &[]).unwrap();
         store.flush().unwrap();
     }
     let paths: Vec<PathBuf> =
@@ -279,7 +279,7 @@ fn ticks_sync_and_roll_by_the_clock_they_are_given() {
         wall: start.wall + std::time::Duration::from_millis(ms),
     };
     store.tick(at(1_000)).unwrap();
-    store.append(&[flow(1)]).unwrap();
+    store.append(&[flow(1)], &[]).unwrap();
     store.tick(at(1_900)).unwrap();
     assert_eq!(other.snapshot().unwrap().rows(), 0, "not due");
     store.tick(at(2_000)).unwrap();

@@ -110,16 +110,16 @@ fn options_out_of_range_are_named() {
 fn rows_that_cannot_be_logged_are_counted_and_the_store_recovers() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = Store::open(options(dir.path())).unwrap();
-    store.append(&flows(0..20)).unwrap();
+    store.append(&flows(0..20), &[]).unwrap();
     store.flush().unwrap();
     fs::rename(dir.path().join("wal"), dir.path().join("away")).unwrap();
-    store.append(&flows(20..50)).unwrap();
+    store.append(&flows(20..50), &[]).unwrap();
     store.sync().unwrap();
     let counts = store.counts();
     assert_eq!((counts.rows_lost_disk, counts.wal_errors, counts.live_rows), (30, 2, 0));
     assert!(counts.last_error.unwrap().contains("flow records could not be stored"));
     fs::rename(dir.path().join("away"), dir.path().join("wal")).unwrap();
-    store.append(&flows(50..60)).unwrap();
+    store.append(&flows(50..60), &[]).unwrap();
     store.close().unwrap();
     let wanted: Vec<u64> = (0..20).chain(50..60).collect();
     assert_eq!(ids(&StoreReader::open(dir.path()).unwrap().snapshot().unwrap()), wanted);
@@ -130,7 +130,7 @@ fn a_replay_is_told_when_rows_are_lost() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = Store::open(StoreOptions { on_error: OnError::Fail, ..options(dir.path()) }).unwrap();
     fs::rename(dir.path().join("wal"), dir.path().join("away")).unwrap();
-    store.append(&flows(0..3)).unwrap();
+    store.append(&flows(0..3), &[]).unwrap();
     assert!(matches!(store.flush(), Err(StorageError::RowsLost { rows: 3, .. })));
     assert_eq!(store.counts().rows_lost_disk, 3);
 }
@@ -143,12 +143,12 @@ fn unpublished_rows_wait_and_stay_visible() {
     let segments = dir.path().join("segments");
     fs::remove_dir(&segments).unwrap();
     fs::write(&segments, "in the way").unwrap();
-    store.append(&flows(0..64)).unwrap();
+    store.append(&flows(0..64), &[]).unwrap();
     assert!(matches!(store.flush(), Err(StorageError::Unpublished { .. })));
     let reader = store.reader();
     assert_eq!(ids(&reader.snapshot().unwrap()), (0..64).collect::<Vec<_>>());
     // Room for 192 rows: 64 frozen, and active ones past a segment's size.
-    store.append(&flows(64..400)).unwrap();
+    store.append(&flows(64..400), &[]).unwrap();
     store.sync().unwrap();
     let counts = store.counts();
     assert!(counts.rows_lost_backlog > 0, "{counts:?}");
@@ -160,7 +160,7 @@ fn unpublished_rows_wait_and_stay_visible() {
     assert_eq!(ids(&reader.snapshot().unwrap()), kept);
     let counts = store.counts();
     assert_eq!((counts.live_rows, counts.segment_rows), (0, kept.len() as u64));
-    store.append(&flows(400..410)).unwrap();
+    store.append(&flows(400..410), &[]).unwrap();
     store.flush().unwrap();
     assert_eq!(store.counts().segment_rows, kept.len() as u64 + 10);
 }

@@ -45,7 +45,7 @@ fn snapshots_show_each_row_once_while_segments_are_published() {
         for round in 0..400u64 {
             let rows = 1 + round * 13 % 29;
             offered.store(next + rows, Ordering::SeqCst);
-            store.append(&flows(next..next + rows)).unwrap();
+            store.append(&flows(next..next + rows), &[]).unwrap();
             next += rows;
             appended.store(next, Ordering::SeqCst);
             if round % 10 == 0 {
@@ -73,7 +73,7 @@ fn retention_waits_for_the_last_reader_of_a_segment() {
     let retention = Retention { max_bytes: Some(1), ..Retention::default() };
     let mut store = Store::open(with_retention(dir.path(), retention)).unwrap();
     for part in 0..3 {
-        store.append(&flows(part * 10..part * 10 + 10)).unwrap();
+        store.append(&flows(part * 10..part * 10 + 10), &[]).unwrap();
         store.flush().unwrap();
     }
     let held = store.reader().snapshot().unwrap();
@@ -102,7 +102,7 @@ fn age_is_told_by_packet_time_and_the_wall_clock() {
     let retention = Retention { max_age: Some(Duration::from_secs(100)), ..Retention::default() };
     let mut store = Store::open(with_retention(dir.path(), retention)).unwrap();
     for second in [1_000, 1_050] {
-        store.append(&[flow(second)]).unwrap();
+        store.append(&[flow(second)], &[]).unwrap();
         store.flush().unwrap();
     }
     let start = Now::read();
@@ -126,7 +126,7 @@ fn free_space_is_kept_by_dropping_all_but_the_newest() {
     let retention = Retention { min_free_bytes: Some(u64::MAX), ..Retention::default() };
     let mut store = Store::open(with_retention(dir.path(), retention)).unwrap();
     for part in 0..4 {
-        store.append(&flows(part * 10..part * 10 + 10)).unwrap();
+        store.append(&flows(part * 10..part * 10 + 10), &[]).unwrap();
         store.flush().unwrap();
     }
     store.tick(Now::read()).unwrap();
@@ -139,7 +139,7 @@ fn a_reader_outside_reads_only_what_was_added() {
     let mut store = Store::open(StoreOptions { segment_rows_max: 1_000, ..options(dir.path()) }).unwrap();
     let outside = StoreReader::open(dir.path()).unwrap();
     for round in 1..20u64 {
-        store.append(&flows((round - 1) * 5..round * 5)).unwrap();
+        store.append(&flows((round - 1) * 5..round * 5), &[]).unwrap();
         store.sync().unwrap();
         let snapshot = outside.snapshot().unwrap();
         assert_eq!(batches(&snapshot).len() as u64, round, "one batch a sync");

@@ -2,8 +2,9 @@
 
 mod common;
 
-use common::{batches, flow, options, read_parquet, records};
-use flowtable::{ConnState, EndReason, FlowRecord};
+use common::{batches, flow, options, read_parquet, records, texts};
+use flowtable::{ConnState, EndReason, FlowRecord, RttLife, TcpState};
+use hints::{App, TextLens};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use storage::{SegmentProfile, Store, StoreOptions, StoreReader, flow_schema};
@@ -59,17 +60,59 @@ prop_compose! {
     }
 }
 
-fn key(record: &FlowRecord) -> String {
-    format!("{record:?}")
+fn life() -> impl Strategy<Value = Option<RttLife>> {
+    let life = proptest::array::uniform4(edgy(0u32, u32::MAX));
+    proptest::option::of(life.prop_map(|[min_us, mean_us, max_us, median_us]| RttLife {
+        min_us,
+        mean_us,
+        max_us,
+        median_us,
+    }))
 }
 
-fn sorted(mut records: Vec<FlowRecord>) -> Vec<FlowRecord> {
-    records.sort_by_key(key);
-    records
+/// What of the columns came later, and the texts.
+fn whole() -> impl Strategy<Value = Row> {
+    let counts = proptest::array::uniform9(prop_oneof![3 => Just(0u32), 1 => any::<u32>()]);
+    let goodput = (0..=i64::MAX as u64, edgy(0, i64::MAX as u64));
+    let states = (proptest::option::of(0..TcpState::ALL.len()), 0..App::ALL.len());
+    let word = prop_oneof![3 => Just(String::new()), 2 => "[a-c]{1,2}", 1 => "\\PC{1,60}"];
+    let words = proptest::array::uniform4(word);
+    (record(), counts, goodput.prop_map(|(o, r)| (o, r.min(i64::MAX as u64))), states, (life(), life()), words)
+        .prop_map(|(base, counts, goodput, states, lives, words)| {
+            let [name, alpn, agent, ja4] = words.each_ref().map(|word| word.len() as u8);
+            let record = FlowRecord {
+                fragments: counts[0],
+                fast_retrans_o: counts[1],
+                fast_retrans_r: counts[2],
+                spurious_retrans_o: counts[3],
+                spurious_retrans_r: counts[4],
+                dup_ack_o: counts[5],
+                dup_ack_r: counts[6],
+                keep_alive_o: counts[7],
+                keep_alive_r: counts[8],
+                goodput_o: goodput.0,
+                goodput_r: goodput.1,
+                tcp_state: states.0.map(|i| TcpState::ALL[i]),
+                app: App::ALL[states.1],
+                rtt_srv_life: lives.0,
+                rtt_cli_life: lives.1,
+                text: TextLens { name, alpn, agent, ja4 },
+                ..base
+            };
+            (record, words.concat())
+        })
 }
 
-fn stored(snapshot: &storage::Snapshot) -> Vec<FlowRecord> {
-    sorted(batches(snapshot).iter().flat_map(|batch| records(batch, &TAPS)).collect())
+/// A record and its texts.
+type Row = (FlowRecord, String);
+
+fn sorted(mut rows: Vec<Row>) -> Vec<Row> {
+    rows.sort_by_key(|row| format!("{row:?}"));
+    rows
+}
+
+fn stored(snapshot: &storage::Snapshot) -> Vec<Row> {
+    sorted(batches(snapshot).iter().flat_map(|batch| records(batch, &TAPS).into_iter().zip(texts(batch))).collect())
 }
 
 #[test]
@@ -78,14 +121,15 @@ fn every_column_comes_back_from_memory_log_and_segment() {
         Config { cases: 24, failure_persistence: None, ..Config::default() },
         proptest::test_runner::TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha),
     );
-    let rows = proptest::collection::vec(record(), 1..150);
+    let rows = proptest::collection::vec(whole(), 1..150);
     let profile = prop_oneof![Just(SegmentProfile::Tuned), Just(SegmentProfile::Compatible)];
     runner
         .run(&(rows, profile), |(rows, profile)| {
             let dir = tempfile::tempdir().unwrap();
             let mut store =
                 Store::open(StoreOptions { profile, segment_rows_max: 1_000, ..options(dir.path()) }).unwrap();
-            store.append(&rows).unwrap();
+            let (records, texts): (Vec<FlowRecord>, Vec<String>) = rows.iter().cloned().unzip();
+            store.append(&records, texts.concat().as_bytes()).unwrap();
             let wanted = sorted(rows);
             let snapshot = store.reader().snapshot().unwrap();
             prop_assert_eq!(snapshot.segments.len(), 0);
@@ -99,17 +143,20 @@ fn every_column_comes_back_from_memory_log_and_segment() {
             prop_assert_eq!(&stored(&snapshot), &wanted, "from a segment");
             prop_assert_eq!(&stored(&other.snapshot().unwrap()), &wanted, "from a segment, by another process");
             let segment = &snapshot.segments[0];
-            let ends = || wanted.iter().map(|row| row.end.as_micros() as i64);
+            let ends = || wanted.iter().map(|(row, _)| row.end.as_micros() as i64);
             prop_assert_eq!(Some(segment.t_end_min), ends().min());
             prop_assert_eq!(Some(segment.t_end_max), ends().max());
-            prop_assert_eq!(Some(segment.t_start_min), wanted.iter().map(|row| row.start.as_micros() as i64).min());
+            prop_assert_eq!(
+                Some(segment.t_start_min),
+                wanted.iter().map(|(row, _)| row.start.as_micros() as i64).min()
+            );
             prop_assert_eq!(segment.rows, wanted.len() as u64);
-            let mut protos: Vec<u8> = wanted.iter().map(|row| row.proto).collect();
+            let mut protos: Vec<u8> = wanted.iter().map(|(row, _)| row.proto).collect();
             protos.sort_unstable();
             protos.dedup();
             prop_assert_eq!(&segment.protos, &protos);
             for tap in 0..2 {
-                let used = wanted.iter().any(|row| row.tap.0 == tap);
+                let used = wanted.iter().any(|(row, _)| row.tap.0 == tap);
                 prop_assert_eq!(segment.taps.iter().any(|name| name == TAPS[usize::from(tap)]), used);
             }
             Ok(())
@@ -123,7 +170,7 @@ fn a_segment_is_sorted_by_end_and_keeps_the_schema() {
     let mut store = Store::open(options(dir.path())).unwrap();
     // 37 is coprime to 50, so this is a shuffle.
     let rows: Vec<FlowRecord> = (0..50).map(|n| flow(n * 37 % 50)).collect();
-    store.append(&rows).unwrap();
+    store.append(&rows, &[]).unwrap();
     store.flush().unwrap();
     let snapshot = store.reader().snapshot().unwrap();
     let batches = read_parquet(&snapshot.segments[0].path);
@@ -143,7 +190,7 @@ fn values_no_column_can_hold_are_stored_as_the_nearest() {
         end: Nanos(5_000_000_999),
         ..flow(1)
     };
-    store.append(&[odd]).unwrap();
+    store.append(&[odd], &[]).unwrap();
     store.flush().unwrap();
     let all = batches(&store.reader().snapshot().unwrap());
     let row = records(&all[0], &["core", "edge", "unknown"])[0];

@@ -40,9 +40,9 @@ impl Fixture {
         let taps = vec!["core".to_owned(), "edge".to_owned()];
         let mut store = Store::open(StoreOptions::new(dir.path().join("data"), taps)).unwrap();
         let (old, new) = rows.split_at(rows.len() / 2);
-        store.append(old).unwrap();
+        store.append(old, &[]).unwrap();
         store.flush().unwrap();
-        store.append(new).unwrap();
+        store.append(new, &[]).unwrap();
         let engine = Engine::new(store.reader(), QueryLimits::default()).unwrap();
         let hub = AlertHub::open(&dir.path().join("alerts"), alert_bytes_max).unwrap();
         let queries = Arc::new(QueryMetrics::default());

@@ -100,7 +100,7 @@ fn protocols_and_taps_prune_segments() {
     for proto in [6, 17, 1] {
         let mut row = common::record(&mut flows.rng, u64::from(proto), T0 + i64::from(proto));
         (row.proto, row.tap.0) = (proto, u16::from(proto % 3));
-        flows.store.append(&[row]).unwrap();
+        flows.store.append(&[row], &[]).unwrap();
         flows.store.flush().unwrap();
     }
     let engine = flows.engine();

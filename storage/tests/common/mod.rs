@@ -4,7 +4,8 @@
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::*;
 use arrow::record_batch::RecordBatch;
-use flowtable::{ConnState, EndReason, FlowRecord};
+use flowtable::{ConnState, EndReason, FlowRecord, RttLife, TcpState};
+use hints::{App, TextLens};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use std::fs::{self, File};
 use std::path::Path;
@@ -112,6 +113,15 @@ pub(crate) fn records(batch: &RecordBatch, taps: &[&str]) -> Vec<FlowRecord> {
     (0..batch.num_rows()).map(|row| Row { batch, row }.record(taps)).collect()
 }
 
+/// The four texts of each row, as long as the records' lengths say, one after the other.
+pub(crate) fn texts(batch: &RecordBatch) -> Vec<String> {
+    let all = |row: usize| {
+        let row = Row { batch, row };
+        ["name", "alpn", "agent", "ja4"].map(|name| row.text(name).unwrap_or_default()).concat()
+    };
+    (0..batch.num_rows()).map(all).collect()
+}
+
 struct Row<'a> {
     batch: &'a RecordBatch,
     row: usize,
@@ -136,8 +146,16 @@ impl Row<'_> {
     fn count(&self, name: &str) -> u64 {
         u64::try_from(self.num::<Int64Type>(name)).unwrap()
     }
+    fn life(&self, side: &str) -> Option<RttLife> {
+        let [min, mean, max, median] =
+            ["min", "mean", "max", "median"].map(|what| self.opt::<UInt32Type>(&format!("rtt_{side}_{what}_us")));
+        min.map(|min_us| RttLife { min_us, mean_us: mean.unwrap(), max_us: max.unwrap(), median_us: median.unwrap() })
+    }
     fn record(&self, taps: &[&str]) -> FlowRecord {
         use Tunnel::*;
+        let length = |name| self.text(name).map_or(0, |text| text.len() as u8);
+        let tcp_state = self.text("tcp_state");
+        let app = self.text("app");
         let end = self.num::<TimestampMicrosecondType>("t_end") as u64;
         let tap = self.text("tap").unwrap();
         let tunnels = [IpIp, Gre, Vxlan, Geneve, Gtpu, Teredo];
@@ -184,7 +202,22 @@ impl Row<'_> {
             ttl_o: self.num::<UInt8Type>("ttl_o"),
             ttl_r: self.num::<UInt8Type>("ttl_r"),
             dscp: self.num::<UInt8Type>("dscp"),
-            ..FlowRecord::default()
+            fragments: self.num::<UInt32Type>("fragments"),
+            goodput_o: self.count("goodput_o"),
+            goodput_r: self.count("goodput_r"),
+            tcp_state: tcp_state.map(|name| TcpState::ALL.into_iter().find(|s| s.name() == name).unwrap()),
+            rtt_srv_life: self.life("srv"),
+            rtt_cli_life: self.life("cli"),
+            fast_retrans_o: self.num::<UInt32Type>("fast_retrans_o"),
+            fast_retrans_r: self.num::<UInt32Type>("fast_retrans_r"),
+            spurious_retrans_o: self.num::<UInt32Type>("spurious_retrans_o"),
+            spurious_retrans_r: self.num::<UInt32Type>("spurious_retrans_r"),
+            dup_ack_o: self.num::<UInt32Type>("dup_ack_o"),
+            dup_ack_r: self.num::<UInt32Type>("dup_ack_r"),
+            keep_alive_o: self.num::<UInt32Type>("keep_alive_o"),
+            keep_alive_r: self.num::<UInt32Type>("keep_alive_r"),
+            app: App::ALL.into_iter().find(|one| one.name() == app.as_deref()).unwrap(),
+            text: TextLens { name: length("name"), alpn: length("alpn"), agent: length("agent"), ja4: length("ja4") },
         }
     }
 }

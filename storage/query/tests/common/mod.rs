@@ -126,7 +126,7 @@ impl Flows {
             let id = (self.rows.len() as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
             let row = record(&mut self.rng, id, end);
             self.rows.push(row);
-            self.store.append(&[row]).unwrap();
+            self.store.append(&[row], &[]).unwrap();
         }
     }
 
