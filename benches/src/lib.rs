@@ -3,3 +3,5 @@
 
 pub mod capture;
 pub mod harness;
+pub mod peers;
+mod svg;

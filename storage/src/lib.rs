@@ -2,6 +2,8 @@
 
 mod cells;
 mod columns;
+mod dns_shim;
+pub use dns_shim::DnsStore;
 mod encode;
 mod error;
 mod folder;

@@ -178,7 +178,8 @@ fn worker(stage: &'static str, folder: &Path) -> Result<(Ingest<Worker>, Behind)
     let inlet = writer::Inlet::new(ends, ledger.clone());
     let (retention_sender, retention) = channel();
     let (config_sender, config) = channel();
-    let write = move || writer::run(store, vec![inlet], &retention);
+    let stores = writer::Stores { flows: store, dns: storage::DnsStore::shim() };
+    let write = move || writer::run(stores, vec![inlet], &retention);
     let writer = Builder::new().name("writer".to_owned()).spawn(write).map_err(cannot(stage))?;
     let detect = move || detectors::run(detectors, &ticks, &config, None, Box::new(|_| {}));
     let detectors = Builder::new().name("detectors".to_owned()).spawn(detect).map_err(cannot(stage))?;

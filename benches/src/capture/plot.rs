@@ -2,7 +2,7 @@
 
 use super::loss::{Curve, LossResult};
 use super::tools::ToolKind;
-use std::fmt::Write;
+use crate::svg::{Head, begin, end, escape, put};
 
 const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 440.0;
@@ -58,20 +58,14 @@ fn look(tool: ToolKind) -> (&'static str, &'static str) {
 
 /// Loss over offered rate, a curve a tool, as SVG.
 pub fn svg(result: &LossResult) -> String {
-    let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{HEIGHT}\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
-         role=\"img\">\n\
-         <title>Packets lost against packets offered</title>\n\
-         <style>\n\
-         text{{font:13px system-ui,'Segoe UI',Roboto,'DejaVu Sans',sans-serif;fill:#1f2328}}\n\
-         .title{{font-size:16px;font-weight:600}}.small{{font-size:11px;fill:#57606a}}\n\
-         .grid{{stroke:#d0d7de;stroke-width:1}}.axis{{stroke:#57606a;stroke-width:1}}\n\
-         .curve{{fill:none;stroke-width:2.2;stroke-linejoin:round}}\n\
-         </style>\n\
-         <rect width=\"{WIDTH}\" height=\"{HEIGHT}\" rx=\"6\" fill=\"#ffffff\"/>\n\
-         <text class=\"title\" x=\"{LEFT}\" y=\"26\">Packets lost against packets offered, {}-byte frames</text>\n",
-        result.frame_bytes
-    );
+    let head = Head {
+        width: WIDTH,
+        height: HEIGHT,
+        title: "Packets lost against packets offered",
+        heading: &format!("Packets lost against packets offered, {}-byte frames", result.frame_bytes),
+        left: LEFT,
+    };
+    let mut out = begin(&head);
     let axis = Axis::of(result);
     grid(&axis, &mut out);
     for (number, curve) in result.curves.iter().enumerate() {
@@ -82,9 +76,7 @@ pub fn svg(result: &LossResult) -> String {
         "{} flows, {} s at each rate, one core for the tool, one for the sender. {}.",
         result.flows, result.seconds, result.machine
     );
-    let caption = escape(&caption);
-    put(&mut out, format_args!("<text class=\"small\" x=\"{LEFT}\" y=\"{}\">{caption}</text>\n", HEIGHT - 16.0));
-    out.push_str("</svg>\n");
+    end(&mut out, &head, &caption);
     out
 }
 
@@ -153,14 +145,6 @@ fn legend(curve: &Curve, number: usize, out: &mut String) {
             escape(curve.tool.name())
         ),
     );
-}
-
-fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
-    out.write_fmt(text).expect("writing to a String cannot fail");
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 #[cfg(test)]

@@ -18,7 +18,11 @@ usage: traffic --out FILE [options]
   --seed S            names the whole output                 [1]
   --duration SECONDS  time the traffic is spread over        [300]
   --start SECONDS     time of the first packet, since 1970   [1700000000]
-  --sizes imix|N      IMIX, or Ethernet frames of N bytes    [imix]
+  --sizes imix|imix741|N
+                      IMIX, the simple IMIX of 7:4:1, or Ethernet frames of
+                      N bytes                                [imix]
+  --pad               frames of less than 60 bytes are padded
+  --dns-packets-max N packets of the largest DNS flow        [no limit]
   --v6 RATIO          share of IPv6 flows                    [0.25]
   --udp RATIO         share of UDP flows                     [0.35]
   --retransmit RATIO  share of TCP segments sent twice       [0.01]
@@ -82,6 +86,8 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Option<Options>, String> 
             "--help" | "-h" => return Ok(None),
             "--no-attacks" => config.attacks = false,
             "--nano" => nano = true,
+            "--pad" => config.pad = true,
+            "--dns-packets-max" => config.dns_packets_max = number(&name, &value()?)?,
             "--out" => out = Some(PathBuf::from(value()?)),
             "--truth" => truth = Some(PathBuf::from(value()?)),
             "--packets" => config.packets = number(&name, &value()?)?,
@@ -119,9 +125,10 @@ fn within(name: &str, text: &str, max: f64) -> Result<f64, String> {
 fn sizes(text: &str) -> Result<Sizes, String> {
     match text {
         "imix" => Ok(Sizes::Imix),
+        "imix741" => Ok(Sizes::Imix741),
         _ => match text.parse() {
             Ok(bytes) if (60..=9014).contains(&bytes) => Ok(Sizes::Fixed(bytes)),
-            _ => Err(format!("--sizes takes 'imix' or frame bytes from 60 to 9014, not '{text}'")),
+            _ => Err(format!("--sizes takes 'imix', 'imix741' or frame bytes from 60 to 9014, not '{text}'")),
         },
     }
 }

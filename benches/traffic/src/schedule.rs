@@ -2,7 +2,7 @@
 //! picks the next of them, and the state they share.
 
 use crate::attack::Attacker;
-use crate::config::{Config, ETHERNET_LEN};
+use crate::config::{Config, ETHERNET_LEN, FRAME_LEN_MIN};
 use crate::encode::{self, Encoder, Ends, From, Payload, SYN, SYN_OPTIONS, TcpHeader};
 use crate::fixed::Distributions;
 use crate::rng::{Chance, Rng};
@@ -96,6 +96,8 @@ const NO_ROW: u32 = u32::MAX;
 
 /// Background clients: 10.0.0.1 to 10.0.15.160, and as many in 2001:db8:0:1::/64.
 const CLIENTS: u64 = 4_000;
+/// Keeps the sequence of lengths apart from that of everything else.
+const SIZES_SEED: u64 = 0x517e_5eed_0000_0001;
 /// Client ports from 1024.
 const CLIENT_PORTS: u64 = 64_000;
 /// Background servers: 192.168.0.1 to 192.168.5.220, and as many in 2001:db8:0:2::/64.
@@ -104,6 +106,8 @@ const SERVERS: u64 = 1_500;
 /// State shared by all actors.
 pub(crate) struct Core {
     pub(crate) rng: Rng,
+    /// Draws what [`Sizes::Imix741`](crate::Sizes::Imix741) draws, and nothing else.
+    pub(crate) sizes_rng: Rng,
     pub(crate) distributions: Distributions,
     pub(crate) truth: Truth,
     pub(crate) config: Config,
@@ -125,6 +129,7 @@ impl Core {
     pub(crate) fn new(config: Config, attacks_max: usize) -> Core {
         Core {
             rng: Rng::new(config.seed),
+            sizes_rng: Rng::new(config.seed.wrapping_add(SIZES_SEED)),
             distributions: Distributions::new(),
             truth: Truth::default(),
             retransmit: Chance::from_ratio(config.retransmit_ratio),
@@ -144,6 +149,7 @@ impl Core {
         let v6 = self.rng.chance(self.v6);
         if self.rng.chance(self.udp) {
             let port = self.rng.pick(&[53, 123, 443, 3478]);
+            let port = if port == 53 && packets > self.config.dns_packets_max { 3478 } else { port };
             let ends = self.background_ends(v6, port);
             let flow = self.open(encode::UDP, ends, None);
             Actor::Udp(UdpSession::new(flow, packets, gap_ns, self))
@@ -173,6 +179,12 @@ impl Core {
             client_port: 1024 + port as u16,
             server_port,
         }
+    }
+
+    /// IP bytes of the next data packet; `acked` as in [`Sizes::draw`](crate::Sizes).
+    #[inline]
+    pub(crate) fn size(&mut self, acked: bool) -> u16 {
+        self.config.sizes.draw(&mut self.rng, &mut self.sizes_rng, acked)
     }
 
     /// Begins a flow. Its packets are counted from now on.
@@ -230,8 +242,12 @@ impl Core {
         self.count(now, out, flow, from);
     }
 
-    fn count(&mut self, now: u64, frame: &[u8], flow: &Flow, from: From) {
+    /// Counts the packet in `frame`, and pads it if the wire would.
+    fn count(&mut self, now: u64, frame: &mut Vec<u8>, flow: &Flow, from: From) {
         let ip_bytes = (frame.len() - ETHERNET_LEN) as u64;
+        if self.config.pad && frame.len() < FRAME_LEN_MIN {
+            frame.resize(FRAME_LEN_MIN, 0);
+        }
         let truth = &mut self.truth;
         if truth.packets == 0 {
             truth.first_ns = now;

@@ -136,7 +136,7 @@ impl TcpSession {
         } else {
             let from = if core.rng.below(3) == 0 { From::Client } else { From::Server };
             let headers = if self.connection.flow.ends.v6 { 60 } else { 40 };
-            let len = core.config.sizes.draw(&mut core.rng).saturating_sub(headers).max(TCP_PAYLOAD_MIN);
+            let len = core.size(true).saturating_sub(headers).max(TCP_PAYLOAD_MIN);
             let seq = self.connection.next_seq(from);
             self.connection.send(now, core, out, from, ACK | PSH, len);
             self.segments = self.segments.wrapping_add(1);
@@ -183,7 +183,7 @@ impl UdpSession {
         } else {
             let from = if self.sent == 0 || core.rng.below(2) == 0 { From::Client } else { From::Server };
             let headers = if self.flow.ends.v6 { 48 } else { 28 };
-            let len = core.config.sizes.draw(&mut core.rng).saturating_sub(headers).max(UDP_PAYLOAD_MIN);
+            let len = core.size(false).saturating_sub(headers).max(UDP_PAYLOAD_MIN);
             core.udp(now, out, &self.flow, from, Payload::Pattern(len));
         }
         self.sent = self.sent.wrapping_add(1);

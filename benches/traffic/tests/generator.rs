@@ -335,6 +335,54 @@ fn lengths_follow_the_configuration() {
     );
 }
 
+/// Simple IMIX and 60-byte frames as the comparison with other tools has them.
+fn compared(sizes: Sizes) -> Config {
+    Config { sizes, attacks: false, v6_ratio: 0.0, pad: true, dns_packets_max: 16, ..small() }
+}
+
+#[test]
+fn simple_imix_is_seven_to_four_to_one_with_acknowledgments_counted() {
+    let mut lens: HashMap<usize, f64> = HashMap::new();
+    // Few flows, so that handshakes weigh little.
+    let config = Config { flows: 60, packets: 200_000, ..compared(Sizes::Imix741) };
+    let truth = run(config, |meta, frame| {
+        assert_eq!(meta.len as usize, frame.len());
+        *lens.entry(frame.len()).or_default() += 1.0;
+    });
+    for (len, twelfths) in [(60, 7.0), (590, 4.0), (1514, 1.0)] {
+        let share = lens[&len] / truth.packets as f64;
+        assert!((share - twelfths / 12.0).abs() < 0.01, "{len} bytes: {share}");
+    }
+    let sum: f64 = lens.iter().map(|(len, count)| *len as f64 * count).sum();
+    assert_eq!(sum as u64, truth.frame_bytes, "padding is counted");
+}
+
+#[test]
+fn simple_imix_has_the_flows_of_60_byte_frames() {
+    let flows = |sizes| {
+        let mut times = Vec::new();
+        let truth = run(compared(sizes), |meta, _| times.push(meta.ts_ns));
+        let rows = truth.flows.into_iter();
+        (times, rows.map(|f| FlowTruth { ip_bytes_client: 0, ip_bytes_server: 0, ..f }).collect::<Vec<_>>())
+    };
+    let (imix, short) = (flows(Sizes::Imix741), flows(Sizes::Fixed(60)));
+    assert_eq!(imix.0, short.0);
+    assert!(imix.1 == short.1);
+}
+
+#[test]
+fn padding_fills_up_short_frames_and_dns_flows_stay_small() {
+    let truth = run(compared(Sizes::Fixed(60)), |_, frame| {
+        assert!(frame.len() >= 60);
+        let ip_len = usize::from(u16::from_be_bytes([frame[16], frame[17]]));
+        assert!(14 + ip_len == frame.len() || (frame.len() == 60 && frame[14 + ip_len..].iter().all(|b| *b == 0)));
+        read(&frame[..14 + ip_len]);
+    });
+    let dns: Vec<&FlowTruth> = truth.flows.iter().filter(|f| f.server_port == 53).collect();
+    assert!(dns.len() > 50 && dns.iter().all(|f| f.packets_client + f.packets_server <= 16));
+    assert!(truth.ip_bytes < truth.frame_bytes - 14 * truth.packets, "padding is no part of IP");
+}
+
 #[test]
 fn any_configuration_gives_exactly_its_packets() {
     for (packets, flows) in [(0, 0), (1, 1), (1, 100), (2, 1), (7, 1), (8, 1), (10, 3), (5_000, 5_000), (13_000, 40)] {
