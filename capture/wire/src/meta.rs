@@ -1,4 +1,4 @@
-use crate::{Addr, FlowKey, Mac, Nanos, TapId, Tunnel};
+use crate::{Addr, FlowKey, Frame, Mac, Nanos, TapId, Tunnel};
 
 /// Which endpoint of the key sent the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -46,6 +46,9 @@ impl TcpFlags {
 
 /// What decoding found in one packet: everything later stages need, so that none reads the frame again
 /// (payload hints excepted, which get the frame while it is still lent).
+///
+/// All of it is of the innermost IP header, save the VLAN ids, the MACs and `frame_bytes`. The order of the fields lets
+/// the decoder of plain packets write several at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[repr(C)]
 pub struct PacketMeta {
@@ -59,12 +62,15 @@ pub struct PacketMeta {
     pub ip_bytes: u32,
     /// Bytes on the wire, link header included.
     pub frame_bytes: u32,
-    /// TCP sequence number; 0 unless `has_tcp`.
-    pub seq: u32,
     /// TCP acknowledgment number; 0 unless `has_tcp`.
     pub ack: u32,
+    /// TCP sequence number; 0 unless `has_tcp`.
+    pub seq: u32,
     /// Transport payload bytes as the headers say; the capture may hold fewer.
     pub payload_len: u32,
+    /// What the fragments of one datagram share: IPv4 identification (fragmentIdentification), which every packet has,
+    /// or that of an IPv6 fragment header, 0 without one.
+    pub fragment_id: u32,
     /// Offset of the transport payload in the frame; past the capture's end if it was cut before.
     pub payload_at: u16,
     /// TCP window, unscaled.
@@ -77,26 +83,33 @@ pub struct PacketMeta {
     pub ttl: u8,
     /// Differentiated services code point, 0-63 (RFC 2474), innermost level.
     pub dscp: u8,
+    /// Destination MAC of the frame; meaningful when `has_mac`.
+    pub dst_mac: Mac,
+    /// Source MAC of the frame; meaningful when `has_mac`.
+    pub src_mac: Mac,
+    /// Place in the datagram in units of 8 bytes (fragmentOffset); 0 in a first fragment and in a whole packet.
+    pub fragment_offset: u16,
     /// ICMP or ICMPv6 type; meaningful when `has_icmp`.
     pub icmp_type: u8,
     /// ICMP or ICMPv6 code; meaningful when `has_icmp`.
     pub icmp_code: u8,
-    /// Source MAC; meaningful when `has_mac`.
-    pub src_mac: Mac,
-    /// Destination MAC; meaningful when `has_mac`.
-    pub dst_mac: Mac,
     /// The whole fixed TCP header (20 bytes) was captured.
     pub has_tcp: bool,
     /// ICMP type and code were captured.
     pub has_icmp: bool,
-    /// The frame has an Ethernet header.
+    /// The frame has an Ethernet or 802.11 header.
     pub has_mac: bool,
-    /// Part of a fragmented datagram (an atomic IPv6 fragment is not).
+    /// Part of a fragmented datagram (an atomic IPv6 fragment is not): `more_fragments`, or an offset.
     pub fragment: bool,
+    /// Further fragments follow this one.
+    pub more_fragments: bool,
 }
 
+// One a packet of a batch: two cache lines hold it.
+const _: () = assert!(size_of::<PacketMeta>() <= 128);
+
 impl PacketMeta {
-    /// All zero: what [`decode_into`](crate::decode_into) starts from. A constant, since `Default` of arrays is a loop.
+    /// All zero. A constant, since `Default` of arrays is a loop.
     pub const EMPTY: PacketMeta = PacketMeta {
         key: FlowKey {
             lo: Addr([0; 16]),
@@ -114,24 +127,37 @@ impl PacketMeta {
         clock: Nanos::ZERO,
         ip_bytes: 0,
         frame_bytes: 0,
-        seq: 0,
         ack: 0,
+        seq: 0,
         payload_len: 0,
+        fragment_id: 0,
         payload_at: 0,
         window: 0,
         flags: TcpFlags(0),
         direction: Direction::LoToHi,
         ttl: 0,
         dscp: 0,
+        dst_mac: Mac([0; 6]),
+        src_mac: Mac([0; 6]),
+        fragment_offset: 0,
         icmp_type: 0,
         icmp_code: 0,
-        src_mac: Mac([0; 6]),
-        dst_mac: Mac([0; 6]),
         has_tcp: false,
         has_icmp: false,
         has_mac: false,
         fragment: false,
+        more_fragments: false,
     };
+
+    /// The transport payload as far as it was captured: never beyond the end of the IP packet, so that Ethernet padding
+    /// is no payload; empty in a later fragment, or where the capture ends before it. `frame` is the one decoded.
+    #[inline]
+    pub fn payload<'a>(&self, frame: &Frame<'a>) -> &'a [u8] {
+        let at = usize::from(self.payload_at);
+        let end = (at + self.payload_len as usize).min(frame.data.len());
+        // The highest offset also stands for those that do not fit.
+        if self.payload_at == u16::MAX { &[] } else { frame.data.get(at..end).unwrap_or(&[]) }
+    }
 }
 
 #[cfg(test)]
