@@ -33,7 +33,8 @@ fn pcap_link_types_and_lengths_as_the_writer_left_them() {
         (9, LinkType::Ppp),
         (113, LinkType::LinuxSll),
         (276, LinkType::LinuxSll2),
-        (127, LinkType::Unsupported(127)),
+        (127, LinkType::Radiotap),
+        (147, LinkType::Unsupported(147)),
     ] {
         let mut file = PcapFile::new(false, US, network);
         file.record(1, 1, 0, &[5; 20]).record(2, 2, 12, &[5; 20]).record(3, 3, 0, &[]);

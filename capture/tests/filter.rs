@@ -126,7 +126,7 @@ fn carried_as(packet: &Packet, link: LinkType) -> Option<Packet> {
         LinkType::Ppp => [[0xff, 0x03], family.map_or(*ether_type, |f| f.1)].concat(),
         LinkType::LinuxSll => [&[0, 0, 0, 1, 0, 6], &addresses[6..], &[0, 0], ether_type].concat(),
         LinkType::LinuxSll2 => [ether_type, &[0; 6][..], &[0, 1, 0, 6], &addresses[6..], &[0, 0]].concat(),
-        LinkType::Unsupported(_) => return None,
+        _ => return None,
     };
     let wire_len = packet.wire_len - 14 + header.len() as u32;
     Some(Packet { data: [&header, payload].concat(), wire_len, link, ..*packet })

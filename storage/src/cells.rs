@@ -266,10 +266,8 @@ impl Word for Tunnel {
         self as i32 - 1
     }
     fn table(_: &Tables) -> ArrayRef {
-        static TABLE: LazyLock<ArrayRef> = LazyLock::new(|| {
-            let kinds = [Tunnel::IpIp, Tunnel::Gre, Tunnel::Vxlan, Tunnel::Geneve, Tunnel::Gtpu, Tunnel::Teredo];
-            Arc::new(StringArray::from_iter_values(kinds.into_iter().filter_map(Tunnel::name)))
-        });
+        static TABLE: LazyLock<ArrayRef> =
+            LazyLock::new(|| Arc::new(StringArray::from_iter_values(Tunnel::ALL.into_iter().filter_map(Tunnel::name))));
         TABLE.clone()
     }
 }
@@ -351,8 +349,7 @@ mod tests {
         for app in App::ALL {
             assert_eq!(text(app).as_deref(), app.name());
         }
-        let tunnels = [Tunnel::IpIp, Tunnel::Gre, Tunnel::Vxlan, Tunnel::Geneve, Tunnel::Gtpu, Tunnel::Teredo];
-        for tunnel in tunnels.into_iter().chain([Tunnel::None]) {
+        for tunnel in Tunnel::ALL {
             assert_eq!(text(tunnel).as_deref(), tunnel.name());
         }
         assert_eq!(text(TapId(1)).as_deref(), Some("b"));

@@ -29,14 +29,13 @@ prop_compose! {
     fn base()(
         (start, end) in ends(), flow_id in edgy(0u64, u64::MAX), part in edgy(0u16, u16::MAX), tap in 0..2u16,
         src in any::<[u8; 16]>(), dst in prop_oneof![Just([0; 16]), Just([255; 16]), any::<[u8; 4]>().prop_map(|b| Addr::v4(b).0)],
-        ports in any::<(u16, u16)>(), proto in any::<u8>(), vlans in (0..4096u16, 0..4096u16), tunnel in 0..7usize,
+        ports in any::<(u16, u16)>(), proto in any::<u8>(), vlans in (0..4096u16, 0..4096u16), tunnel in 0..Tunnel::ALL.len(),
         tunnel_id in edgy(0u32, u32::MAX),
     ) -> FlowRecord {
-        use Tunnel::*;
         FlowRecord {
             start: Nanos(start * 1_000), end: Nanos(end * 1_000), flow_id, part, tap: TapId(tap), src_ip: Addr(src), dst_ip: Addr(dst),
             src_port: ports.0, dst_port: ports.1, proto, vlan: vlans.0, vlan_inner: vlans.1,
-            tunnel: [None, IpIp, Gre, Vxlan, Geneve, Gtpu, Teredo][tunnel], tunnel_id, ..flow(0)
+            tunnel: Tunnel::ALL[tunnel], tunnel_id, ..flow(0)
         }
     }
 }

@@ -7,6 +7,8 @@ use crate::encode;
 use crate::rng::Rng;
 use std::net::IpAddr;
 
+pub mod nested;
+
 /// What a frame begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Link {
@@ -22,11 +24,54 @@ pub enum Link {
     LinuxSll,
     /// Linux cooked capture, version 2.
     LinuxSll2,
+    /// PPPoE without Ethernet.
+    PppEther,
+    /// PPP behind or with a byte for the direction.
+    PppDirection,
+    /// Cisco HDLC.
+    CiscoHdlc,
+    /// LLC over ATM (RFC 2684).
+    AtmLlc,
+    /// 802.11 data, with or without QoS, HT control and a fourth address.
+    Wlan,
+    /// Radiotap with a timestamp, flags and padding of what follows at random, then 802.11.
+    Radiotap,
+    /// Per-Packet Information, then 802.11 or Ethernet.
+    Ppi,
+    /// OpenBSD's `enc`.
+    Enc,
+    /// Solaris IP observability.
+    IpNet,
+    /// Netfilter log.
+    Nflog,
+    /// IP over InfiniBand.
+    IpOverInfiniband,
+    /// IP over IEEE 1394.
+    IpOverFirewire,
 }
 
 impl Link {
     /// Every link type.
-    pub const ALL: [Link; 6] = [Link::Ethernet, Link::Raw, Link::Null, Link::Ppp, Link::LinuxSll, Link::LinuxSll2];
+    pub const ALL: [Link; 18] = [
+        Link::Ethernet,
+        Link::Raw,
+        Link::Null,
+        Link::Ppp,
+        Link::LinuxSll,
+        Link::LinuxSll2,
+        Link::PppEther,
+        Link::PppDirection,
+        Link::CiscoHdlc,
+        Link::AtmLlc,
+        Link::Wlan,
+        Link::Radiotap,
+        Link::Ppi,
+        Link::Enc,
+        Link::IpNet,
+        Link::Nflog,
+        Link::IpOverInfiniband,
+        Link::IpOverFirewire,
+    ];
 
     /// Its number in the LINKTYPE registry (tcpdump.org/linktypes.html).
     pub const fn linktype(self) -> u16 {
@@ -37,6 +82,18 @@ impl Link {
             Link::Ppp => 9,
             Link::LinuxSll => 113,
             Link::LinuxSll2 => 276,
+            Link::PppEther => 51,
+            Link::PppDirection => 204,
+            Link::CiscoHdlc => 104,
+            Link::AtmLlc => 100,
+            Link::Wlan => 105,
+            Link::Radiotap => 127,
+            Link::Ppi => 192,
+            Link::Enc => 109,
+            Link::IpNet => 226,
+            Link::Nflog => 239,
+            Link::IpOverInfiniband => 242,
+            Link::IpOverFirewire => 138,
         }
     }
 }
@@ -75,12 +132,18 @@ pub struct Expect {
     pub vlans: Vec<u16>,
     /// MPLS labels in the stack.
     pub mpls_labels: usize,
-    /// Source MAC, where the link is Ethernet.
+    /// Source MAC, where the link is Ethernet or 802.11.
     pub src_mac: Option<[u8; 6]>,
-    /// Destination MAC, where the link is Ethernet.
+    /// Destination MAC, where the link is Ethernet or 802.11.
     pub dst_mac: Option<[u8; 6]>,
     /// Part of a fragmented datagram; an atomic IPv6 fragment (RFC 6946) is not.
     pub fragment: bool,
+    /// IPv4 identification, or that of an IPv6 fragment header, 0 without one.
+    pub fragment_id: u32,
+    /// Place in the datagram, in units of 8 bytes.
+    pub fragment_offset: u16,
+    /// Further fragments follow.
+    pub more_fragments: bool,
     /// TCP fields, where there is a TCP header.
     pub tcp: Option<ExpectTcp>,
     /// ICMP or ICMPv6 type and code, where there is such a header.
@@ -223,6 +286,9 @@ fn network(rng: &mut Rng, v6: bool) -> (Vec<u8>, Expect) {
         src_mac: None,
         dst_mac: None,
         fragment: false,
+        fragment_id: 0,
+        fragment_offset: 0,
+        more_fragments: false,
         tcp: None,
         icmp: None,
         payload: None,
@@ -244,6 +310,7 @@ fn ipv4(rng: &mut Rng, mut body: Vec<u8>, expect: &mut Expect) -> Vec<u8> {
         _ => (0, 0),
     };
     expect.fragment = more == 1 || offset > 0;
+    (expect.fragment_offset, expect.more_fragments) = (offset as u16, more == 1);
     let mut next = expect.proto;
     if offset > 0 {
         later_fragment(rng, &mut body, expect);
@@ -259,11 +326,13 @@ fn ipv4(rng: &mut Rng, mut body: Vec<u8>, expect: &mut Expect) -> Vec<u8> {
     h[0] = 0x40 | (header_len / 4) as u8;
     h[1] = expect.dscp << 2 | rng.below(4) as u8;
     h[2..4].copy_from_slice(&(total as u16).to_be_bytes());
-    h[4..6].copy_from_slice(&(rng.next_u32() as u16).to_be_bytes());
+    let id = rng.next_u32() as u16;
+    expect.fragment_id = id.into();
+    h[4..6].copy_from_slice(&id.to_be_bytes());
     let dont = (u16::from(!expect.fragment) & rng.below(2) as u16) << 14;
     h[6..8].copy_from_slice(&(dont | more << 13 | offset as u16).to_be_bytes());
     (h[8], h[9]) = (expect.ttl, next);
-    push_addresses(&mut h, 12, expect);
+    push_addresses(&mut h, 12, [expect.src, expect.dst]);
     h.resize(header_len, 1); // options: all no-operation
     let checksum = encode::fold(encode::sum(&h));
     h[10..12].copy_from_slice(&checksum.to_be_bytes());
@@ -287,7 +356,9 @@ fn ipv6(rng: &mut Rng, mut body: Vec<u8>, expect: &mut Expect) -> Vec<u8> {
         }
         let mut header = vec![kind, 0];
         header.extend_from_slice(&(offset << 3 | more).to_be_bytes());
-        header.extend(random_bytes(rng, 4));
+        (expect.fragment_offset, expect.more_fragments) = (offset, more == 1);
+        expect.fragment_id = rng.next_u32();
+        header.extend_from_slice(&expect.fragment_id.to_be_bytes());
         prepend(&mut body, header, expect);
         kind = FRAGMENT;
     }
@@ -309,7 +380,7 @@ fn ipv6(rng: &mut Rng, mut body: Vec<u8>, expect: &mut Expect) -> Vec<u8> {
     let mut h = first.to_be_bytes().to_vec();
     h.extend_from_slice(&(body.len() as u16).to_be_bytes());
     h.extend_from_slice(&[kind, expect.ttl]);
-    push_addresses(&mut h, 8, expect);
+    push_addresses(&mut h, 8, [expect.src, expect.dst]);
     h.extend_from_slice(&body);
     h
 }
@@ -334,9 +405,9 @@ fn shift_payload(expect: &mut Expect, by: usize) {
 }
 
 /// Source, then destination, from byte `at` on.
-fn push_addresses(header: &mut Vec<u8>, at: usize, expect: &Expect) {
+fn push_addresses(header: &mut Vec<u8>, at: usize, ends: [IpAddr; 2]) {
     header.truncate(at);
-    for address in [expect.src, expect.dst] {
+    for address in ends {
         match address {
             IpAddr::V4(a) => header.extend_from_slice(&a.octets()),
             IpAddr::V6(a) => header.extend_from_slice(&a.octets()),
@@ -356,11 +427,55 @@ fn link_header(link: Link, rng: &mut Rng, v6: bool, packet_len: usize, out: &mut
             if rng.below(2) == 0 {
                 out.extend_from_slice(&[0xff, 0x03]);
             }
-            let protocol = if v6 { 0x57 } else { 0x21 };
-            if rng.below(2) == 0 {
-                out.push(0);
+            ppp_protocol(rng, v6, out);
+        }
+        Link::PppDirection => {
+            let direction = rng.below(2) as u8;
+            match rng.below(3) {
+                0 => out.extend_from_slice(&[direction, 0x03]),
+                1 => out.extend_from_slice(&[direction, 0xff, 0x03]),
+                _ => out.push(direction),
             }
-            out.push(protocol);
+            ppp_protocol(rng, v6, out);
+        }
+        Link::PppEther => {
+            out.extend_from_slice(&[0x11, 0, 0, 1, 0, 0]);
+            ppp_protocol(rng, v6, out);
+        }
+        Link::CiscoHdlc => {
+            out.extend_from_slice(&[rng.pick(&[0x0f, 0x8f]), 0]);
+            let tags = tags(rng, ethertype, packet_len, false, expect);
+            out.extend_from_slice(&tags);
+        }
+        Link::AtmLlc => llc_snap(ethertype, out),
+        Link::Wlan => wlan(rng, ethertype, false, out, expect),
+        Link::Radiotap => radiotap(rng, ethertype, out, expect),
+        Link::Ppi => {
+            let fields = rng.below(4) as usize * 4;
+            let inner = rng.pick(&[Link::Ethernet, Link::Wlan]);
+            out.extend_from_slice(&[0, 0]);
+            out.extend_from_slice(&(8 + fields as u16).to_le_bytes());
+            out.extend_from_slice(&u32::from(inner.linktype()).to_le_bytes());
+            out.extend(random_bytes(rng, fields));
+            link_header(inner, rng, v6, packet_len, out, expect);
+        }
+        Link::Enc => {
+            let family: u32 = if v6 { rng.pick(&[10, 24, 28, 30]) } else { 2 };
+            out.extend_from_slice(&if rng.below(2) == 0 { family.to_le_bytes() } else { family.to_be_bytes() });
+            out.extend(random_bytes(rng, 8));
+        }
+        Link::IpNet => {
+            out.extend_from_slice(&[2, if v6 { 26 } else { 2 }]);
+            out.extend(random_bytes(rng, 22));
+        }
+        Link::Nflog => nflog(rng, v6, packet_len, out),
+        Link::IpOverInfiniband => {
+            out.extend_from_slice(&ethertype.to_be_bytes());
+            out.extend_from_slice(&[0, 0]);
+        }
+        Link::IpOverFirewire => {
+            out.extend(random_bytes(rng, 16));
+            out.extend_from_slice(&ethertype.to_be_bytes());
         }
         Link::Ethernet => {
             let macs = random_bytes(rng, 12);
@@ -384,6 +499,88 @@ fn link_header(link: Link, rng: &mut Rng, v6: bool, packet_len: usize, out: &mut
             out.extend_from_slice(&tags[2..]);
         }
     }
+}
+
+/// PPP protocol field, compressed to one byte or not.
+fn ppp_protocol(rng: &mut Rng, v6: bool, out: &mut Vec<u8>) {
+    if rng.below(2) == 0 {
+        out.push(0);
+    }
+    out.push(if v6 { 0x57 } else { 0x21 });
+}
+
+fn llc_snap(ethertype: u16, out: &mut Vec<u8>) {
+    out.extend_from_slice(&[0xaa, 0xaa, 3, 0, 0, 0]);
+    out.extend_from_slice(&ethertype.to_be_bytes());
+}
+
+/// An 802.11 data frame's header and LLC/SNAP; `padded`: to a multiple of 4 bytes, as some cards do.
+fn wlan(rng: &mut Rng, ethertype: u16, padded: bool, out: &mut Vec<u8>, expect: &mut Expect) {
+    let (to_ds, from_ds, qos) = (rng.below(2) as u8, rng.below(2) as u8, rng.below(2) as u8);
+    // With QoS, the bit "order" announces HT control; without, it says nothing about the header.
+    let order = rng.below(2) as u8;
+    let start = out.len();
+    out.extend_from_slice(&[0x08 | qos << 7, to_ds | from_ds << 1 | order << 7, 0, 0]);
+    let addresses = random_bytes(rng, 18);
+    out.extend_from_slice(&addresses);
+    out.extend_from_slice(&[rng.next_u32() as u8 & 0xf0, rng.next_u32() as u8]); // fragment 0
+    let fourth = random_bytes(rng, 6);
+    let address =
+        |n: usize| -> [u8; 6] { std::array::from_fn(|i| addresses.get((n - 1) * 6 + i).copied().unwrap_or(fourth[i])) };
+    let (dst, src) = match (to_ds, from_ds) {
+        (0, 0) => (1, 2),
+        (0, _) => (1, 3),
+        (_, 0) => (3, 2),
+        _ => (3, 4),
+    };
+    (expect.dst_mac, expect.src_mac) = (Some(address(dst)), Some(address(src)));
+    if (to_ds, from_ds) == (1, 1) {
+        out.extend_from_slice(&fourth);
+    }
+    if qos == 1 {
+        out.extend_from_slice(&[rng.next_u32() as u8 & 0x7f, rng.next_u32() as u8]); // no aggregate
+        if order == 1 {
+            out.extend(random_bytes(rng, 4));
+        }
+    }
+    while padded && !(out.len() - start).is_multiple_of(4) {
+        out.push(0);
+    }
+    llc_snap(ethertype, out);
+}
+
+fn radiotap(rng: &mut Rng, ethertype: u16, out: &mut Vec<u8>, expect: &mut Expect) {
+    let (timestamp, flags, padded) = (rng.below(2) as u8, rng.below(2) as u8, rng.below(2) as u8);
+    let words = rng.between(1, 3) as usize;
+    let mut header = vec![0; 4];
+    for word in 1..=words {
+        let bits = if word == 1 { timestamp | flags << 1 } else { 0 };
+        header.extend_from_slice(&[bits, 0, 0, u8::from(word < words) << 7]);
+    }
+    if timestamp == 1 {
+        header.resize(header.len().next_multiple_of(8), 0);
+        header.extend(random_bytes(rng, 8));
+    }
+    if flags == 1 {
+        header.push(0x10 | padded << 5);
+    }
+    header.resize(header.len() + rng.below(9) as usize, 0);
+    let len = header.len() as u16;
+    header[2..4].copy_from_slice(&len.to_le_bytes());
+    out.extend_from_slice(&header);
+    wlan(rng, ethertype, flags & padded == 1, out, expect);
+}
+
+fn nflog(rng: &mut Rng, v6: bool, packet_len: usize, out: &mut Vec<u8>) {
+    out.extend_from_slice(&[if v6 { 10 } else { 2 }, 0, 0, 1]);
+    for kind in 1..=rng.below(6) as u16 {
+        let len = rng.below(9) as u16;
+        out.extend_from_slice(&(4 + len).to_le_bytes());
+        out.extend_from_slice(&kind.to_le_bytes());
+        out.extend(random_bytes(rng, usize::from(len).next_multiple_of(4)));
+    }
+    out.extend_from_slice(&(4 + packet_len as u16).to_le_bytes());
+    out.extend_from_slice(&9_u16.to_le_bytes());
 }
 
 /// From the Ethernet type field to the IP header: VLAN tags, then nothing, labels, PPPoE or LLC/SNAP.
@@ -412,8 +609,7 @@ fn tags(rng: &mut Rng, ethertype: u16, packet_len: usize, llc: bool, expect: &mu
         }
         3 if llc && packet_len + 8 <= LLC_LEN_MAX => {
             out.extend_from_slice(&(packet_len as u16 + 8).to_be_bytes());
-            out.extend_from_slice(&[0xaa, 0xaa, 3, 0, 0, 0]);
-            out.extend_from_slice(&ethertype.to_be_bytes());
+            llc_snap(ethertype, &mut out);
         }
         _ => out.extend_from_slice(&ethertype.to_be_bytes()),
     }
@@ -477,8 +673,8 @@ mod tests {
                 assert_eq!(usize::from(u16::from_be_bytes([bytes[at - 4], bytes[at - 3]])), len + 8);
             }
         }
-        // 6 links x 2 versions x 5 protocols x (whole, first fragment, later fragment).
-        assert_eq!(seen.len(), 180);
+        // 18 links x 2 versions x 5 protocols x (whole, first fragment, later fragment).
+        assert_eq!(seen.len(), 540);
     }
 
     #[test]

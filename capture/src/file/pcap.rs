@@ -156,7 +156,7 @@ mod tests {
             let pcap = Pcap::new(&header(0xa1b2_c3d4, big, (2, 4), 0x2400_0000 | 276)).unwrap();
             assert_eq!(pcap.link, LinkType::LinuxSll2);
         }
-        let pcap = Pcap::new(&header(0xa1b2_c3d4, false, (2, 4), 105)).unwrap();
-        assert_eq!(pcap.link, LinkType::Unsupported(105));
+        let pcap = Pcap::new(&header(0xa1b2_c3d4, false, (2, 4), 147)).unwrap();
+        assert_eq!(pcap.link, LinkType::Unsupported(147));
     }
 }

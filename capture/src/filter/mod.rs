@@ -40,7 +40,8 @@ use wire::{Frame, LinkType};
 ///
 /// The same text means different bytes for each link type. Where libpcap refuses it for a link type (`vlan` in Linux
 /// cooked captures), frames of that type do not pass; [`parse`](Filter::parse) fails if that is so for all of them.
-/// Frames of [`LinkType::Unsupported`] know only `len`, `less`, `greater` and `ether[N]`.
+/// Frames of other link types than Ethernet, Linux cooked captures, raw IP, BSD loopback and PPP know only `len`, `less`,
+/// `greater` and `ether[N]`.
 ///
 /// It goes beyond libpcap in that `proto` takes `tcp` without a backslash, and that frames of [`LinkType::Null`] may have
 /// the family in either byte order, and Linux's number for IPv6. It has fewer port and protocol names, and none of
@@ -89,7 +90,7 @@ impl Filter {
             LinkType::Ppp => Link::Ppp,
             LinkType::LinuxSll => Link::Sll,
             LinkType::LinuxSll2 => Link::Sll2,
-            LinkType::Unsupported(_) => Link::Other,
+            _ => Link::Other,
         };
         match &self.inner.programs[link as usize] {
             Some(program) => program.run(frame.data, frame.wire_len),

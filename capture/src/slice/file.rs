@@ -285,7 +285,6 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 mod tests {
     use super::super::SliceId;
     use super::super::folder;
-    use super::super::history::linktype;
     use super::super::queue::queue;
     use super::*;
     use crate::{BatchHandler, FileOptions, FileSource, Polled, Source};
@@ -316,7 +315,7 @@ mod tests {
             sender.send(SliceId(7), &frame);
             receiver.receive(|_, packet| staged.push(packet));
         }
-        assert_eq!(staged[0].link, linktype(LinkType::Ethernet));
+        assert_eq!(staged[0].link, LinkType::Ethernet.linktype());
         staged
     }
 

@@ -1,7 +1,6 @@
 //! Packets on their way from a worker to the writer: records in a bounded ring of bytes, one producer, one consumer.
 
 use super::SliceId;
-use super::history::linktype;
 use rtrb::{Consumer, Producer, RingBuffer};
 use std::cmp::Ordering;
 use wire::{Frame, Nanos, TapId};
@@ -56,7 +55,7 @@ impl Sender {
             return Sent::Full;
         }
         let lengths = frame.data.len() as u64 | u64::from(frame.wire_len) << 32;
-        let place = u64::from(linktype(frame.link)) | u64::from(frame.tap.0) << 16;
+        let place = u64::from(frame.link.linktype()) | u64::from(frame.tap.0) << 16;
         let mut head = [0; HEAD_BYTES];
         for (word, value) in head.as_chunks_mut::<8>().0.iter_mut().zip([lengths, frame.ts.0, slice.0, place]) {
             *word = value.to_le_bytes();

@@ -14,9 +14,10 @@ pub enum Tunnel {
     None = 0,
     /// IP directly in IP, all four forms (RFC 2003, 2473, 4213).
     IpIp = 1,
-    /// GRE (RFC 2784); the id is the key where there is one (RFC 2890).
+    /// GRE (RFC 2784) and what is built on it: NVGRE (RFC 7637), and PPTP (RFC 2637), which has no id here, since its
+    /// key differs by direction. The id is the key where there is one (RFC 2890).
     Gre = 2,
-    /// VXLAN (RFC 7348); the id is the VNI.
+    /// VXLAN (RFC 7348) and VXLAN-GPE; the id is the VNI.
     Vxlan = 3,
     /// GENEVE (RFC 8926); the id is the VNI.
     Geneve = 4,
@@ -24,9 +25,32 @@ pub enum Tunnel {
     Gtpu = 5,
     /// Teredo (RFC 4380).
     Teredo = 6,
+    /// ERSPAN of any type: a mirrored frame in GRE. A session may be of one direction; it is no part of a key.
+    Erspan = 7,
+    /// MPLS in UDP (RFC 7510) or IP (RFC 4023); labels differ by direction and are no part of a key.
+    Mpls = 8,
+    /// L2TP version 2 (RFC 2661); its ids differ by direction and are no part of a key.
+    L2tp = 9,
+    /// EtherIP (RFC 3378).
+    EtherIp = 10,
 }
 
 impl Tunnel {
+    /// Every kind, in discriminant order.
+    pub const ALL: [Tunnel; 11] = [
+        Tunnel::None,
+        Tunnel::IpIp,
+        Tunnel::Gre,
+        Tunnel::Vxlan,
+        Tunnel::Geneve,
+        Tunnel::Gtpu,
+        Tunnel::Teredo,
+        Tunnel::Erspan,
+        Tunnel::Mpls,
+        Tunnel::L2tp,
+        Tunnel::EtherIp,
+    ];
+
     /// The name in records and tables; `None` for a packet in no tunnel.
     pub const fn name(self) -> Option<&'static str> {
         match self {
@@ -37,6 +61,10 @@ impl Tunnel {
             Tunnel::Geneve => Some("geneve"),
             Tunnel::Gtpu => Some("gtpu"),
             Tunnel::Teredo => Some("teredo"),
+            Tunnel::Erspan => Some("erspan"),
+            Tunnel::Mpls => Some("mpls"),
+            Tunnel::L2tp => Some("l2tp"),
+            Tunnel::EtherIp => Some("etherip"),
         }
     }
 }
@@ -108,4 +136,17 @@ impl FlowKey {
 pub(crate) fn fold(a: u64, b: u64) -> u64 {
     let p = u128::from(a) * u128::from(b);
     (p as u64) ^ ((p >> 64) as u64) ^ a.rotate_left(23)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_of_tunnel_stand_at_their_number_and_have_names_of_their_own() {
+        for (index, kind) in Tunnel::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, index);
+            assert_eq!(Tunnel::ALL.iter().filter(|other| other.name() == kind.name()).count(), 1);
+        }
+    }
 }

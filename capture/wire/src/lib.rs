@@ -2,12 +2,19 @@
 #![forbid(unsafe_code)]
 
 mod addr;
+mod cursor;
 mod decode;
 mod drop_reason;
 mod frame;
+mod general;
+mod ip;
 mod key;
+mod link;
 mod meta;
+mod plain;
 mod time;
+mod tunnel;
+mod wlan;
 
 pub use addr::{Addr, Mac, ParseAddrError, Prefix};
 pub use decode::{Limits, decode, decode_into};
@@ -19,6 +26,8 @@ pub use time::Nanos;
 
 /// IANA protocol numbers this crate gives a meaning.
 pub mod proto {
+    /// IPv6 hop-by-hop options (RFC 8200).
+    pub const HOP_BY_HOP: u8 = 0;
     /// Internet Control Message Protocol (RFC 792).
     pub const ICMP: u8 = 1;
     /// IPv4 in IP (RFC 2003).
@@ -47,12 +56,16 @@ pub mod proto {
     pub const NO_NEXT: u8 = 59;
     /// IPv6 destination options (RFC 8200).
     pub const DSTOPTS: u8 = 60;
+    /// An Ethernet frame in IP (RFC 3378).
+    pub const ETHERIP: u8 = 97;
     /// Stream Control Transmission Protocol (RFC 9260).
     pub const SCTP: u8 = 132;
     /// IPv6 mobility header (RFC 6275).
     pub const MOBILITY: u8 = 135;
     /// UDP-Lite (RFC 3828).
     pub const UDP_LITE: u8 = 136;
+    /// MPLS in IP (RFC 4023).
+    pub const MPLS: u8 = 137;
     /// Host Identity Protocol (RFC 7401).
     pub const HIP: u8 = 139;
     /// Shim6 (RFC 5533).

@@ -152,14 +152,12 @@ impl Row<'_> {
         min.map(|min_us| RttLife { min_us, mean_us: mean.unwrap(), max_us: max.unwrap(), median_us: median.unwrap() })
     }
     fn record(&self, taps: &[&str]) -> FlowRecord {
-        use Tunnel::*;
         let length = |name| self.text(name).map_or(0, |text| text.len() as u8);
         let tcp_state = self.text("tcp_state");
         let app = self.text("app");
         let end = self.num::<TimestampMicrosecondType>("t_end") as u64;
         let tap = self.text("tap").unwrap();
-        let tunnels = [IpIp, Gre, Vxlan, Geneve, Gtpu, Teredo];
-        let tunnel = self.text("tunnel").map(|name| tunnels.into_iter().find(|t| t.name() == Some(&name)).unwrap());
+        let tunnel = self.text("tunnel").map(|name| Tunnel::ALL.into_iter().find(|t| t.name() == Some(&name)).unwrap());
         let state = self.text("conn_state");
         let reason = self.text("end_reason").unwrap();
         FlowRecord {
@@ -175,7 +173,7 @@ impl Row<'_> {
             tap: TapId(taps.iter().position(|name| *name == tap).unwrap() as u16),
             vlan: self.opt::<UInt16Type>("vlan").unwrap_or(0),
             vlan_inner: self.opt::<UInt16Type>("vlan_inner").unwrap_or(0),
-            tunnel: tunnel.unwrap_or(None),
+            tunnel: tunnel.unwrap_or(Tunnel::None),
             tunnel_id: self.opt::<UInt32Type>("tunnel_id").unwrap_or(0),
             src_mac: self.bytes("src_mac").map(Mac),
             dst_mac: self.bytes("dst_mac").map(Mac),
