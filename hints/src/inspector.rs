@@ -212,14 +212,14 @@ impl Inspector {
         self.texts.clear();
         let low = p.src_port.min(p.dst_port);
         let on = |port: u16| p.src_port == port || p.dst_port == port;
-        if low == 67 || low == 68 {
-            if let Some(by) = dhcp::read_v4(p.bytes, &mut self.texts.name, &mut self.texts.agent) {
-                return Some(self.dhcp(by, sink));
-            }
-        } else if low == 546 || low == 547 {
-            if let Some(by) = dhcp::read_v6(p.bytes, &mut self.texts.name, &mut self.texts.agent) {
-                return Some(self.dhcp(by, sink));
-            }
+        let (name, agent) = (&mut self.texts.name, &mut self.texts.agent);
+        let dhcp = match low {
+            67 | 68 => dhcp::read_v4(p.bytes, name, agent),
+            546 | 547 => dhcp::read_v6(p.bytes, name, agent),
+            _ => None,
+        };
+        if let Some(by) = dhcp {
+            return Some(self.dhcp(by, sink));
         }
         if quic::is_long_header(p.bytes) {
             return Some(self.quic_begins(p, sink));
@@ -235,7 +235,7 @@ impl Inspector {
                 return Some(Stage::Done);
             }
         }
-        if Message::is_plausible(p.bytes) && low != 137 {
+        if on(53) || Message::is_plausible(p.bytes) && low != 137 {
             let check = if on(53) { Check::Header } else { Check::Whole };
             if Message::read(p.bytes, is_cut(p), check, &mut self.texts.name).is_some() {
                 return Some(self.dns_over_udp(p, Dns::default(), sink));
@@ -284,7 +284,7 @@ impl Inspector {
     fn look_at_tcp(&mut self, p: &Payload<'_>, sink: &mut impl HintSink) -> Option<Stage> {
         self.texts.clear();
         let on_53 = p.src_port == 53 || p.dst_port == 53;
-        if on_53 && begins_dns(p.bytes) || is_whole_dns(p, &mut self.texts.name) {
+        if on_53 && (p.bytes.len() < 2 || begins_dns(p.bytes)) || is_whole_dns(p, &mut self.texts.name) {
             return Some(self.dns_over_tcp(p, Dns::default(), sink));
         }
         self.texts.clear();
@@ -742,3 +742,6 @@ fn exchange(p: &Payload<'_>) -> Exchange {
     };
     Exchange { base, clock: p.clock }
 }
+
+#[cfg(test)]
+mod tests;

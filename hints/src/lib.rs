@@ -8,6 +8,8 @@ mod dhcp;
 mod dns;
 mod dns_record;
 mod expiring;
+#[doc(hidden)]
+pub mod fuzz;
 mod hello;
 mod hint;
 mod http;

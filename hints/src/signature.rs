@@ -122,7 +122,7 @@ fn is_ldap(bytes: &[u8]) -> bool {
     // Length in one to five bytes, then INTEGER of one to four, then [APPLICATION 0..=25].
     let Some(length) = bytes.get(1) else { return false };
     let at = 2 + match length {
-        0..0x80 => 0,
+        0..=0x7f => 0,
         0x81..=0x84 => usize::from(length & 7),
         _ => return false,
     };
@@ -185,7 +185,7 @@ fn is_ntp(first: u8, len: usize) -> bool {
 /// A sequence whose first element is the version, INTEGER 0, 1 or 3.
 fn is_snmp(bytes: &[u8]) -> bool {
     let at = match bytes {
-        [0x30, 0..0x80, ..] => 2,
+        [0x30, 0..=0x7f, ..] => 2,
         [0x30, n @ 0x81..=0x84, ..] => 2 + usize::from(n & 7),
         _ => return false,
     };

@@ -20,14 +20,45 @@ struct Exception {
 enum Which {
     /// Whatever differs in the file.
     Any,
-    /// These, missing here or there.
+    /// Those that begin so, missing here or there.
     These(&'static [&'static str]),
 }
 use Which::{Any, These};
 
 const TUNNEL: &str = "inside a tunnel, which decoding does not open yet";
 
-const EXCEPTIONS: &[Exception] = &[];
+const EXCEPTIONS: &[Exception] = &[
+    Exception { file: "gtp_frag", field: "http_hosts", names: Any, reason: TUNNEL },
+    Exception { file: "tun_4in6", field: "tls_sni", names: Any, reason: TUNNEL },
+    Exception { file: "vxlan_100", field: "dns_query_names", names: Any, reason: TUNNEL },
+    Exception { file: "sctp_www", field: "http_hosts", names: Any, reason: "payloads of SCTP are not inspected" },
+    Exception {
+        file: "lab_small_snap128",
+        field: "dns_query_names",
+        names: These(&["version.bind"]),
+        reason: "a port scanner asks over an odd port; tshark reads DNS on its own ports",
+    },
+    Exception {
+        file: "dns_tunnel_iodine",
+        field: "dns_query_names",
+        names: These(&["1udah82", "1yebk82"]),
+        reason: "tshark takes bytes 0xf8 to 0xfd as the start of longer UTF-8 sequences",
+    },
+    Exception {
+        file: "fuzz_2006",
+        field: "dns_query_names",
+        names: These(&[
+            "<Unknown extended label>",
+            "EFEDEJFPEEEPENEBEJEOCACACACACABM",
+            "_sip.]udp.sip.cybercity.dk",
+            "_sip._udp.sip.cybercity.dk",
+            "_sip._udp.sip.cybescity.dk",
+            "_sip._udp.sip.cy\u{fffd}ercity.dk",
+            "_sip._udp.sip.syberTity.dk",
+        ]),
+        reason: "flipped bits: labels of RFC 2673, other ports, headers that contradict their length",
+    },
+];
 
 #[derive(Default)]
 struct Names {
@@ -166,7 +197,7 @@ fn names_are_those_that_tshark_reads() {
                         && e.field == field
                         && match e.names {
                             Any => true,
-                            These(names) => names.contains(&name.as_str()),
+                            These(names) => names.iter().any(|begin| name.starts_with(begin)),
                         }
                 });
                 match excepted {

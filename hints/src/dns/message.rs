@@ -33,7 +33,7 @@ mod rtype {
 /// How sure one has to be that bytes are a message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Check {
-    /// The port says so: header and question have to make sense.
+    /// The port, or the flow's past, says so: the questions have to be there.
     Header,
     /// Nothing but the bytes says so: all of it has to, to its last byte.
     Whole,
@@ -89,7 +89,7 @@ impl<'a> Message<'a> {
 
     /// Reads header and questions. `cut`: the capture holds less of the message than there was.
     pub(crate) fn read(bytes: &'a [u8], cut: bool, check: Check, scratch: &mut Text) -> Option<Message<'a>> {
-        if !Message::is_plausible(bytes) {
+        if bytes.len() < HEADER_LEN || check == Check::Whole && !Message::is_plausible(bytes) {
             return None;
         }
         let word = |at| u16_at(bytes, at);
@@ -114,14 +114,15 @@ impl<'a> Message<'a> {
                 return Some(message);
             };
             // IN, CH, HS, NONE, ANY; the top bit asks for unicast (RFC 6762 section 5.4).
-            if qtype == 0 || ![1, 3, 4, 254, 255].contains(&(class & 0x7fff)) {
-                return None;
-            }
-            if check == Check::Whole && !name::is_plain(scratch) {
+            let is_class = [1, 3, 4, 254, 255].contains(&(class & 0x7fff));
+            if check == Check::Whole && !(qtype != 0 && is_class && name::is_plain(scratch)) {
                 return None;
             }
             message.questions[index] = Question { name_at: at as u16, qtype };
             message.answers_at = end + 4;
+        }
+        if message.questions_count == 0 && !message.is_response() {
+            return None;
         }
         if check == Check::Whole {
             let counts = [6, 8, 10].map(|at| u32::from(word(at).unwrap_or(u16::MAX)));
@@ -136,11 +137,6 @@ impl<'a> Message<'a> {
 
     pub(crate) fn is_response(&self) -> bool {
         self.flags & 0x8000 != 0
-    }
-
-    /// A standard query or its response: what is recorded. Updates, notifications and the like are not.
-    pub(crate) fn is_query(&self) -> bool {
-        self.flags >> 11 & 15 == 0
     }
 
     /// Type of a question, with its name into `text`.

@@ -6,3 +6,6 @@ mod transactions;
 
 pub(crate) use message::{Check, Message};
 pub(crate) use transactions::{Exchange, Transactions};
+
+#[cfg(test)]
+pub(crate) use message::tests as build;

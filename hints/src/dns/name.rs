@@ -8,8 +8,8 @@ const NAME_MAX: usize = 255;
 /// Reads the name at `at` and returns where what follows it begins. Pointers (RFC 1035 section 4.1.4) have to lead
 /// backwards, each to before the one it replaces, so that none can be followed twice.
 ///
-/// The text is what tshark prints: labels joined by dots, `<Root>` for the root; control characters as C escapes, bytes
-/// that are no ASCII as U+FFFD.
+/// The text is what tshark prints: labels joined by dots, `<Root>` for the root; control characters as C escapes, what is
+/// no UTF-8 as U+FFFD.
 pub(crate) fn read(message: &[u8], at: usize, mut text: Option<&mut Text>) -> Option<usize> {
     let (mut at, mut end) = (at, None);
     let (mut limit, mut len) = (at, 0);
@@ -62,28 +62,27 @@ fn push_label(label: &[u8], text: &mut Text) {
         text.push_lossy(label);
         return;
     }
-    for byte in label {
-        let escape = match byte {
-            7 => "\\a",
-            8 => "\\b",
-            9 => "\\t",
-            10 => "\\n",
-            11 => "\\v",
-            12 => "\\f",
-            13 => "\\r",
-            0..0x20 | 0x7f => {
-                let digit = |shift: u8| char::from(b'0' + (byte >> shift & 7));
-                text.push_str("\\");
-                [6, 3, 0].iter().for_each(|shift| text.push_char(digit(*shift)));
-                continue;
+    for chunk in label.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\x07' => text.push_str("\\a"),
+                '\x08' => text.push_str("\\b"),
+                '\t' => text.push_str("\\t"),
+                '\n' => text.push_str("\\n"),
+                '\x0b' => text.push_str("\\v"),
+                '\x0c' => text.push_str("\\f"),
+                '\r' => text.push_str("\\r"),
+                '\0'..' ' | '\x7f' => {
+                    text.push_str("\\");
+                    [6, 3, 0].iter().for_each(|shift| text.push_char(char::from(b'0' + (c as u8 >> shift & 7))));
+                }
+                c if c.is_control() => text.push_char(char::REPLACEMENT_CHARACTER),
+                c => text.push_char(c),
             }
-            0x80.. => "\u{fffd}",
-            _ => {
-                text.push_char(char::from(*byte));
-                continue;
-            }
-        };
-        text.push_str(escape);
+        }
+        if !chunk.invalid().is_empty() {
+            text.push_char(char::REPLACEMENT_CHARACTER);
+        }
     }
 }
 
@@ -125,6 +124,6 @@ mod tests {
 
     #[test]
     fn what_cannot_be_printed_is_escaped() {
-        assert_eq!(text(b"\x04a\0\r\x7f\x02\xe9 \0", 0), Some(("a\\000\\r\\177.\u{fffd} ".into(), 9)));
+        assert_eq!(text(b"\x04a\0\r\x7f\x04\xe9 \xc3\xa9\0", 0), Some(("a\\000\\r\\177.\u{fffd} \u{e9}".into(), 11)));
     }
 }

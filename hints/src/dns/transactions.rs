@@ -53,7 +53,7 @@ impl Transactions {
         self.pending.memory_bytes()
     }
 
-    /// Takes a message in; returns whether it is one of those that are recorded.
+    /// Takes a message in. Notifications and updates are questions as well; their opcode stands in the flags.
     pub(crate) fn message(
         &mut self,
         message: &Message<'_>,
@@ -62,9 +62,6 @@ impl Transactions {
         sink: &mut impl HintSink,
     ) {
         counts.dns_messages += 1;
-        if !message.is_query() {
-            return;
-        }
         let mut record = DnsRecord { id: message.id, flags: message.flags, ..exchange.base };
         record.answer_count = message.answer_count;
         if !message.is_response() {
