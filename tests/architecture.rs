@@ -17,7 +17,7 @@ const ARROWS: &[(&str, &[&str], &[&str])] = &[
     ("sketches", &[], &[]),
     ("wire", &[], &["traffic"]),
     ("capture", &["wire"], &["traffic"]),
-    ("hints", &["wire"], &["traffic"]),
+    ("hints", &["wire"], &["capture", "traffic"]),
     ("flowtable", &["wire", "hints"], &["capture", "traffic"]),
     ("detect", &["wire", "flowtable", "sketches"], &["traffic"]),
     ("storage", &["wire", "hints", "flowtable"], &["traffic"]),

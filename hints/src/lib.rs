@@ -2,11 +2,25 @@
 #![forbid(unsafe_code)]
 
 mod app;
+mod assembly;
+mod cursor;
+mod dhcp;
+mod dns;
 mod dns_record;
+mod expiring;
+#[doc(hidden)]
+pub mod fuzz;
+mod hello;
 mod hint;
+mod http;
 mod inspector;
+mod ja4;
 mod limits;
 mod progress;
+mod quic;
+mod signature;
+mod text;
+mod tls;
 
 pub use app::App;
 pub use dns_record::DnsRecord;

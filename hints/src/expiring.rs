@@ -1,0 +1,248 @@
+//! A bounded table whose entries are kept in the order they came: what is full gives up its oldest, and what is too old
+//! is found without looking for it. Which entry goes does not depend on the hash, so every run decides alike.
+
+use ahash::RandomState;
+use std::hash::Hash;
+use wire::Nanos;
+
+/// No slot.
+const NONE: u32 = u32::MAX;
+
+/// Place of an entry until it is removed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Slot(u32);
+
+impl Slot {
+    pub(crate) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+struct Entry<K, V> {
+    key: K,
+    since: Nanos,
+    /// Neighbours by age. A free entry has the next free one in `newer`.
+    older: u32,
+    newer: u32,
+    value: V,
+}
+
+/// Up to a fixed number of entries under `K`. Values stay where they are when an entry goes, for the next to reuse.
+pub(crate) struct Expiring<K, V> {
+    entries: Vec<Entry<K, V>>,
+    /// Open addressing with linear probing over slots: twice as many places as entries, at least one of them empty.
+    index: Vec<u32>,
+    free: u32,
+    oldest: u32,
+    newest: u32,
+    hasher: RandomState,
+}
+
+impl<K: Copy + Eq + Hash + Default, V> Expiring<K, V> {
+    pub(crate) fn new(entries_max: usize, mut value: impl FnMut() -> V) -> Expiring<K, V> {
+        assert!((1..=1 << 24).contains(&entries_max));
+        let entry = |at: usize| Entry {
+            key: K::default(),
+            since: Nanos::ZERO,
+            older: NONE,
+            newer: if at + 1 < entries_max { at as u32 + 1 } else { NONE },
+            value: value(),
+        };
+        Expiring {
+            entries: (0..entries_max).map(entry).collect(),
+            index: vec![NONE; (entries_max * 2).next_power_of_two()],
+            free: 0,
+            oldest: NONE,
+            newest: NONE,
+            hasher: RandomState::new(),
+        }
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.entries.capacity() * size_of::<Entry<K, V>>() + self.index.capacity() * size_of::<u32>()
+    }
+
+    pub(crate) fn value(&self, slot: Slot) -> &V {
+        &self.entries[slot.index()].value
+    }
+
+    pub(crate) fn value_mut(&mut self, slot: Slot) -> &mut V {
+        &mut self.entries[slot.index()].value
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.free == NONE
+    }
+
+    /// The entry that has been there the longest.
+    #[inline]
+    pub(crate) fn oldest(&self) -> Option<Slot> {
+        (self.oldest != NONE).then_some(Slot(self.oldest))
+    }
+
+    /// The oldest, if it came at `limit` or before.
+    #[inline]
+    pub(crate) fn expired(&self, limit: Nanos) -> Option<Slot> {
+        self.oldest().filter(|slot| self.entries[slot.index()].since <= limit)
+    }
+
+    pub(crate) fn find(&self, key: &K) -> Option<Slot> {
+        self.place(key).map(|place| Slot(self.index[place]))
+    }
+
+    /// A slot for a key that is not there, with the value of an earlier entry; `None` where the table is full.
+    pub(crate) fn insert(&mut self, key: K, since: Nanos) -> Option<Slot> {
+        debug_assert!(self.place(&key).is_none());
+        let slot = self.free;
+        if slot == NONE {
+            return None;
+        }
+        let older = self.newest;
+        let entry = &mut self.entries[slot as usize];
+        self.free = entry.newer;
+        (entry.key, entry.since, entry.older, entry.newer) = (key, since, older, NONE);
+        match older {
+            NONE => self.oldest = slot,
+            _ => self.entries[older as usize].newer = slot,
+        }
+        self.newest = slot;
+        let mut place = self.home(&key);
+        while self.index[place] != NONE {
+            place = self.next(place);
+        }
+        self.index[place] = slot;
+        Some(Slot(slot))
+    }
+
+    pub(crate) fn remove(&mut self, slot: Slot) {
+        let key = self.entries[slot.index()].key;
+        let Some(place) = self.place(&key) else {
+            debug_assert!(false, "a slot is removed once");
+            return;
+        };
+        self.close_gap(place);
+        let Entry { older, newer, .. } = self.entries[slot.index()];
+        match older {
+            NONE => self.oldest = newer,
+            _ => self.entries[older as usize].newer = newer,
+        }
+        match newer {
+            NONE => self.newest = older,
+            _ => self.entries[newer as usize].older = older,
+        }
+        self.entries[slot.index()].newer = self.free;
+        self.free = slot.0;
+    }
+
+    /// Empties a place of the index and moves what probing would no longer find behind it.
+    fn close_gap(&mut self, mut gap: usize) {
+        let mask = self.index.len() - 1;
+        let mut place = gap;
+        loop {
+            place = self.next(place);
+            let slot = self.index[place];
+            if slot == NONE {
+                break;
+            }
+            // It may move back as far as its home.
+            let home = self.home(&self.entries[slot as usize].key);
+            if place.wrapping_sub(home) & mask >= place.wrapping_sub(gap) & mask {
+                self.index[gap] = slot;
+                gap = place;
+            }
+        }
+        self.index[gap] = NONE;
+    }
+
+    fn place(&self, key: &K) -> Option<usize> {
+        let mut place = self.home(key);
+        loop {
+            let slot = self.index[place];
+            if slot == NONE {
+                return None;
+            }
+            if self.entries[slot as usize].key == *key {
+                return Some(place);
+            }
+            place = self.next(place);
+        }
+    }
+
+    fn home(&self, key: &K) -> usize {
+        self.hasher.hash_one(key) as usize & (self.index.len() - 1)
+    }
+
+    fn next(&self, place: usize) -> usize {
+        (place + 1) & (self.index.len() - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Insert(u8),
+        Remove(u8),
+        RemoveOldest,
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            3 => (0..40u8).prop_map(Op::Insert),
+            2 => (0..40u8).prop_map(Op::Remove),
+            1 => Just(Op::RemoveOldest),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn it_does_what_a_list_does(ops in prop::collection::vec(op(), 0..400), entries_max in 1..20usize) {
+            let mut table = Expiring::<u8, u8>::new(entries_max, || 0);
+            let mut model: Vec<u8> = Vec::new();
+            for (time, op) in ops.into_iter().enumerate() {
+                match op {
+                    Op::Insert(key) if !model.contains(&key) => {
+                        prop_assert_eq!(table.is_full(), model.len() == entries_max);
+                        if let Some(slot) = table.insert(key, Nanos(time as u64)) {
+                            *table.value_mut(slot) = key;
+                            model.push(key);
+                        } else {
+                            prop_assert_eq!(model.len(), entries_max);
+                        }
+                    }
+                    Op::Insert(_) => {}
+                    Op::Remove(key) => {
+                        if let Some(slot) = table.find(&key) {
+                            table.remove(slot);
+                        }
+                        model.retain(|k| *k != key);
+                    }
+                    Op::RemoveOldest => {
+                        if let Some(slot) = table.oldest() {
+                            table.remove(slot);
+                            model.remove(0);
+                        }
+                    }
+                }
+                prop_assert_eq!(table.oldest().map(|slot| *table.value(slot)), model.first().copied());
+                for key in 0..40 {
+                    prop_assert_eq!(table.find(&key).map(|slot| *table.value(slot)), model.contains(&key).then_some(key));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_is_old_expires() {
+        let mut table = Expiring::<u32, ()>::new(4, || ());
+        table.insert(1, Nanos(10));
+        table.insert(2, Nanos(20));
+        assert_eq!(table.expired(Nanos(9)), None);
+        let first = table.expired(Nanos(10)).expect("the first");
+        table.remove(first);
+        assert_eq!(table.expired(Nanos(19)), None);
+    }
+}
