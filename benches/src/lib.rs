@@ -5,3 +5,4 @@ pub mod capture;
 pub mod harness;
 pub mod peers;
 mod svg;
+pub mod table;
