@@ -4,4 +4,6 @@
 pub mod capture;
 pub mod harness;
 pub mod peers;
+pub mod stages;
 mod svg;
+pub mod table;

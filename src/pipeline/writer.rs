@@ -15,7 +15,7 @@ const IDLE: Duration = Duration::from_millis(1);
 
 /// What comes from one worker.
 pub(super) struct Inlet {
-    ends: OutletEnds,
+    pub(super) ends: OutletEnds,
     ledger: Arc<QueueLedger>,
     /// Texts of the rows being moved; reused.
     text: Vec<u8>,

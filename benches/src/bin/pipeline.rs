@@ -1,6 +1,7 @@
 //! Whole-pipeline harness: packets per CPU second of `taphouse replay`, from capture file to Parquet.
 
 use benches::harness::{HarnessError, Measurement, Plan, markdown, measure};
+use benches::stages;
 use clap::{Parser, ValueEnum};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -36,6 +37,9 @@ struct Options {
     /// Further config keys to set, as taphouse takes them
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Instead of the binary, measure what each stage adds: the pipeline in this process, cut off after each of them
+    #[arg(long, conflicts_with_all = ["taphouse", "workers", "set"])]
+    stages: bool,
     /// How to print the result
     #[arg(long, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -73,6 +77,18 @@ fn run(options: &Options) -> Result<(), String> {
     std::fs::File::open(&capture)
         .and_then(|mut file| std::io::copy(&mut file, &mut std::io::sink()))
         .map_err(|e| format!("cannot read {}: {e}", capture.display()))?;
+    if options.stages {
+        let shares = stages::measure(&capture, packets, usize::from(options.runs), scratch.path(), &|line| {
+            eprintln!("{line}");
+        });
+        let shares = shares.map_err(|error| error.to_string())?;
+        let text = match options.output {
+            Output::Table => stages::markdown(&shares),
+            Output::Json => serde_json::to_string_pretty(&shares).map_err(|e| format!("cannot print JSON: {e}"))?,
+        };
+        println!("{text}");
+        return Ok(());
+    }
     let mut settings = vec![format!("pipeline.workers={}", options.workers)];
     settings.extend(options.set.iter().cloned());
     let plan = Plan {

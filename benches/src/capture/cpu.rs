@@ -12,6 +12,12 @@ pub fn of_this_thread() -> Duration {
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
+/// Processor time of this process, all threads it has or had (CLOCK_PROCESS_CPUTIME_ID).
+pub fn of_this_process() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
 /// Processor time of a process, or of a kernel thread; zero where it is gone. As of its last tick or switch, so up to some
 /// milliseconds old.
 pub fn of_process(pid: u32) -> Duration {

@@ -6,7 +6,7 @@ pub mod cpu;
 pub mod generator;
 pub mod loss;
 pub mod network;
-mod pipeline;
+pub(crate) mod pipeline;
 pub mod plot;
 pub mod rate;
 pub mod tools;

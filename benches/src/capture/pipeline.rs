@@ -27,7 +27,7 @@ use ::capture::ledger::QueueLedger;
 use ::capture::slice::{RecorderOptions, SliceOptions, Slices};
 use ::capture::{BatchHandler, SourceCounts};
 use detect::{DetectConfig, Detectors, TickFeed};
-use flowtable::FlowTableConfig;
+use flowtable::{FlowRecord, FlowSink, FlowTable, FlowTableConfig};
 use hints::InspectLimits;
 use ingest::{Ingest, IngestSettings, Stage};
 use outlet::{Outlet, WhenFull};
@@ -40,6 +40,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel, sync_channel};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 use storage::{Retention, Store, StoreOptions};
 use wire::{Frame, Nanos, PacketMeta};
 use worker::Worker;
@@ -63,6 +64,7 @@ pub(crate) struct StageHandler {
 enum Handler {
     Release(Release),
     Decode(Box<Ingest<Discard>>),
+    Table(Box<Ingest<Table>>),
     Worker(Box<Ingest<Worker>>),
 }
 
@@ -95,6 +97,36 @@ impl Stage for Discard {
     fn advance(&mut self, _: Nanos) {}
 }
 
+/// The flow table; records go nowhere.
+struct Table(FlowTable);
+
+struct NoRecords;
+
+impl FlowSink for NoRecords {
+    fn record(&mut self, record: &FlowRecord, text: &[u8]) {
+        std::hint::black_box((record, text));
+    }
+}
+
+impl Stage for Table {
+    fn packets(&mut self, packets: &[PacketMeta]) -> usize {
+        self.0.process(packets, &mut NoRecords);
+        packets.len()
+    }
+    fn advance(&mut self, clock: Nanos) {
+        self.0.advance(clock, &mut NoRecords);
+    }
+}
+
+/// Where a worker's records go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Records<'a> {
+    /// Nowhere: they are taken out of the ring and forgotten.
+    Forgotten,
+    /// Through the server's writer into a store, a segment at the end included.
+    Stored(&'a Path),
+}
+
 impl StageHandler {
     /// Receive and release.
     pub(crate) fn bare() -> StageHandler {
@@ -108,15 +140,34 @@ impl StageHandler {
         StageHandler { handler: Handler::Decode(Box::new(ingest)), behind: None, slices: None }
     }
 
+    /// And flow table; nothing behind it.
+    pub(crate) fn table() -> Result<StageHandler, CaptureBenchError> {
+        let table = FlowTable::new(FlowTableConfig::default()).map_err(cannot("flow table"))?;
+        let ingest = Ingest::new(Table(table), Arc::new(QueueLedger::default()));
+        Ok(StageHandler { handler: Handler::Table(Box::new(ingest)), behind: None, slices: None })
+    }
+
+    /// As a replay has it, up to the record ring: sketches, detector feed, detectors; records are forgotten.
+    pub(crate) fn replay_to_ring() -> Result<StageHandler, CaptureBenchError> {
+        let (ingest, behind) = worker("records", Records::Forgotten, WhenFull::Wait)?;
+        Ok(StageHandler { handler: Handler::Worker(Box::new(ingest)), behind: Some(behind), slices: None })
+    }
+
+    /// As a replay has it, up to segments in `folder`.
+    pub(crate) fn replay_to_store(folder: &Path) -> Result<StageHandler, CaptureBenchError> {
+        let (ingest, behind) = worker("store", Records::Stored(folder), WhenFull::Wait)?;
+        Ok(StageHandler { handler: Handler::Worker(Box::new(ingest)), behind: Some(behind), slices: None })
+    }
+
     /// And flow table, sketches, detector feed and record ring, with writer, store and detectors behind them.
     pub(crate) fn flows(folder: &Path) -> Result<StageHandler, CaptureBenchError> {
-        let (ingest, behind) = worker("flows", folder)?;
+        let (ingest, behind) = worker("flows", Records::Stored(folder), WhenFull::Drop)?;
         Ok(StageHandler { handler: Handler::Worker(Box::new(ingest)), behind: Some(behind), slices: None })
     }
 
     /// And the history of packets that slices begin with.
     pub(crate) fn full(folder: &Path) -> Result<StageHandler, CaptureBenchError> {
-        let (mut ingest, behind) = worker("full", folder)?;
+        let (mut ingest, behind) = worker("full", Records::Stored(folder), WhenFull::Drop)?;
         let options = SliceOptions::new(folder.join("slices"), vec!["tap".to_owned()]);
         let recorder = RecorderOptions { history_bytes: HISTORY_BYTES, ..RecorderOptions::default() };
         let (slices, recorders) = Slices::start(options, 1, recorder).map_err(cannot("full"))?;
@@ -130,6 +181,7 @@ impl StageHandler {
         match &mut self.handler {
             Handler::Release(handler) => handler,
             Handler::Decode(handler) => handler.as_mut(),
+            Handler::Table(handler) => handler.as_mut(),
             Handler::Worker(handler) => handler.as_mut(),
         }
     }
@@ -141,9 +193,16 @@ impl StageHandler {
 
     /// Ends every flow, and everything behind.
     pub(crate) fn finish(self) -> Result<(), CaptureBenchError> {
-        if let Handler::Worker(ingest) = self.handler {
-            let clock = ingest.clock();
-            ingest.into_stage().finish(clock);
+        match self.handler {
+            Handler::Worker(ingest) => {
+                let clock = ingest.clock();
+                ingest.into_stage().finish(clock);
+            }
+            Handler::Table(ingest) => {
+                let clock = ingest.clock();
+                ingest.into_stage().0.finish(clock, &mut NoRecords);
+            }
+            Handler::Release(_) | Handler::Decode(_) => {}
         }
         if let Some(slices) = self.slices {
             slices.shutdown();
@@ -160,31 +219,63 @@ fn cannot<E: Display>(stage: &'static str) -> impl FnOnce(E) -> CaptureBenchErro
 }
 
 /// A worker as the server starts it, with its defaults.
-fn worker(stage: &'static str, folder: &Path) -> Result<(Ingest<Worker>, Behind), CaptureBenchError> {
+fn worker(
+    stage: &'static str,
+    records_go: Records<'_>,
+    when_full: WhenFull,
+) -> Result<(Ingest<Worker>, Behind), CaptureBenchError> {
     let taps = vec!["tap".to_owned()];
-    let detect_config = DetectConfig { lag_ticks_max: Some(LAG_TICKS), ..DetectConfig::default() };
+    let detect_config =
+        DetectConfig { lag_ticks_max: (when_full == WhenFull::Drop).then_some(LAG_TICKS), ..DetectConfig::default() };
     let detectors = Detectors::new(detect_config, 1, taps.clone()).map_err(cannot(stage))?;
     let (tick_sender, ticks) = sync_channel(TICKS_QUEUED);
     let (ledger, gauges) = (Arc::new(QueueLedger::default()), Arc::new(WorkerGauges::default()));
     let sources = Arc::new(HyperLogLog::new(SOURCES_PRECISION).map_err(cannot(stage))?);
     let feed = TickFeed::new(0, taps.len(), detect_config.limits);
     let (outlet, ends) =
-        Outlet::new(RECORD_RING, tick_sender, feed, WhenFull::Drop, ledger.clone(), gauges.clone(), sources);
+        Outlet::new(RECORD_RING, tick_sender, feed, when_full, ledger.clone(), gauges.clone(), sources);
     let settings = Arc::new(LiveSettings::default());
     let (table, limits) = (FlowTableConfig::default(), InspectLimits::default());
     let worker = Worker::new(table, limits, outlet, gauges.clone(), settings).map_err(cannot(stage))?;
 
-    let store = Store::open(StoreOptions::new(folder.join("data"), taps)).map_err(cannot(stage))?;
     let inlet = writer::Inlet::new(ends, ledger.clone());
     let (retention_sender, retention) = channel();
     let (config_sender, config) = channel();
-    let stores = writer::Stores { flows: store, dns: storage::DnsStore::shim() };
-    let write = move || writer::run(stores, vec![inlet], &retention);
+    let write: Box<dyn FnOnce() -> Result<(), storage::StorageError> + Send> = match records_go {
+        Records::Stored(folder) => {
+            let flows = Store::open(StoreOptions::new(folder.join("data"), taps)).map_err(cannot(stage))?;
+            let stores = writer::Stores { flows, dns: storage::DnsStore::shim() };
+            Box::new(move || writer::run(stores, vec![inlet], &retention))
+        }
+        Records::Forgotten => Box::new(move || forget(inlet)),
+    };
     let writer = Builder::new().name("writer".to_owned()).spawn(write).map_err(cannot(stage))?;
     let detect = move || detectors::run(detectors, &ticks, &config, None, Box::new(|_| {}));
     let detectors = Builder::new().name("detectors".to_owned()).spawn(detect).map_err(cannot(stage))?;
     let behind = Behind { writer, detectors, _retention: retention_sender, _config: config_sender };
     Ok((Ingest::new(worker, IngestSettings::default(), ledger, gauges), behind))
+}
+
+/// In the writer's place: takes records out of the ring as the writer does, until the worker lets go of it.
+fn forget(mut inlet: writer::Inlet) -> Result<(), storage::StorageError> {
+    loop {
+        let lane = &mut inlet.ends.records;
+        let is_last = lane.rows.is_abandoned();
+        let waiting = lane.rows.slots();
+        if let Ok(text) = lane.text.read_chunk(lane.text.slots()) {
+            text.commit_all();
+        }
+        if let Ok(chunk) = lane.rows.read_chunk(waiting) {
+            for record in chunk {
+                std::hint::black_box(record);
+            }
+        }
+        match (waiting, is_last) {
+            (0, true) => return Ok(()),
+            (0, false) => std::thread::sleep(Duration::from_millis(1)),
+            _ => {}
+        }
+    }
 }
 
 /// Tells a handler what a source counted since the last time, as the server's worker loop does after each poll.
