@@ -122,7 +122,7 @@ Examples:
   taphouse slice get 3 incident.pcapng.zst && zstd -dc incident.pcapng.zst | tcpdump -nr -";
 
 /// What both kinds of server take.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct ServerArgs {
     /// Configuration file (YAML); all keys have defaults.
     #[arg(long, value_name = "FILE")]
@@ -130,6 +130,9 @@ pub(crate) struct ServerArgs {
     /// Folder for segments, write-ahead log and alerts.
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
+    /// Send flow records to this IPFIX collector too, over UDP unless ipfix.transport says tcp.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) ipfix: Option<String>,
     /// Override any key of the configuration, for example flowtable.timeouts=off.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) overrides: Vec<String>,

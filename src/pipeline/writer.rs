@@ -1,6 +1,7 @@
-//! The one thread that writes: takes records from every worker's ring to the store.
+//! The one thread that writes: takes records from every worker's ring to the store, and to the exporter where there is one.
 
 use capture::ledger::QueueLedger;
+use export::ExportHandle;
 use flowtable::FlowRecord;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -21,6 +22,7 @@ pub(super) struct Inlet {
 pub(super) fn run(
     mut store: Store,
     mut inlets: Vec<Inlet>,
+    mut export: Option<ExportHandle>,
     retention: &Receiver<Retention>,
 ) -> Result<(), StorageError> {
     let mut seen = Seen::default();
@@ -29,7 +31,7 @@ pub(super) fn run(
         let last_round = inlets.iter().all(|inlet| inlet.records.is_abandoned());
         let mut moved = 0;
         for inlet in &mut inlets {
-            let taken = drain(&mut store, inlet);
+            let taken = drain(&mut store, inlet, export.as_mut());
             seen.account(&store, &inlet.ledger);
             moved += taken?;
         }
@@ -44,6 +46,8 @@ pub(super) fn run(
             std::thread::sleep(IDLE);
         }
     }
+    // There will be no more: the exporter sends what is left while the last segment is written.
+    drop(export);
     let flushed = store.flush();
     if let Some(inlet) = inlets.first() {
         seen.account(&store, &inlet.ledger);
@@ -53,7 +57,7 @@ pub(super) fn run(
 }
 
 /// Gives the store what waits in one ring, a bounded number of records; says how many.
-fn drain(store: &mut Store, inlet: &mut Inlet) -> Result<usize, StorageError> {
+fn drain(store: &mut Store, inlet: &mut Inlet, mut export: Option<&mut ExportHandle>) -> Result<usize, StorageError> {
     let count = inlet.records.slots().min(CHUNK_RECORDS);
     if count == 0 {
         return Ok(0);
@@ -62,6 +66,9 @@ fn drain(store: &mut Store, inlet: &mut Inlet) -> Result<usize, StorageError> {
     let (first, second) = chunk.as_slices();
     for records in [first, second] {
         store.append(records)?;
+        if let Some(export) = &mut export {
+            export.push_all(records);
+        }
     }
     chunk.commit_all();
     Ok(count)
