@@ -27,7 +27,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Args)]
 pub(crate) struct OutputArgs {
-    /// How data is printed; errors are JSON too with json and ndjson.
+    /// How data is printed; errors are JSON too with json, ndjson, ecs and eve.
     #[arg(long, value_enum, global = true, default_value_t = Output::Table)]
     pub(crate) output: Output,
 }
@@ -43,11 +43,20 @@ pub(crate) enum Output {
     Ndjson,
     /// Comma-separated values with a header (RFC 4180).
     Csv,
+    /// `flows` only: one JSON object a line, in the Elastic Common Schema.
+    Ecs,
+    /// `flows` only: one JSON object a line, as flow events of Suricata's EVE log.
+    Eve,
 }
 
 impl Output {
     pub(crate) fn is_json(self) -> bool {
-        matches!(self, Output::Json | Output::Ndjson)
+        matches!(self, Output::Json | Output::Ndjson | Output::Ecs | Output::Eve)
+    }
+
+    /// Whether only flows can be printed so.
+    pub(crate) fn is_for_flows(self) -> bool {
+        matches!(self, Output::Ecs | Output::Eve)
     }
 
     /// What a command line that does not parse asks for: `--output json` or `--output=json`, else a table.
@@ -107,6 +116,8 @@ Examples:
   taphouse flows \"src_ip = '10.0.0.1' AND dst_port = 443\" --since -15m
   taphouse flows \"net('10.0.0.0/8') AND pkts_r = 0\" --data-dir taphouse-data --output json
   taphouse flows \"host('2001:db8::1') OR port(53)\" --limit 20
+
+  taphouse flows --since -5m --limit 0 --output ecs
 
 Either side: host('10.0.0.1'), net('10.0.0.0/8'), port(443). Columns: taphouse sql 'DESCRIBE flows'.";
 
