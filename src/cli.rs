@@ -27,7 +27,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Args)]
 pub(crate) struct OutputArgs {
-    /// How data is printed; errors are JSON too with json and ndjson.
+    /// How data is printed; errors are JSON too with json, ndjson, ecs and eve.
     #[arg(long, value_enum, global = true, default_value_t = Output::Table)]
     pub(crate) output: Output,
 }
@@ -43,11 +43,20 @@ pub(crate) enum Output {
     Ndjson,
     /// Comma-separated values with a header (RFC 4180).
     Csv,
+    /// `flows` only: one JSON object a line, in the Elastic Common Schema.
+    Ecs,
+    /// `flows` only: one JSON object a line, as flow events of Suricata's EVE log.
+    Eve,
 }
 
 impl Output {
     pub(crate) fn is_json(self) -> bool {
-        matches!(self, Output::Json | Output::Ndjson)
+        matches!(self, Output::Json | Output::Ndjson | Output::Ecs | Output::Eve)
+    }
+
+    /// Whether only flows can be printed so.
+    pub(crate) fn is_for_flows(self) -> bool {
+        matches!(self, Output::Ecs | Output::Eve)
     }
 
     /// What a command line that does not parse asks for: `--output json` or `--output=json`, else a table.
@@ -108,6 +117,8 @@ Examples:
   taphouse flows \"net('10.0.0.0/8') AND pkts_r = 0\" --data-dir taphouse-data --output json
   taphouse flows \"host('2001:db8::1') OR port(53)\" --limit 20
 
+  taphouse flows --since -5m --limit 0 --output ecs
+
 Either side: host('10.0.0.1'), net('10.0.0.0/8'), port(443). Columns: taphouse sql 'DESCRIBE flows'.";
 
 const SQL_HELP: &str = "\
@@ -122,7 +133,7 @@ Examples:
   taphouse slice get 3 incident.pcapng.zst && zstd -dc incident.pcapng.zst | tcpdump -nr -";
 
 /// What both kinds of server take.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct ServerArgs {
     /// Configuration file (YAML); all keys have defaults.
     #[arg(long, value_name = "FILE")]
@@ -130,6 +141,9 @@ pub(crate) struct ServerArgs {
     /// Folder for segments, write-ahead log and alerts.
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
+    /// Send flow records to this IPFIX collector too, over UDP unless ipfix.transport says tcp.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) ipfix: Option<String>,
     /// Override any key of the configuration, for example flowtable.timeouts=off.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) overrides: Vec<String>,

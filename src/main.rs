@@ -28,6 +28,9 @@ fn main() -> ExitCode {
         Err(error) => return Failure::usage(&error).report(Output::asked(std::env::args_os())),
     };
     let output = cli.output.output;
+    if output.is_for_flows() && !matches!(cli.command, Command::Flows(_)) {
+        return commands::query::not_flows(output).report(output);
+    }
     let result = match cli.command {
         Command::Run(args) => commands::run::run(&args),
         Command::Replay(args) => commands::replay::replay(&args, output),

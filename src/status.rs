@@ -7,6 +7,7 @@ use crate::taps::LiveTap;
 use capture::ledger::{Cause, QueueCounts};
 use capture::{InterfaceView, Port, RemoteView, XDP_STATISTICS};
 use detect::DetectCounters;
+use export::{ExportCounters, LinkState};
 use flowtable::EndReason;
 use rpc::{AlertHub, v1};
 use sketches::HyperLogLog;
@@ -34,6 +35,8 @@ pub(crate) struct Status {
     /// Remote taps: name, host, connection.
     remotes: Vec<(String, String, Arc<RemoteView>)>,
     slices: Arc<SliceRecorder>,
+    /// Collector, transport and counters, where flow records are exported.
+    export: Option<(String, &'static str, Arc<ExportCounters>)>,
 }
 
 /// Where alerts are, and how many of them fire.
@@ -76,6 +79,10 @@ impl Status {
             interfaces: interfaces.collect(),
             remotes: remotes.collect(),
             slices,
+            export: pipeline.export.clone().map(|counters| {
+                let ipfix = &config.ipfix;
+                (ipfix.collector.clone().unwrap_or_default(), ipfix.transport.name(), counters)
+            }),
         }
     }
 
@@ -106,6 +113,7 @@ impl Status {
             interfaces: self.interfaces.iter().map(|(tap, view)| interface(tap, view)).collect(),
             remotes: self.remotes.iter().map(|(tap, host, view)| remote(tap, host, view)).collect(),
             slices: Some(self.slices.status()),
+            export: self.export.as_ref().map(|(collector, transport, c)| export(collector, transport, c)),
             packet_clock: (clock.0 > 0).then(|| (SystemTime::UNIX_EPOCH + Duration::from_nanos(clock.0)).into()),
         }
     }
@@ -219,6 +227,23 @@ fn port(port: &Port) -> v1::Port {
         clock: port.clock().name().to_owned(),
         filtered_early: port.filtered_early,
         xdp_statistics: statistics.map(|(name, counter)| ((*name).to_owned(), counter.get())).collect(),
+    }
+}
+
+fn export(collector: &str, transport: &str, counters: &ExportCounters) -> v1::ExportStatus {
+    let c = counters.snapshot();
+    v1::ExportStatus {
+        collector: collector.to_owned(),
+        transport: transport.to_owned(),
+        up: c.state == LinkState::Up,
+        offered: c.offered,
+        sent: c.sent,
+        messages: c.messages,
+        bytes: c.bytes,
+        dropped_ring_full: c.dropped_ring_full,
+        dropped_unreachable: c.dropped_unreachable,
+        reconnects: c.reconnects,
+        faults: c.faults,
     }
 }
 

@@ -239,6 +239,7 @@ impl Collector for StatusCollector {
         out.remotes(&self.0.remotes)?;
         out.slices(self.0.slices.as_ref())?;
         out.records(&self.0.records.unwrap_or_default())?;
+        out.export(self.0.export.as_ref())?;
         out.flows(&self.0.flows.clone().unwrap_or_default())?;
         out.storage(&self.0.storage.unwrap_or_default())?;
         out.detectors(&self.0.detectors.unwrap_or_default())?;
@@ -433,6 +434,31 @@ impl Families<'_> {
                 (&[("outcome", "dropped_disk")], records.dropped_disk),
             ],
         )
+    }
+
+    /// Nothing where there is no collector.
+    fn export(&mut self, export: Option<&v1::ExportStatus>) -> fmt::Result {
+        let Some(e) = export else { return Ok(()) };
+        self.plain_gauge("taphouse_export_up", "1 while the IPFIX collector can be reached", None, e.up.into())?;
+        self.counter(
+            "taphouse_export_records",
+            "Where flow records for the IPFIX collector ended",
+            None,
+            [
+                (&[("outcome", "sent")] as Labels<'_>, e.sent),
+                (&[("outcome", "dropped_ring_full")], e.dropped_ring_full),
+                (&[("outcome", "dropped_unreachable")], e.dropped_unreachable),
+            ],
+        )?;
+        for (name, help, unit, count) in [
+            ("taphouse_export_messages", "IPFIX messages sent", None, e.messages),
+            ("taphouse_export", "Size of the IPFIX messages sent", Some(Unit::Bytes), e.bytes),
+            ("taphouse_export_reconnects", "Times the collector was reached again", None, e.reconnects),
+            ("taphouse_export_faults", "Connects and sends to the collector that failed", None, e.faults),
+        ] {
+            self.counter(name, help, unit, [(&[] as Labels<'_>, count)])?;
+        }
+        Ok(())
     }
 
     fn flows(&mut self, flows: &v1::FlowTableStatus) -> fmt::Result {

@@ -130,7 +130,7 @@ impl Printer<'_> {
                 "seq", "time", "state", "severity", "rule"
             )?,
             Output::Csv => writeln!(self.out, "seq,time,state,severity,rule,tap,src_ip,dst_ip,score,summary")?,
-            Output::Json | Output::Ndjson => {}
+            Output::Json | Output::Ndjson | Output::Ecs | Output::Eve => {}
         }
         Ok(())
     }
@@ -141,7 +141,7 @@ impl Printer<'_> {
         let address = |ip: Option<wire::Addr>| ip.map(|ip| ip.to_string()).unwrap_or_default();
         match self.output {
             // Following, each alert is a document of its own: a JSON array would never close.
-            Output::Json | Output::Ndjson => writeln!(self.out, "{}", json!(a))?,
+            Output::Json | Output::Ndjson | Output::Ecs | Output::Eve => writeln!(self.out, "{}", json!(a))?,
             Output::Csv => writeln!(
                 self.out,
                 "{},{time},{},{},{},{},{},{},{},{}",

@@ -16,11 +16,15 @@ use std::io::IsTerminal;
 use std::path::Path;
 use storage::{OnError, Retention, Store, StoreOptions};
 
-/// The configuration of a command that writes: file, then `--set`, then `--data-dir`.
+/// The configuration of a command that writes: file, then `--set`, then `--data-dir` and `--ipfix`.
 fn load_config(args: &ServerArgs) -> Result<Config, Failure> {
     let mut config = Config::load(args.config.as_deref(), &args.overrides).map_err(|e| Failure::new(Code::Usage, e))?;
     if let Some(dir) = &args.data_dir {
         config.data_dir.clone_from(dir);
+    }
+    if let Some(collector) = &args.ipfix {
+        config.ipfix.collector = Some(collector.clone());
+        config.validate().map_err(|e| Failure::new(Code::Usage, e))?;
     }
     Ok(config)
 }

@@ -32,11 +32,23 @@ const TABLE_COLUMNS: [&str; 13] = [
     "end_reason",
 ];
 
+/// A format that has names for flows alone was asked of another command.
+pub(crate) fn not_flows(output: Output) -> Failure {
+    let name = format(output);
+    let told =
+        anyhow::anyhow!("--output {name} prints flows alone: use `taphouse flows --output {name}`, or ndjson here");
+    Failure::new(Code::Usage, told)
+}
+
 pub(crate) fn flows(args: &FlowsArgs, output: Output) -> Result<(), Failure> {
     let now = Utc::now();
     let time = |text: &Option<String>| {
         text.as_deref().map(|t| crate::time::parse(t, now)).transpose().map_err(|e| Failure::new(Code::Usage, e))
     };
+    if output.is_for_flows() && !args.columns.is_empty() {
+        let told = anyhow::anyhow!("--output {} has fields of its own; leave --columns out", format(output));
+        return Err(Failure::new(Code::Usage, told));
+    }
     let columns = match (args.columns.is_empty(), output) {
         (true, Output::Table) => TABLE_COLUMNS.map(str::to_owned).to_vec(),
         _ => args.columns.clone(),
@@ -160,6 +172,8 @@ pub(super) fn format(output: Output) -> OutputFormat {
         Output::Json => OutputFormat::Json,
         Output::Ndjson => OutputFormat::Ndjson,
         Output::Csv => OutputFormat::Csv,
+        Output::Ecs => OutputFormat::Ecs,
+        Output::Eve => OutputFormat::Eve,
     }
 }
 

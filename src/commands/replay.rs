@@ -8,6 +8,7 @@ use anyhow::Context;
 use capture::ledger::{Cause, QueueCounts};
 use capture::{FileOptions, FileSource, FilteredSource, Progress, Source, SourceError};
 use detect::AlertLog;
+use export::ExportCounts;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Write};
@@ -43,6 +44,7 @@ pub(crate) fn replay(args: &ReplayArgs, output: Output) -> Result<(), Failure> {
     let workers = vec![0; usize::from(config.pipeline.workers.max(1))];
     let (pipeline, workers) = Pipeline::start(&config, &taps, &workers, WhenFull::Wait, store, alert_sink)?;
     let interrupted = flag_on_signal(&pipeline.stop)?;
+    let export = pipeline.export.clone();
     let damage = read_all(sources, workers, config.to_ingest(), &pipeline.views, &pipeline.stop)?;
     let views = pipeline.finish().context("the replay is not complete, what is stored stays")?;
     let totals = totals(&views);
@@ -54,6 +56,7 @@ pub(crate) fn replay(args: &ReplayArgs, output: Output) -> Result<(), Failure> {
         elapsed: started.elapsed(),
         cpu: cpu_time(),
         interrupted: interrupted.load(Ordering::Relaxed),
+        export: export.map(|counters| counters.snapshot()),
         error: damage.as_ref().map(ToString::to_string),
         data_dir: config.data_dir.clone(),
     };
@@ -208,6 +211,8 @@ struct Summary {
     elapsed: Duration,
     cpu: Duration,
     interrupted: bool,
+    /// What became of the records for an IPFIX collector, where there is one.
+    export: Option<ExportCounts>,
     error: Option<String>,
     data_dir: PathBuf,
 }
@@ -217,7 +222,7 @@ impl Summary {
         let mut out = std::io::stdout().lock();
         match output {
             Output::Json => writeln!(out, "{:#}", self.json()),
-            Output::Ndjson => writeln!(out, "{}", self.json()),
+            Output::Ndjson | Output::Ecs | Output::Eve => writeln!(out, "{}", self.json()),
             Output::Csv => {
                 let errors: u64 = self.decode_errors().iter().map(|(_, n)| n).sum();
                 writeln!(out, "packets,bytes,flows,records,alerts,not_ip,decode_errors,elapsed_s,cpu_s")?;
@@ -264,6 +269,11 @@ impl Summary {
             "interrupted": self.interrupted,
             "data_dir": self.data_dir,
         });
+        if let Some(e) = &self.export {
+            document["export"] = json!({ "offered": e.offered, "sent": e.sent, "messages": e.messages, "bytes": e.bytes,
+                                         "dropped_ring_full": e.dropped_ring_full,
+                                         "dropped_unreachable": e.dropped_unreachable });
+        }
         if let Some(message) = &self.error {
             document["error"] = json!({ "code": "damaged_input", "message": message });
         }
@@ -283,6 +293,11 @@ impl Summary {
             grouped(self.records),
             super::show(&self.data_dir)
         )?;
+        if let Some(e) = &self.export {
+            let dropped = e.dropped_ring_full + e.dropped_unreachable;
+            let lost = if dropped > 0 { format!(", {} NOT SENT", grouped(dropped)) } else { String::new() };
+            writeln!(out, "{:>15}  records sent in {} IPFIX messages{lost}", grouped(e.sent), grouped(e.messages))?;
+        }
         writeln!(out, "{:>15}  alerts", grouped(self.alerts))?;
         for cause in Cause::all().filter(|cause| *cause != Cause::Processed && c.count(*cause) > 0) {
             writeln!(out, "{:>15}  {}: {}", grouped(c.count(cause)), cause.name(), cause.hint())?;

@@ -68,11 +68,8 @@ fn give_folder(folder: &Path, user: &User) -> Result<(), Failure> {
 
 /// Reads file and overrides again.
 pub(super) fn reloader(args: &ServerArgs) -> Box<dyn Fn() -> Result<Config, Failure> + Send> {
-    let (file, overrides, data_dir) = (args.config.clone(), args.overrides.clone(), args.data_dir.clone());
-    Box::new(move || {
-        let args = ServerArgs { config: file.clone(), overrides: overrides.clone(), data_dir: data_dir.clone() };
-        load_config(&args)
-    })
+    let args = args.clone();
+    Box::new(move || load_config(&args))
 }
 
 /// `-i`, else the config's taps, else the interface of the default route.

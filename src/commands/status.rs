@@ -18,7 +18,7 @@ pub(crate) fn status(args: &StatusArgs, output: Output) -> Result<(), Failure> {
     match output {
         Output::Table => write!(out, "{}", text(&status))?,
         Output::Json => writeln!(out, "{:#}", document(&status))?,
-        Output::Ndjson => writeln!(out, "{}", document(&status))?,
+        Output::Ndjson | Output::Ecs | Output::Eve => writeln!(out, "{}", document(&status))?,
         Output::Csv => {
             writeln!(out, "tap,queue,cause,packets,loss")?;
             for (q, c) in status.queues.iter().flat_map(|q| q.causes.iter().map(move |c| (q, c))) {
@@ -69,6 +69,11 @@ fn document(s: &v1::Status) -> Value {
         "detectors": { "openings": detectors.openings, "openings_dropped": detectors.openings_dropped,
                        "ticks_late": detectors.ticks_late, "ticks_dropped": detectors.ticks_dropped,
                        "sources_tracked": detectors.sources_tracked, "sources_evicted": detectors.sources_evicted },
+        "export": s.export.as_ref().map(|e| json!({
+            "collector": e.collector, "transport": e.transport, "up": e.up, "offered": e.offered, "sent": e.sent,
+            "messages": e.messages, "bytes": e.bytes, "dropped_ring_full": e.dropped_ring_full,
+            "dropped_unreachable": e.dropped_unreachable, "reconnects": e.reconnects, "faults": e.faults,
+        })),
         "alerts": { "firing": alerts.firing, "last_seq": alerts.last_seq, "log_errors": alerts.log_errors },
     })
 }
@@ -161,6 +166,13 @@ fn text(s: &v1::Status) -> String {
         bytesize::ByteSize(storage.bytes),
         bytesize::ByteSize(storage.wal_bytes)
     ));
+    if let Some(e) = &s.export {
+        let state = if e.up { "reached" } else { "not reached" };
+        out.push_str(&format!(
+            "export   {} of {} records sent to {} ({}, {state}); {} dropped (ring full), {} dropped (collector away)\n",
+            e.sent, e.offered, e.collector, e.transport, e.dropped_ring_full, e.dropped_unreachable
+        ));
+    }
     if let Some(s) = s.slices.filter(|s| s.recording + s.packets > 0) {
         out.push_str(&format!(
             "slices   {} recording, {} packets kept, {} missing (overwritten), {} missing (queue full)\n",

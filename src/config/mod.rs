@@ -2,6 +2,7 @@
 
 mod error;
 mod example;
+mod ipfix;
 mod overrides;
 mod reload;
 mod taps;
@@ -9,6 +10,7 @@ mod units;
 
 pub(crate) use error::ConfigError;
 pub(crate) use example::example;
+pub(crate) use ipfix::IpfixSection;
 pub(crate) use reload::changes;
 pub(crate) use taps::{
     CaptureConfig, InterfaceConfig, OnAlertConfig, SecurityConfig, Sharding, SlicesConfig, SshConfig, Switch,
@@ -51,6 +53,8 @@ pub(crate) struct Config {
     pub(crate) detect: DetectSection,
     /// What is kept on disk.
     pub(crate) storage: StorageSection,
+    /// Where flow records go besides: an IPFIX collector.
+    pub(crate) ipfix: IpfixSection,
     /// Budget of one query: history must never cost a packet.
     pub(crate) query: QuerySection,
     /// Where the server answers: loopback addresses only, until there is authentication.
@@ -73,6 +77,7 @@ impl Default for Config {
             hints: HintsSection::default(),
             detect: DetectSection::default(),
             storage: StorageSection::default(),
+            ipfix: IpfixSection::default(),
             query: QuerySection::default(),
             rpc: RpcSection::default(),
             security: SecurityConfig::default(),
@@ -473,7 +478,7 @@ impl Config {
         serde_saphyr::from_str(text).map_err(|e| ConfigError::from_yaml(&e))
     }
 
-    fn validate(&self) -> Result<(), ConfigError> {
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         let invalid = |key: &str, message: String| ConfigError::Value { key: key.to_owned(), message };
         taps::validate(&self.taps, &self.capture, &self.slices)?;
         if self.pipeline.workers > 256 {
@@ -521,6 +526,7 @@ impl Config {
             }
         }
         self.flowtable.to_table().validate().map_err(|e| ConfigError::Stage(e.to_string()))?;
+        self.ipfix.to_export(export::WhenFull::Drop)?;
         self.to_detect().validate().map_err(|e| ConfigError::Stage(format!("detect.{e}")))?;
         if self.rpc.grpc_listen == self.rpc.http_listen && self.rpc.grpc_listen.port() != 0 {
             return Err(invalid("rpc.http_listen", "the same as rpc.grpc_listen; each needs its own port".to_owned()));
@@ -624,6 +630,9 @@ mod tests {
             ("taps: [{name: a, interfaces: [eth1]}, {name: a, interfaces: [eth2]}]", "taps"),
             ("capture: {ring: 1KiB}", "capture.ring"),
             ("rpc: {grpc_listen: '0.0.0.0:50051'}", "rpc.grpc_listen"),
+            ("ipfix: {collector: 'collector.example'}", "ipfix.collector"),
+            ("ipfix: {message_bytes_max: 100}", "ipfix.message_bytes_max"),
+            ("ipfix: {collector: '192.0.2.1:4739', ring: 1}", "ipfix.ring"),
         ] {
             let error = Config::parse(text).unwrap().validate().unwrap_err().to_string();
             assert!(error.contains(key), "{error}");

@@ -1,7 +1,7 @@
 //! The pipeline between a source and the data folder.
 //!
 //! ```text
-//! source → Ingest (decode) → Worker (flow table, sketches, feed) ─ rtrb ring ─→ writer thread → Store
+//! source → Ingest (decode) → Worker (flow table, sketches, feed) ─ rtrb ring ─→ writer thread → Store, Exporter
 //!              └→ Dealer → Worker … (replay, several workers)     └─ ticks ───→ detector thread → alerts
 //! ```
 
@@ -29,6 +29,7 @@ use crate::config::Config;
 use anyhow::{Context, anyhow};
 use capture::ledger::{QueueCounts, QueueLedger};
 use detect::{DetectConfig, DetectCounters, Detectors, LossReading, TickFeed};
+use export::{ExportCounters, Exporter};
 use outlet::Outlet;
 use sketches::HyperLogLog;
 use std::sync::Arc;
@@ -54,6 +55,9 @@ pub(crate) struct Pipeline {
     /// Ends the workers; whoever drives them looks at it. The writer sets it when it cannot go on: what is read after
     /// that could not be stored.
     pub(crate) stop: Arc<AtomicBool>,
+    /// What the exporter has done, where there is a collector.
+    pub(crate) export: Option<Arc<ExportCounters>>,
+    exporter: Option<JoinHandle<()>>,
     writer: JoinHandle<Result<(), storage::StorageError>>,
     detectors: JoinHandle<()>,
 }
@@ -103,10 +107,15 @@ impl Pipeline {
         let detect_counts = detectors.counters();
         let stop = Arc::new(AtomicBool::new(false));
         let failed = stop.clone();
+        let (export, exporter) = match config.ipfix.to_export(when_full.into())? {
+            Some(config) => Exporter::start(config).map(|(handle, thread)| (Some(handle), Some(thread)))?,
+            None => (None, None),
+        };
+        let export_counters = export.as_ref().map(export::ExportHandle::counters);
         let writer = Builder::new()
             .name("writer".to_owned())
             .spawn(move || {
-                let written = writer::run(store, inlets, &retention_changes);
+                let written = writer::run(store, inlets, export, &retention_changes);
                 if written.is_err() {
                     failed.store(true, Ordering::Relaxed);
                 }
@@ -125,6 +134,8 @@ impl Pipeline {
             retention,
             detect_config: detect_sender,
             stop,
+            export: export_counters,
+            exporter,
             writer,
             detectors,
         };
@@ -138,6 +149,10 @@ impl Pipeline {
     pub(crate) fn finish(self) -> anyhow::Result<Vec<WorkerView>> {
         let written = self.writer.join().map_err(|_| anyhow!("the writer thread panicked"));
         self.detectors.join().map_err(|_| anyhow!("the detector thread panicked"))?;
+        // The writer has let go of the exporter's ring, so that its end is near.
+        if self.exporter.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread that exports panicked; flow records are stored all the same");
+        }
         written??;
         Ok(self.views)
     }

@@ -20,6 +20,15 @@ pub(crate) enum WhenFull {
     Drop,
 }
 
+impl From<WhenFull> for export::WhenFull {
+    fn from(when_full: WhenFull) -> export::WhenFull {
+        match when_full {
+            WhenFull::Wait => export::WhenFull::Wait,
+            WhenFull::Drop => export::WhenFull::Drop,
+        }
+    }
+}
+
 pub(crate) struct Outlet {
     records: Lane<FlowRecord>,
     dns: Lane<DnsRecord>,

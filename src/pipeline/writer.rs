@@ -1,7 +1,9 @@
-//! The one thread that writes: takes records from every worker's ring to the store.
+//! The one thread that writes: takes records from every worker's ring to the store, and to the exporter where there is one.
 
 use super::outlet::{LaneEnd, OutletEnds};
 use capture::ledger::QueueLedger;
+use export::ExportHandle;
+use flowtable::FlowRecord;
 use hints::DnsRecord;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -37,6 +39,7 @@ pub(crate) struct Stores {
 pub(super) fn run(
     mut stores: Stores,
     mut inlets: Vec<Inlet>,
+    mut export: Option<ExportHandle>,
     retention: &Receiver<Retention>,
 ) -> Result<(), StorageError> {
     let (mut seen, mut seen_dns) = (Seen::default(), Seen::default());
@@ -45,7 +48,14 @@ pub(super) fn run(
         let last_round = inlets.iter().all(|inlet| inlet.ends.records.rows.is_abandoned());
         let mut moved = 0;
         for Inlet { ends, ledger, text } in &mut inlets {
-            let taken = drain(&mut ends.records, text, |r| r.text.total(), |rows, text| stores.flows.append(rows, text));
+            let store = |rows: &[FlowRecord], text: &[u8]| {
+                stores.flows.append(rows, text)?;
+                if let Some(export) = &mut export {
+                    export.push_all(rows);
+                }
+                Ok(())
+            };
+            let taken = drain(&mut ends.records, text, |r| r.text.total(), store);
             seen.flows(&stores.flows, ledger);
             moved += taken?;
             let texts = |r: &DnsRecord| usize::from(r.question_len) + usize::from(r.answers_len);
@@ -67,6 +77,8 @@ pub(super) fn run(
             std::thread::sleep(IDLE);
         }
     }
+    // There will be no more: the exporter sends what is left while the last segment is written.
+    drop(export);
     let flushed = stores.flows.flush().and(stores.dns.flush());
     if let Some(inlet) = inlets.first() {
         seen.flows(&stores.flows, &inlet.ledger);

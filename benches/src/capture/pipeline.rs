@@ -109,7 +109,7 @@ impl FlowSink for NoRecords {
 }
 
 impl Stage for Table {
-    fn packets(&mut self, packets: &[PacketMeta]) -> usize {
+    fn packets(&mut self, packets: &[PacketMeta], _: &impl Payloads) -> usize {
         self.0.process(packets, &mut NoRecords);
         packets.len()
     }
@@ -143,7 +143,8 @@ impl StageHandler {
     /// And flow table; nothing behind it.
     pub(crate) fn table() -> Result<StageHandler, CaptureBenchError> {
         let table = FlowTable::new(FlowTableConfig::default()).map_err(cannot("flow table"))?;
-        let ingest = Ingest::new(Table(table), Arc::new(QueueLedger::default()));
+        let (ledger, gauges) = (Arc::new(QueueLedger::default()), Arc::new(WorkerGauges::default()));
+        let ingest = Ingest::new(Table(table), IngestSettings::default(), ledger, gauges);
         Ok(StageHandler { handler: Handler::Table(Box::new(ingest)), behind: None, slices: None })
     }
 

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod community_id;
 mod engine;
 mod error;
 mod flows;
@@ -15,6 +16,7 @@ mod stop;
 mod stream;
 mod table;
 
+pub use community_id::community_id;
 pub use engine::{Engine, FlowSource, QueryLimits};
 pub use error::QueryError;
 pub use flows::{Cursor, FlowQuery};

@@ -1,4 +1,5 @@
-//! Answers as people and programs read them: aligned tables, JSON, newline-delimited JSON, CSV.
+//! Answers as people and programs read them: aligned tables, JSON, newline-delimited JSON, CSV; and flows under the names
+//! of the Elastic Common Schema and of Suricata's EVE log.
 //!
 //! | value | table | JSON, NDJSON | CSV |
 //! |---|---|---|---|
@@ -10,6 +11,9 @@
 //! | NULL | `-` | `null` | nothing (an empty text is `""`) |
 
 mod cell;
+mod ecs;
+mod eve;
+mod flow;
 mod table;
 
 pub(crate) use cell::type_name;
@@ -17,6 +21,7 @@ pub use cell::{Cell, cell, text_batch};
 
 use arrow::datatypes::{DataType, Schema};
 use arrow::record_batch::RecordBatch;
+use flow::{FlowColumns, FlowRow};
 use std::fmt;
 use std::io::{self, Write};
 use std::str::FromStr;
@@ -34,12 +39,22 @@ pub enum OutputFormat {
     Ndjson,
     /// RFC 4180 with a header and line feeds.
     Csv,
+    /// Rows of `flows`, one object a line, in the Elastic Common Schema.
+    Ecs,
+    /// Rows of `flows`, one object a line, as `flow` events of Suricata's EVE log.
+    Eve,
 }
 
 impl OutputFormat {
     /// Every format.
-    pub const ALL: [OutputFormat; 4] =
-        [OutputFormat::Table, OutputFormat::Json, OutputFormat::Ndjson, OutputFormat::Csv];
+    pub const ALL: [OutputFormat; 6] = [
+        OutputFormat::Table,
+        OutputFormat::Json,
+        OutputFormat::Ndjson,
+        OutputFormat::Csv,
+        OutputFormat::Ecs,
+        OutputFormat::Eve,
+    ];
 
     /// The name on the command line.
     pub const fn name(self) -> &'static str {
@@ -48,6 +63,8 @@ impl OutputFormat {
             OutputFormat::Json => "json",
             OutputFormat::Ndjson => "ndjson",
             OutputFormat::Csv => "csv",
+            OutputFormat::Ecs => "ecs",
+            OutputFormat::Eve => "eve",
         }
     }
 }
@@ -60,7 +77,7 @@ impl fmt::Display for OutputFormat {
 
 /// Text that names no output format.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is no output format: use table, json, ndjson or csv")]
+#[error("'{0}' is no output format: use table, json, ndjson, csv, ecs or eve")]
 pub struct UnknownFormat(String);
 
 impl FromStr for OutputFormat {
@@ -91,6 +108,8 @@ enum Layout {
     Json,
     Ndjson,
     Csv,
+    /// What makes the line of a flow.
+    Flows(FlowColumns, fn(&FlowRow<'_>) -> String),
 }
 
 impl<W: Write> Renderer<W> {
@@ -112,6 +131,8 @@ impl<W: Write> Renderer<W> {
                 writeln!(out, "{}", names.join(","))?;
                 Layout::Csv
             }
+            OutputFormat::Ecs => Layout::Flows(FlowColumns::new(schema), ecs::line),
+            OutputFormat::Eve => Layout::Flows(FlowColumns::new(schema), eve::line),
         };
         Ok(Renderer { out, columns: columns.collect(), rows: 0, layout })
     }
@@ -128,7 +149,8 @@ impl<W: Write> Renderer<W> {
         let mut line = String::new();
         for row in 0..batch.num_rows() {
             line.clear();
-            match self.layout {
+            match &self.layout {
+                Layout::Flows(columns, of) => line.push_str(&of(&columns.row(batch, row))),
                 Layout::Csv => csv_row(batch, row, &mut line),
                 Layout::Json => {
                     line.push_str(if self.rows == 0 { "[\n" } else { ",\n" });
@@ -155,7 +177,7 @@ impl<W: Write> Renderer<W> {
             Layout::Table(table) => table.finish(&mut self.out)?,
             Layout::Json if self.rows == 0 => writeln!(self.out, "[]")?,
             Layout::Json => writeln!(self.out, "\n]")?,
-            Layout::Ndjson | Layout::Csv => {}
+            Layout::Ndjson | Layout::Csv | Layout::Flows(..) => {}
         }
         self.out.flush()?;
         Ok(self.rows)
