@@ -24,7 +24,7 @@ const ARROWS: &[(&str, &[&str], &[&str])] = &[
     ("storage", &["wire", "hints", "flowtable"], &["traffic"]),
     ("query", &["wire", "storage"], &["hints", "flowtable"]),
     ("rpc", &["wire", "flowtable", "detect", "storage", "query"], &[]),
-    ("benches", &["wire", "capture", "hints", "flowtable", "sketches", "detect", "storage", "traffic"], &[]),
+    ("benches", &["wire", "capture", "export", "hints", "flowtable", "sketches", "detect", "storage", "traffic"], &[]),
     (
         "taphouse",
         &[

@@ -232,4 +232,124 @@ proptest! {
         let evicted = records.iter().filter(|r| r.end_reason == EndReason::Evicted).count() as u64;
         prop_assert_eq!(evicted, table.counts().exported[EndReason::Evicted as usize - 1]);
     }
+
+    /// With any timeouts and any cap, through emergency mode and evictions: each record says what the model counted for
+    /// its flow, and the flow had a reason to end.
+    #[test]
+    fn every_record_is_justified(
+        steps in steps(),
+        flows_max in 16u32..64,
+        idle in 1u64..20,
+        closed in 1u64..5,
+        active in 2u64..40,
+    ) {
+        let timeouts = Timeouts {
+            tcp_idle: Nanos::from_secs(idle * 2),
+            udp_idle: Nanos::from_secs(idle),
+            closed: Nanos::from_secs(closed),
+            active: Nanos::from_secs(active),
+            ..Timeouts::default()
+        };
+        let mut packets = packets(&steps);
+        for (i, p) in packets.iter_mut().enumerate() {
+            // Flows come faster than they end, and some go on all the time.
+            p.key.vlan = if i % 5 == 0 { 0 } else { (i / 7) as u16 };
+        }
+        let mut table = FlowTable::new(FlowTableConfig { flows_max, timeouts, side_bytes_max: 1 << 12 }).unwrap();
+        let mut model = Model { timeouts, flows: HashMap::new(), lines: Vec::new() };
+        let (mut emergencies, mut total) = (0, 0);
+        for p in &packets {
+            let was_full = table.counts().active == u64::from(flows_max);
+            let emergency_before = table.counts().emergency;
+            let mut out = Records::default();
+            table.process(std::slice::from_ref(p), &mut out);
+            let emergency = emergency_before || table.counts().emergency;
+            emergencies += u64::from(emergency);
+            // What ended before the packet was counted does not have it; what the sweep ended afterwards may.
+            let (before, after): (Vec<_>, Vec<_>) = out.0.iter().partition(|r| !model.includes(r, p));
+            for r in before {
+                total += model.settle(r, p, was_full, emergency)?;
+            }
+            model.count(p);
+            for r in after {
+                total += model.settle(r, p, was_full, emergency)?;
+            }
+            prop_assert!(table.counts().active <= u64::from(flows_max));
+            prop_assert_eq!(table.counts().active as usize, model.flows.len());
+        }
+        let mut out = Records::default();
+        table.finish(packets.last().unwrap().clock, &mut out);
+        for r in &out.0 {
+            total += model.settle(r, packets.last().unwrap(), false, true)?;
+        }
+        prop_assert!(model.flows.is_empty());
+        prop_assert_eq!(total, packets.len() as u64);
+        let counts = table.counts();
+        let ended: u64 = counts.exported.iter().sum::<u64>() - counts.exported[EndReason::Active as usize - 1];
+        prop_assert_eq!(counts.created, ended);
+        if emergencies > 0 {
+            prop_assert!(counts.emergencies > 0);
+        }
+    }
+}
+
+impl Model {
+    fn key_of(&self, r: &FlowRecord) -> FlowKey {
+        let keys = self.flows.keys().copied();
+        keys.filter(|k| k.proto == r.proto && k.vlan == r.vlan)
+            .find(|k| {
+                [(k.lo, k.lo_port), (k.hi, k.hi_port)].contains(&(r.src_ip, r.src_port))
+                    && [k.lo, k.hi].contains(&r.dst_ip)
+            })
+            .unwrap_or_default()
+    }
+
+    /// Whether the record has counted `p`, which the model has not yet.
+    fn includes(&self, r: &FlowRecord, p: &PacketMeta) -> bool {
+        let mine = self.flows.get(&self.key_of(r)).map_or(0, |f| f.counts[0] + f.counts[1]);
+        let of_p = p.key.proto == r.proto && p.key.vlan == r.vlan && [p.key.lo, p.key.hi].contains(&r.src_ip);
+        of_p && r.pkts_o + r.pkts_r != mine
+    }
+
+    fn count(&mut self, p: &PacketMeta) {
+        let none = HashMap::new();
+        let timeouts = std::mem::replace(&mut self.timeouts, Timeouts::OFF);
+        self.packet(p, &none);
+        self.timeouts = timeouts;
+    }
+
+    /// Checks a record against what was counted and whether the flow, or the part, had to end; gives its packets.
+    fn settle(
+        &mut self,
+        r: &FlowRecord,
+        p: &PacketMeta,
+        was_full: bool,
+        emergency: bool,
+    ) -> Result<u64, TestCaseError> {
+        let key = self.key_of(r);
+        let Some(f) = self.flows.get_mut(&key) else {
+            return Err(TestCaseError::fail(format!("a record of no flow: {r:?}")));
+        };
+        prop_assert_eq!(f.counts, [r.pkts_o, r.pkts_r, r.bytes_o, r.bytes_r]);
+        prop_assert_eq!((f.start, f.end, f.part), (r.start.0, r.end.0, r.part));
+        prop_assert_eq!(f.flags, [r.flags_o, r.flags_r]);
+        let idle = p.clock.0 - f.last_clock;
+        let least = |t: Nanos| if emergency { t.0.min(2_000_000_000).min(t.0 / 4) } else { t.0 };
+        let wanted = if key.proto == proto::TCP { self.timeouts.tcp_idle } else { self.timeouts.udp_idle };
+        match r.end_reason {
+            EndReason::Active => prop_assert!(p.clock.0 - f.part_clock >= self.timeouts.active.0),
+            EndReason::Idle => prop_assert!(!f.closed() && idle >= least(wanted), "{idle} ns"),
+            EndReason::Closed => prop_assert!(f.closed()),
+            EndReason::Evicted => prop_assert!(was_full),
+            EndReason::Shutdown => prop_assert!(!f.closed()),
+        }
+        if r.end_reason == EndReason::Active {
+            (f.start, f.end, f.part_clock) = (p.ts.0, p.ts.0, p.clock.0);
+            (f.counts, f.flags) = ([0; 4], [0; 2]);
+            f.part += 1;
+        } else {
+            self.flows.remove(&key);
+        }
+        Ok(r.pkts_o + r.pkts_r)
+    }
 }

@@ -123,10 +123,11 @@ impl<P: Payloads> FlowSink for Looking<'_, P> {
     fn payload(&mut self, at: usize, packet: &PacketMeta, flow: FlowInView, hint: HintSlot<'_>) {
         let bytes = self.payloads.payload(at);
         if !bytes.is_empty() {
-            self.inspector.inspect(&payload_of(packet, flow, bytes), hint.progress, &mut Found {
-                outlet: self.outlet,
-                flow: hint.flow,
-            });
+            self.inspector.inspect(
+                &payload_of(packet, flow, bytes),
+                hint.progress,
+                &mut Found { outlet: self.outlet, flow: hint.flow },
+            );
         }
     }
 }

@@ -246,7 +246,7 @@ fn worker(
         Records::Stored(folder) => {
             let flows = Store::open(StoreOptions::new(folder.join("data"), taps)).map_err(cannot(stage))?;
             let stores = writer::Stores { flows, dns: storage::DnsStore::shim() };
-            Box::new(move || writer::run(stores, vec![inlet], &retention))
+            Box::new(move || writer::run(stores, vec![inlet], None, &retention))
         }
         Records::Forgotten => Box::new(move || forget(inlet)),
     };

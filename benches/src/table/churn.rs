@@ -61,7 +61,7 @@ pub fn measure(plan: &ChurnPlan) -> Result<(ChurnResult, Vec<String>), TableBenc
     let timeouts = Timeouts { tcp_idle: stay, udp_idle: stay, closed: stay, ..Timeouts::default() };
     // Twice what stays, so that the cap plays no part.
     let flows_max = u32::try_from(2 * plan.flows_per_s * (plan.idle_s + 1)).unwrap_or(u32::MAX);
-    let mut table = FlowTable::new(FlowTableConfig { flows_max, timeouts })?;
+    let mut table = FlowTable::new(FlowTableConfig { flows_max, timeouts, ..FlowTableConfig::default() })?;
     let gap = Nanos(1_000_000_000 / (plan.flows_per_s * PACKETS_A_FLOW).max(1));
     let (mut feeder, mut sink) = (Feeder::new(gap), Tally::default());
     let lag = ANSWER_AFTER_NS / (gap.0 * PACKETS_A_FLOW).max(1);
