@@ -5,7 +5,7 @@ use crate::cursor::Cursor;
 use crate::ip::{self, Level};
 use crate::link::{Tags, below_tags, link};
 use crate::tunnel::{self, Inside};
-use crate::{Addr, Direction, DropReason, Frame, Limits, PacketMeta, TcpFlags, proto};
+use crate::{Addr, Direction, DropReason, Frame, Limits, PacketMeta, TcpFlags, plain, proto};
 
 /// Decodes `frame` into `meta`, overwriting what is there.
 ///
@@ -13,44 +13,57 @@ use crate::{Addr, Direction, DropReason, Frame, Limits, PacketMeta, TcpFlags, pr
 #[inline(never)]
 pub(crate) fn decode(frame: &Frame<'_>, limits: &Limits, meta: &mut PacketMeta) -> Result<(), DropReason> {
     *meta = PacketMeta::EMPTY;
-    let mut tags = Tags::new(limits);
-    let announced = link(frame.link, Cursor::new(frame), meta)?;
-    let mut level = ip::level(below_tags(announced, &mut tags)?, limits)?;
-    let mut encapsulations = 0u8;
-    while let Some(inside) = tunnel::inside(&level) {
-        let mut inner_tags = Tags::new(limits);
-        match enter(&inside, limits, &mut inner_tags) {
-            Ok(inner) => level = inner,
+    let mut announced = link(frame.link, Cursor::new(frame), meta)?;
+    // The innermost level so far, with the tunnel it is in.
+    let mut found: Option<Level<'_>> = None;
+    let mut tunnel: Option<Inside<'_>> = None;
+    let (mut encapsulations, mut has_vlan) = (0u8, false);
+    loop {
+        let mut tags = Tags::new(limits);
+        let must_fit = tunnel.as_ref().is_some_and(|tunnel| tunnel.must_fit);
+        let level = match below_tags(announced, &mut tags) {
+            // What only stands behind more than one tag, behind labels or another link header is plain all the same.
+            Ok(c) if found.is_none() && plain::packet(frame, c.at, tags.vlans, meta) => return Ok(()),
+            Ok(c) => ip::level(c, limits).and_then(|level| fit(level, c, must_fit)),
+            Err(reason) => Err(reason),
+        };
+        match level {
+            Ok(level) => found = Some(level),
             // Whoever nests beyond the limits hides what is inside.
             Err(reason @ (DropReason::TagDepth | DropReason::ExtensionDepth)) => return Err(reason),
+            Err(reason) if found.is_none() => return Err(reason),
             // Nothing there that can be decoded: the packet counts at the last level that could.
             Err(_) => break,
         }
-        encapsulations += 1;
-        if encapsulations > limits.encapsulations_max {
-            return Err(DropReason::EncapsulationDepth);
+        if let Some(tunnel) = &tunnel {
+            encapsulations += 1;
+            if encapsulations > limits.encapsulations_max {
+                return Err(DropReason::EncapsulationDepth);
+            }
+            (meta.key.tunnel, meta.key.tunnel_id) = (tunnel.tunnel, tunnel.id);
         }
-        (meta.key.tunnel, meta.key.tunnel_id) = (inside.tunnel, inside.id);
-        if !tags.has_vlan() {
-            tags = inner_tags;
+        if !has_vlan {
+            has_vlan = tags.has_vlan();
+            [meta.key.vlan, meta.key.vlan_inner] = tags.vlans;
+        }
+        tunnel = found.as_ref().and_then(tunnel::inside);
+        match &tunnel {
+            Some(inside) => announced = inside.announced,
+            None => break,
         }
     }
-    [meta.key.vlan, meta.key.vlan_inner] = tags.vlans;
     meta.key.tap = frame.tap;
     meta.ts = frame.ts;
     meta.frame_bytes = frame.wire_len;
-    fill(&level, meta);
+    if let Some(level) = &found {
+        fill(level, meta);
+    }
     Ok(())
 }
 
-/// The IP header inside a tunnel.
-fn enter<'a>(inside: &Inside<'a>, limits: &Limits, tags: &mut Tags) -> Result<Level<'a>, DropReason> {
-    let at = below_tags(inside.announced, tags)?;
-    let inner = ip::level(at, limits)?;
-    if inside.must_fit && inner.end > at.end {
-        return Err(DropReason::IpHeaderLength);
-    }
-    Ok(inner)
+/// What was found by a port is a packet only if it ends within the one that carries it.
+fn fit<'a>(level: Level<'a>, c: Cursor<'a>, must_fit: bool) -> Result<Level<'a>, DropReason> {
+    if must_fit && level.end > c.end { Err(DropReason::IpHeaderLength) } else { Ok(level) }
 }
 
 /// What the innermost level says, and its transport header.

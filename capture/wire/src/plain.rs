@@ -21,7 +21,7 @@ pub(crate) fn decode(frame: &Frame<'_>, meta: &mut PacketMeta) -> bool {
     let kind = [link[12], link[13]];
     if kind == ethertype::IPV4.to_be_bytes() {
         match l3.first_chunk() {
-            Some(h) => ipv4(frame, link, 14, h, 0, meta),
+            Some(h) => ipv4(frame, 14, h, [0; 2], meta) && write_macs(link, meta),
             None => false,
         }
     } else if kind == ethertype::IPV6.to_be_bytes() {
@@ -39,7 +39,7 @@ pub(crate) fn decode(frame: &Frame<'_>, meta: &mut PacketMeta) -> bool {
 fn untagged_ipv6(frame: &Frame<'_>, meta: &mut PacketMeta) -> bool {
     let Some((link, l3)) = frame.data.split_first_chunk::<14>() else { return false };
     match l3.first_chunk() {
-        Some(h) => ipv6(frame, link, 14, h, 0, meta),
+        Some(h) => ipv6(frame, 14, h, [0; 2], meta) && write_macs(link, meta),
         None => false,
     }
 }
@@ -49,16 +49,31 @@ fn tagged(frame: &Frame<'_>, meta: &mut PacketMeta) -> bool {
     let Some((link, tagged)) = frame.data.split_first_chunk::<14>() else { return false };
     let Some((&[t1, t0, k1, k0], l3)) = tagged.split_first_chunk::<4>() else { return false };
     let vlan = u16::from_be_bytes([t1, t0]) & 0x0fff;
-    match u16::from_be_bytes([k1, k0]) {
-        ethertype::IPV4 => l3.first_chunk().is_some_and(|h| ipv4(frame, link, 18, h, vlan, meta)),
-        ethertype::IPV6 => l3.first_chunk().is_some_and(|h| ipv6(frame, link, 18, h, vlan, meta)),
+    let is_plain = match u16::from_be_bytes([k1, k0]) {
+        ethertype::IPV4 => l3.first_chunk().is_some_and(|h| ipv4(frame, 18, h, [vlan, 0], meta)),
+        ethertype::IPV6 => l3.first_chunk().is_some_and(|h| ipv6(frame, 18, h, [vlan, 0], meta)),
+        _ => false,
+    };
+    is_plain && write_macs(link, meta)
+}
+
+/// The same for a packet at offset `at`, behind whatever link header and tags: all but the MACs is written. `false`: it
+/// is not plain; what was written then is what stands in [`PacketMeta::EMPTY`].
+#[inline(never)]
+pub(crate) fn packet(frame: &Frame<'_>, at: usize, vlans: [u16; 2], meta: &mut PacketMeta) -> bool {
+    /// So that the place of the payload is none that has to be cut to 16 bits.
+    const AT_MAX: u16 = 60_000;
+    let (Some(l3), Ok(at @ ..=AT_MAX)) = (frame.data.get(at..), u16::try_from(at)) else { return false };
+    match l3.first() {
+        Some(0x45) => l3.first_chunk().is_some_and(|h| ipv4(frame, at, h, vlans, meta)),
+        Some(0x60..=0x6f) => l3.first_chunk().is_some_and(|h| ipv6(frame, at, h, vlans, meta)),
         _ => false,
     }
 }
 
 /// IPv4 at offset `at`.
 #[inline(always)]
-fn ipv4(frame: &Frame<'_>, link: &[u8; 14], at: u16, h: &[u8; IPV4_LEN], vlan: u16, meta: &mut PacketMeta) -> bool {
+fn ipv4(frame: &Frame<'_>, at: u16, h: &[u8; IPV4_LEN], vlans: [u16; 2], meta: &mut PacketMeta) -> bool {
     // More fragments, or an offset: a fragment. All else that flags may say does not matter.
     let fragment = u16::from_ne_bytes([h[6], h[7]]) & 0x3fff_u16.to_be();
     if h[0] != 0x45 || fragment != 0 {
@@ -78,7 +93,7 @@ fn ipv4(frame: &Frame<'_>, link: &[u8; 14], at: u16, h: &[u8; IPV4_LEN], vlan: u
     if !write_transport(at + 20, total.wrapping_sub(20), h[9], transport, meta) {
         return false;
     }
-    write_frame(frame, link, vlan, meta);
+    write_frame(frame, vlans, meta);
     meta.key.proto = h[9];
     meta.ttl = h[8];
     meta.dscp = h[1] >> 2;
@@ -95,7 +110,7 @@ fn ipv4(frame: &Frame<'_>, link: &[u8; 14], at: u16, h: &[u8; IPV4_LEN], vlan: u
 
 /// IPv6 at offset `at`.
 #[inline(always)]
-fn ipv6(frame: &Frame<'_>, link: &[u8; 14], at: u16, h: &[u8; IPV6_LEN], vlan: u16, meta: &mut PacketMeta) -> bool {
+fn ipv6(frame: &Frame<'_>, at: u16, h: &[u8; IPV6_LEN], vlans: [u16; 2], meta: &mut PacketMeta) -> bool {
     if h[0] >> 4 != 6 {
         return false;
     }
@@ -112,7 +127,7 @@ fn ipv6(frame: &Frame<'_>, link: &[u8; 14], at: u16, h: &[u8; IPV6_LEN], vlan: u
     if !write_transport(at + 40, payload, h[6], transport, meta) {
         return false;
     }
-    write_frame(frame, link, vlan, meta);
+    write_frame(frame, vlans, meta);
     meta.key.proto = h[6];
     meta.ttl = h[7];
     meta.dscp = (u16::from_be_bytes([h[0], h[1]]) >> 6 & 0x3f) as u8;
@@ -157,18 +172,24 @@ fn write_order(swap: bool, ports: u32, meta: &mut PacketMeta) {
 
 /// What is the same in every plain packet, and what the frame says.
 #[inline(always)]
-fn write_frame(frame: &Frame<'_>, link: &[u8; 14], vlan: u16, meta: &mut PacketMeta) {
-    let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, ..] = *link;
-    meta.dst_mac = Mac([d0, d1, d2, d3, d4, d5]);
-    meta.src_mac = Mac([s0, s1, s2, s3, s4, s5]);
+fn write_frame(frame: &Frame<'_>, vlans: [u16; 2], meta: &mut PacketMeta) {
     meta.key.tunnel = Tunnel::None;
-    meta.key.vlan = vlan;
-    meta.key.vlan_inner = 0;
+    [meta.key.vlan, meta.key.vlan_inner] = vlans;
     meta.key.tap = frame.tap;
     meta.key.tunnel_id = 0;
     meta.ts = frame.ts;
     meta.clock = PacketMeta::EMPTY.clock;
     meta.frame_bytes = frame.wire_len;
+}
+
+/// The MACs of an Ethernet header; `true`, to be the last of what makes a packet plain.
+#[inline(always)]
+fn write_macs(link: &[u8; 14], meta: &mut PacketMeta) -> bool {
+    let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, ..] = *link;
+    meta.dst_mac = Mac([d0, d1, d2, d3, d4, d5]);
+    meta.src_mac = Mac([s0, s1, s2, s3, s4, s5]);
+    meta.has_mac = true;
+    true
 }
 
 /// The header `h` of TCP, or of UDP to no tunnel's port; `at` is its offset in the frame and `len` what the IP header
@@ -177,7 +198,7 @@ fn write_frame(frame: &Frame<'_>, link: &[u8; 14], vlan: u16, meta: &mut PacketM
 fn write_transport(at: u16, len: u32, proto: u8, h: &[u8; 20], meta: &mut PacketMeta) -> bool {
     meta.fragment_offset = 0;
     (meta.icmp_type, meta.icmp_code, meta.has_icmp) = (0, 0, false);
-    (meta.fragment, meta.more_fragments, meta.has_mac) = (false, false, true);
+    (meta.fragment, meta.more_fragments) = (false, false);
     if proto == proto::TCP {
         // Length in words in the upper half of the byte: 5 at least.
         let header_len = u32::from(h[12] >> 4) * 4;
