@@ -653,10 +653,8 @@ impl Inspector {
 /// Whether a TCP payload can be anything that is known: what decides the cost of all that is not.
 #[inline]
 fn tcp_is_worth_a_look(p: &Payload<'_>) -> bool {
-    let Some(head) = p.bytes.first_chunk::<4>() else { return true };
-    let word = u32::from_be_bytes(*head);
-    // No byte has its top bit set, and none is below the space but line ends: text.
-    if word & 0x8080_8080 == 0 && head.iter().all(|b| *b >= 0x20 || *b == b'\r' || *b == b'\n') {
+    let Some(head) = p.bytes.first_chunk::<8>() else { return true };
+    if is_text(head) {
         return true;
     }
     match head[0] {
@@ -675,9 +673,17 @@ fn tcp_is_worth_a_look(p: &Payload<'_>) -> bool {
     }
 }
 
+/// No byte has its top bit set, which one compare rules out for nearly all noise, and none is below the space but line
+/// ends.
+#[inline]
+fn is_text(head: &[u8; 8]) -> bool {
+    u64::from_ne_bytes(*head) & 0x8080_8080_8080_8080 == 0
+        && head.iter().all(|b| *b >= 0x20 || *b == b'\r' || *b == b'\n')
+}
+
 /// The first two bytes count the others, as they do for DNS.
 #[inline]
-fn is_tcp_length(p: &Payload<'_>, head: &[u8; 4]) -> bool {
+fn is_tcp_length(p: &Payload<'_>, head: &[u8; 8]) -> bool {
     u32::from(u16::from_be_bytes([head[0], head[1]])) + 2 == p.len
 }
 
@@ -694,9 +700,8 @@ fn udp_is_worth_a_look(p: &Payload<'_>) -> bool {
     {
         return true;
     }
-    let word = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
     // Text, one question in a DNS message, a version of QUIC, STUN, WireGuard.
-    word & 0x8080_8080 == 0 && head[..4].iter().all(|b| *b >= 0x20)
+    is_text(head)
         || head[4] == 0 && Message::is_plausible(p.bytes)
         || head[0] & 0x80 != 0 && quic::is_long_header(p.bytes)
         || head[4..] == [0x21, 0x12, 0xa4, 0x42]

@@ -3,8 +3,8 @@
 /// | bits 7-6 | bits 5-3 | bits 2-0 |
 /// |---|---|---|
 /// | 0 looking | payloads seen from the originator | payloads seen from the responder |
-/// | 1 labelled | [`Class`] of the label | payloads that may still be looked at |
-/// | 2 DNS | [`Dns`] bits | |
+/// | 1 labelled | kind of the label | payloads that may still be looked at |
+/// | 2 DNS | unused | hint given, parts kept of either side |
 /// | 3 done | 7 | 7 |
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 #[repr(transparent)]
