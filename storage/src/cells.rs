@@ -2,12 +2,13 @@
 //! so that filling it is one tight loop without a call per row.
 
 use arrow::array::{
-    ArrayRef, DictionaryArray, FixedSizeBinaryArray, Int32Array, PrimitiveArray, StringArray, TimestampMicrosecondArray,
+    ArrayRef, BooleanArray, DictionaryArray, FixedSizeBinaryArray, Int32Array, PrimitiveArray, StringArray,
+    TimestampMicrosecondArray,
 };
 use arrow::buffer::{BooleanBuffer, Buffer, NullBuffer};
 use arrow::datatypes::{ArrowPrimitiveType, DataType, Int32Type, TimeUnit};
 use arrow::error::ArrowError;
-use flowtable::{ConnState, EndReason, FlowRecord, TcpState};
+use flowtable::{ConnState, EndReason, TcpState};
 use hints::App;
 use std::marker::PhantomData;
 use std::sync::{Arc, LazyLock};
@@ -20,12 +21,14 @@ pub(crate) const UNKNOWN_TAP: &str = "unknown";
 #[derive(Clone, Debug)]
 pub(crate) struct Tables {
     tap: ArrayRef,
+    /// Alternates from batch to batch (see `Texts::finish`).
+    pub(crate) odd: bool,
 }
 
 impl Tables {
     pub(crate) fn new(tap_names: &[String]) -> Tables {
         let names = tap_names.iter().map(String::as_str).chain([UNKNOWN_TAP]);
-        Tables { tap: Arc::new(StringArray::from_iter_values(names)) }
+        Tables { tap: Arc::new(StringArray::from_iter_values(names)), odd: false }
     }
 }
 
@@ -42,7 +45,7 @@ pub(crate) trait Cells: Clone + Default {
     const STATISTICS: bool = true;
     fn data_type() -> DataType;
     fn with_capacity(rows: usize) -> Self;
-    fn extend(&mut self, rows: &[FlowRecord], value: impl Fn(&FlowRecord) -> Self::Value);
+    fn extend<R>(&mut self, rows: &[R], value: impl Fn(&R) -> Self::Value);
     fn finish(self, tables: &Tables) -> Result<ArrayRef, ArrowError>;
 }
 
@@ -74,11 +77,32 @@ impl<T: ArrowPrimitiveType, const NULLABLE: bool> Cells for Num<T, NULLABLE> {
     fn with_capacity(rows: usize) -> Self {
         Num(Vec::with_capacity(rows))
     }
-    fn extend(&mut self, rows: &[FlowRecord], value: impl Fn(&FlowRecord) -> T::Native) {
+    fn extend<R>(&mut self, rows: &[R], value: impl Fn(&R) -> T::Native) {
         self.0.extend(rows.iter().map(value));
     }
     fn finish(self, _: &Tables) -> Result<ArrayRef, ArrowError> {
         Ok(Arc::new(PrimitiveArray::<T>::new(self.0.into(), None)))
+    }
+}
+
+/// Yes or no.
+#[derive(Clone, Default)]
+pub(crate) struct Flag(Vec<bool>);
+
+impl Cells for Flag {
+    type Value = bool;
+    const NULLABLE: bool = false;
+    fn data_type() -> DataType {
+        DataType::Boolean
+    }
+    fn with_capacity(rows: usize) -> Self {
+        Flag(Vec::with_capacity(rows))
+    }
+    fn extend<R>(&mut self, rows: &[R], value: impl Fn(&R) -> bool) {
+        self.0.extend(rows.iter().map(value));
+    }
+    fn finish(self, _: &Tables) -> Result<ArrayRef, ArrowError> {
+        Ok(Arc::new(BooleanArray::new(BooleanBuffer::collect_bool(self.0.len(), |i| self.0[i]), None)))
     }
 }
 
@@ -95,7 +119,7 @@ impl Cells for Time {
     fn with_capacity(rows: usize) -> Self {
         Time(Vec::with_capacity(rows))
     }
-    fn extend(&mut self, rows: &[FlowRecord], value: impl Fn(&FlowRecord) -> i64) {
+    fn extend<R>(&mut self, rows: &[R], value: impl Fn(&R) -> i64) {
         self.0.extend(rows.iter().map(value));
     }
     fn finish(self, _: &Tables) -> Result<ArrayRef, ArrowError> {
@@ -106,6 +130,23 @@ impl Cells for Time {
 /// One byte a row until the batch is finished: cheaper to fill and to copy than bits.
 fn null_buffer(valid: &[bool]) -> NullBuffer {
     NullBuffer::new(BooleanBuffer::collect_bool(valid.len(), |i| valid[i]))
+}
+
+/// Adds a value and whether there is one for each row, in one walk over the rows.
+fn extend_options<R, T: Copy + Default>(
+    values: &mut Vec<T>,
+    valid: &mut Vec<bool>,
+    rows: &[R],
+    value: impl Fn(&R) -> Option<T>,
+) {
+    let first = values.len();
+    values.resize(first + rows.len(), T::default());
+    valid.resize(first + rows.len(), false);
+    for ((row, value_at), valid_at) in rows.iter().zip(&mut values[first..]).zip(&mut valid[first..]) {
+        if let Some(value) = value(row) {
+            (*value_at, *valid_at) = (value, true);
+        }
+    }
 }
 
 /// Numbers that may be missing.
@@ -136,9 +177,8 @@ impl<T: ArrowPrimitiveType> Cells for Opt<T> {
     fn with_capacity(rows: usize) -> Self {
         Opt { values: Vec::with_capacity(rows), valid: Vec::with_capacity(rows) }
     }
-    fn extend(&mut self, rows: &[FlowRecord], value: impl Fn(&FlowRecord) -> Self::Value) {
-        self.values.extend(rows.iter().map(|row| value(row).unwrap_or_default()));
-        self.valid.extend(rows.iter().map(|row| value(row).is_some()));
+    fn extend<R>(&mut self, rows: &[R], value: impl Fn(&R) -> Self::Value) {
+        extend_options(&mut self.values, &mut self.valid, rows, value);
     }
     fn finish(self, _: &Tables) -> Result<ArrayRef, ArrowError> {
         let nulls = null_buffer(&self.valid);
@@ -161,7 +201,7 @@ impl Cells for Ip {
     fn with_capacity(rows: usize) -> Self {
         Ip(Vec::with_capacity(rows))
     }
-    fn extend(&mut self, rows: &[FlowRecord], value: impl Fn(&FlowRecord) -> [u8; 16]) {
+    fn extend<R>(&mut self, rows: &[R], value: impl Fn(&R) -> [u8; 16]) {
         self.0.extend(rows.iter().map(value));
     }
     fn finish(self, _: &Tables) -> Result<ArrayRef, ArrowError> {
@@ -189,9 +229,8 @@ impl Cells for MacCells {
     fn with_capacity(rows: usize) -> Self {
         MacCells { values: Vec::with_capacity(rows), valid: Vec::with_capacity(rows) }
     }
-    fn extend(&mut self, rows: &[FlowRecord], value: impl Fn(&FlowRecord) -> Self::Value) {
-        self.values.extend(rows.iter().map(|row| value(row).unwrap_or_default()));
-        self.valid.extend(rows.iter().map(|row| value(row).is_some()));
+    fn extend<R>(&mut self, rows: &[R], value: impl Fn(&R) -> Self::Value) {
+        extend_options(&mut self.values, &mut self.valid, rows, value);
     }
     fn finish(self, _: &Tables) -> Result<ArrayRef, ArrowError> {
         let bytes = Buffer::from_vec(self.values.into_flattened());
@@ -227,7 +266,7 @@ impl<W: Word> Cells for Words<W> {
     fn with_capacity(rows: usize) -> Self {
         Words { keys: Vec::with_capacity(rows), ..Self::default() }
     }
-    fn extend(&mut self, rows: &[FlowRecord], value: impl Fn(&FlowRecord) -> W) {
+    fn extend<R>(&mut self, rows: &[R], value: impl Fn(&R) -> W) {
         self.keys.extend(rows.iter().map(|row| value(row).key()));
     }
     fn finish(self, tables: &Tables) -> Result<ArrayRef, ArrowError> {

@@ -1,9 +1,9 @@
-//! Batches of rows into one Parquet file, sorted by `t_end`.
+//! Batches of rows into one Parquet file, sorted by their time.
 
-use crate::columns::{COLUMNS, Encoding, flow_schema};
 use crate::error::IoContext;
 use crate::folder::{FORMAT_VERSION, Layout};
 use crate::segment::SegmentMeta;
+use crate::table::{Encoding, TableInfo};
 use crate::{StorageError, sys};
 use arrow::array::{Array, ArrayRef, AsArray, FixedSizeBinaryArray};
 use arrow::buffer::{BooleanBuffer, Buffer, NullBuffer};
@@ -44,7 +44,7 @@ const BLOOM_FALSE_POSITIVES: f64 = 0.01;
 /// Rows sorted into one batch at a time, so that encoding needs little memory beside the rows themselves.
 const GATHER_ROWS: usize = 64 << 10;
 
-/// Writes `batches` (all of `flow_schema`, at least one row) as segment `id` and gives it its final name. Afterwards
+/// Writes `batches` (all of the table, at least one row) as segment `id` and gives it its final name. Afterwards
 /// the file and its name are durable.
 pub(crate) fn write_segment(
     layout: &Layout,
@@ -52,13 +52,13 @@ pub(crate) fn write_segment(
     batches: &[RecordBatch],
     profile: SegmentProfile,
 ) -> Result<SegmentMeta, StorageError> {
-    let mut meta = describe(id, batches);
+    let mut meta = describe(layout.table, id, batches);
     let path = layout.segments_dir().join(&meta.file);
     let tmp = path.with_extension("tmp");
     let day = path.parent().unwrap_or(&layout.dir);
     let day_is_new = !day.exists();
     fs::create_dir_all(day).at("create", day)?;
-    let written = write_rows(&tmp, id, batches, meta.rows, profile);
+    let written = write_rows(&tmp, layout.table, id, batches, meta.rows, profile);
     if let Err(error) = written {
         // Frees what a full disk needs most; a start would remove it too.
         let _ = fs::remove_file(&tmp);
@@ -75,6 +75,7 @@ pub(crate) fn write_segment(
 
 fn write_rows(
     path: &Path,
+    table: &TableInfo,
     id: u64,
     batches: &[RecordBatch],
     rows: u64,
@@ -82,13 +83,13 @@ fn write_rows(
 ) -> Result<(), StorageError> {
     let file = File::create(path).at("create", path)?;
     let failed = StorageError::parquet("write segment", path);
-    let properties = properties(profile, id, rows);
-    let mut writer = ArrowWriter::try_new(BufWriter::with_capacity(1 << 20, file), flow_schema(), Some(properties))
+    let properties = properties(table, profile, id, rows);
+    let mut writer = ArrowWriter::try_new(BufWriter::with_capacity(1 << 20, file), (table.schema)(), Some(properties))
         .map_err(&failed)?;
-    let order = order_by_end(batches);
+    let order = order_by_time(batches);
     let whole: Vec<&RecordBatch> = batches.iter().collect();
     for run in order.chunks(GATHER_ROWS) {
-        let batch = gather(&whole, run).map_err(StorageError::arrow("sort rows by t_end"))?;
+        let batch = gather(&whole, run).map_err(StorageError::arrow("sort rows by time"))?;
         writer.write(&batch).map_err(&failed)?;
     }
     let file = writer.into_inner().map_err(&failed)?;
@@ -96,8 +97,8 @@ fn write_rows(
     file.sync_all().at("sync", path)
 }
 
-/// Position of each row as (batch, row), by `t_end`; rows of one time keep the order they came in.
-fn order_by_end(batches: &[RecordBatch]) -> Vec<(usize, usize)> {
+/// Position of each row as (batch, row), by time; rows of one time keep the order they came in.
+fn order_by_time(batches: &[RecordBatch]) -> Vec<(usize, usize)> {
     let mut keys: Vec<(i64, u32, u32)> = Vec::with_capacity(batches.iter().map(RecordBatch::num_rows).sum());
     for (b, batch) in batches.iter().enumerate() {
         let ends = batch.column(0).as_primitive::<TimestampMicrosecondType>().values();
@@ -109,7 +110,7 @@ fn order_by_end(batches: &[RecordBatch]) -> Vec<(usize, usize)> {
 
 /// The rows at `order` as one batch.
 fn gather(batches: &[&RecordBatch], order: &[(usize, usize)]) -> Result<RecordBatch, ArrowError> {
-    let schema = flow_schema();
+    let schema = batches[0].schema();
     let columns: Result<Vec<ArrayRef>, ArrowError> = (0..schema.fields().len())
         .map(|c| {
             let arrays: Vec<&dyn Array> = batches.iter().map(|batch| batch.column(c).as_ref()).collect();
@@ -135,20 +136,28 @@ fn gather_bytes<const N: usize>(arrays: &[&dyn Array], order: &[(usize, usize)])
 }
 
 /// The columns `describe` looks at.
-const DESCRIBED: [&str; 4] = ["t_end", "dur_us", "tap", "proto"];
+fn described(table: &TableInfo) -> Vec<&'static str> {
+    [Some(table.time()), table.duration, Some("tap"), Some("proto")].into_iter().flatten().collect()
+}
 
-/// What the manifest keeps of the rows; `bytes` is not known yet. The batches have the columns `DESCRIBED`.
-fn describe(id: u64, batches: &[RecordBatch]) -> SegmentMeta {
+/// What the manifest keeps of the rows; `bytes` is not known yet. The batches have the columns `described`.
+fn describe(table: &TableInfo, id: u64, batches: &[RecordBatch]) -> SegmentMeta {
     let (mut end_min, mut end_max, mut start_min) = (i64::MAX, i64::MIN, i64::MAX);
     let mut protos = [false; 256];
     let mut taps: Vec<String> = Vec::new();
     for batch in batches {
-        let ends = batch["t_end"].as_primitive::<TimestampMicrosecondType>().values();
-        let durations = batch["dur_us"].as_primitive::<Int64Type>().values();
-        for (&end, &duration) in ends.iter().zip(durations) {
+        let ends = batch[table.time()].as_primitive::<TimestampMicrosecondType>().values();
+        for &end in ends {
             end_min = end_min.min(end);
             end_max = end_max.max(end);
-            start_min = start_min.min(end.saturating_sub(duration));
+        }
+        match table.duration {
+            Some(duration) => {
+                for (end, duration) in ends.iter().zip(batch[duration].as_primitive::<Int64Type>().values()) {
+                    start_min = start_min.min(end.saturating_sub(*duration));
+                }
+            }
+            None => start_min = end_min,
         }
         for &proto in batch["proto"].as_primitive::<UInt8Type>().values() {
             protos[usize::from(proto)] = true;
@@ -185,28 +194,33 @@ fn describe(id: u64, batches: &[RecordBatch]) -> SegmentMeta {
 ///
 /// # Errors
 /// If the file is no segment.
-pub(crate) fn describe_file(path: &Path, id: u64, file: String) -> Result<SegmentMeta, StorageError> {
+pub(crate) fn describe_file(
+    table: &TableInfo,
+    path: &Path,
+    id: u64,
+    file: String,
+) -> Result<SegmentMeta, StorageError> {
     let failed = StorageError::parquet("read segment", path);
     let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(path).at("open", path)?).map_err(&failed)?;
-    let wanted =
-        DESCRIBED.map(|name| (name, flow_schema().field_with_name(name).map(|field| field.data_type().clone())));
-    for (name, data_type) in wanted {
-        if reader.schema().field_with_name(name).ok().map(|field| field.data_type()) != data_type.ok().as_ref() {
+    let schema = (table.schema)();
+    for name in described(table) {
+        let [found, wanted] = [reader.schema(), &schema].map(|schema| schema.field_with_name(name).ok());
+        if found.map(|field| field.data_type()) != wanted.map(|field| field.data_type()) {
             let reason = format!("it has no column {name} of the right type");
             return Err(StorageError::Damaged { path: path.to_owned(), offset: 0, reason });
         }
     }
-    let columns = ProjectionMask::columns(reader.parquet_schema(), DESCRIBED);
+    let columns = ProjectionMask::columns(reader.parquet_schema(), described(table));
     let batches = reader.with_projection(columns).build().map_err(&failed)?.collect::<Result<Vec<_>, _>>();
     let batches = batches.map_err(StorageError::arrow("read rows of a segment"))?;
     if batches.iter().all(|batch| batch.num_rows() == 0) {
         return Err(StorageError::Damaged { path: path.to_owned(), offset: 0, reason: "it has no rows".to_owned() });
     }
     let bytes = fs::metadata(path).at("look at", path)?.len();
-    Ok(SegmentMeta { file, bytes, ..describe(id, &batches) })
+    Ok(SegmentMeta { file, bytes, ..describe(table, id, &batches) })
 }
 
-fn properties(profile: SegmentProfile, id: u64, rows: u64) -> WriterProperties {
+fn properties(table: &TableInfo, profile: SegmentProfile, id: u64, rows: u64) -> WriterProperties {
     let mut builder = WriterProperties::builder()
         .set_created_by(concat!("taphouse version ", env!("CARGO_PKG_VERSION")).to_owned())
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
@@ -224,7 +238,7 @@ fn properties(profile: SegmentProfile, id: u64, rows: u64) -> WriterProperties {
             SegmentProfile::Tuned => WriterVersion::PARQUET_2_0,
             SegmentProfile::Compatible => WriterVersion::PARQUET_1_0,
         });
-    for column in COLUMNS {
+    for column in table.columns {
         let path = || ColumnPath::from(column.name);
         let encoding = match (profile, column.encoding) {
             (SegmentProfile::Compatible, _) | (_, Encoding::Dict) => None,

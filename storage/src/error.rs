@@ -119,7 +119,7 @@ pub enum StorageError {
         source: parquet::errors::ParquetError,
     },
     /// Rows could not be written to the log; they are counted as lost.
-    #[error("{rows} flow records could not be stored: {reason}")]
+    #[error("{rows} rows could not be stored: {reason}")]
     RowsLost {
         /// How many.
         rows: u64,

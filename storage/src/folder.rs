@@ -1,6 +1,9 @@
 //! The data folder: its layout, its marker, and the lock that makes one process its writer.
 
+use crate::columns::FLOWS;
+use crate::dns::DNS;
 use crate::error::IoContext;
+use crate::table::TableInfo;
 use crate::{StorageError, sys};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -10,13 +13,23 @@ use std::path::{Path, PathBuf};
 /// Version of everything in a data folder. Raised when an older taphouse could no longer read it.
 pub const FORMAT_VERSION: u32 = 1;
 
-/// Where things lie in a data folder.
-#[derive(Clone, Debug)]
+/// Every table of a data folder.
+static TABLES: [&TableInfo; 2] = [&FLOWS, &DNS];
+
+/// Where the things of one table lie in a data folder. The marker and the lock are those of the whole, and in the
+/// folder of table `flows`, which is the data folder itself.
+#[derive(Clone)]
 pub(crate) struct Layout {
     pub(crate) dir: PathBuf,
+    pub(crate) table: &'static TableInfo,
 }
 
 impl Layout {
+    /// The layout of a table below the data folder `dir`.
+    pub(crate) fn of(dir: &Path, table: &'static TableInfo) -> Layout {
+        let dir = if table.folder.is_empty() { dir.to_owned() } else { dir.join(table.folder) };
+        Layout { dir, table }
+    }
     pub(crate) fn marker(&self) -> PathBuf {
         self.dir.join("taphouse.json")
     }
@@ -119,14 +132,13 @@ struct Marker {
 
 /// A locked data folder; the lock goes with the value, or with the process however it ends (flock(2)).
 pub(crate) struct DataFolder {
-    pub(crate) layout: Layout,
     _lock: File,
 }
 
 impl DataFolder {
     /// Creates the folder if it is missing, refuses it if it is not ours, and locks it.
     pub(crate) fn open(dir: &Path) -> Result<DataFolder, StorageError> {
-        let layout = Layout { dir: dir.to_owned() };
+        let layout = Layout::of(dir, &FLOWS);
         create_dir(dir)?;
         if !layout.marker().exists()
             && let Some(found) = foreign_entry(dir).at("list", dir)?
@@ -144,11 +156,15 @@ impl DataFolder {
             replace(&layout.marker(), text.as_bytes())?;
         }
         layout.check()?;
-        for sub in [layout.wal_dir(), layout.segments_dir()] {
-            create_dir(&sub)?;
+        for table in TABLES {
+            let layout = Layout::of(dir, table);
+            for sub in [layout.wal_dir(), layout.segments_dir()] {
+                create_dir(&sub)?;
+            }
+            sys::sync_dir(&layout.dir).at("sync", &layout.dir)?;
         }
         sys::sync_dir(dir).at("sync", dir)?;
-        Ok(DataFolder { layout, _lock: lock })
+        Ok(DataFolder { _lock: lock })
     }
 }
 

@@ -2,8 +2,7 @@
 
 mod cells;
 mod columns;
-mod dns_shim;
-pub use dns_shim::DnsStore;
+mod dns;
 mod encode;
 mod error;
 mod folder;
@@ -16,10 +15,13 @@ mod segment;
 mod shared;
 mod store;
 mod sys;
+mod table;
 mod texts;
 mod wal;
+mod writer;
 
 pub use columns::{FlowBatchBuilder, flow_schema};
+pub use dns::dns_schema;
 pub use encode::SegmentProfile;
 pub use error::StorageError;
 pub use folder::FORMAT_VERSION;

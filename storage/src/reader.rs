@@ -1,23 +1,26 @@
 //! Reading a data folder: inside the server from memory, elsewhere from its files.
 
 use crate::StorageError;
+use crate::columns::FLOWS;
+use crate::dns::DNS;
 use crate::folder::Layout;
 use crate::manifest::Listing;
 use crate::segment::{Segment, Unlinks};
-use crate::shared::{Shared, StoreCounts};
+use crate::shared::{Rows, StoreCounts};
 use crate::wal::WalReader;
 use arrow::record_batch::RecordBatch;
 use hashbrown::HashMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// All flow records of a data folder at one moment: each row is in exactly one of the two.
+/// All rows of a table at one moment: each row is in exactly one of the two.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     /// Published segments, by id. Their files stay while the `Arc`s live.
     pub segments: Vec<Arc<Segment>>,
-    /// Rows that are in no segment yet, in batches of [`flow_schema`](crate::flow_schema), not sorted.
+    /// Rows that are in no segment yet, in batches of the table's schema ([`flow_schema`](crate::flow_schema),
+    /// [`dns_schema`](crate::dns_schema)), not sorted.
     pub live: Vec<RecordBatch>,
 }
 
@@ -37,13 +40,13 @@ pub struct StoreReader {
 
 #[derive(Clone)]
 enum Source {
-    Memory(Arc<Shared>),
-    Files(Arc<Files>),
+    Memory { dir: PathBuf, flows: Arc<dyn Rows>, dns: Arc<dyn Rows> },
+    Files { dir: PathBuf, flows: Arc<Files>, dns: Arc<Files> },
 }
 
 impl StoreReader {
-    pub(crate) fn of(shared: Arc<Shared>) -> StoreReader {
-        StoreReader { source: Source::Memory(shared) }
+    pub(crate) fn of(dir: PathBuf, flows: Arc<dyn Rows>, dns: Arc<dyn Rows>) -> StoreReader {
+        StoreReader { source: Source::Memory { dir, flows, dns } }
     }
 
     /// Reads a folder that another process may be writing; takes no lock and changes nothing. Rows show up once the
@@ -53,36 +56,56 @@ impl StoreReader {
     /// # Errors
     /// If `dir` is no data folder this version can read.
     pub fn open(dir: impl AsRef<Path>) -> Result<StoreReader, StorageError> {
-        let layout = Layout { dir: dir.as_ref().to_owned() };
-        layout.check()?;
-        Ok(StoreReader { source: Source::Files(Arc::new(Files { layout, logs: Mutex::default() })) })
+        let dir = dir.as_ref().to_owned();
+        Layout::of(&dir, &FLOWS).check()?;
+        let files = |table| Arc::new(Files { layout: Layout::of(&dir, table), logs: Mutex::default() });
+        let (flows, dns) = (files(&FLOWS), files(&DNS));
+        Ok(StoreReader { source: Source::Files { dir, flows, dns } })
     }
 
     /// The data folder.
     pub fn dir(&self) -> &Path {
         match &self.source {
-            Source::Memory(shared) => &shared.layout.dir,
-            Source::Files(files) => &files.layout.dir,
+            Source::Memory { dir, .. } | Source::Files { dir, .. } => dir,
         }
     }
 
-    /// Everything there is now. In the server this copies at most one unfinished batch and a pointer for each batch
-    /// and segment; elsewhere it reads the manifest and what was added to the log since the last snapshot.
+    /// All flow records there are now. In the server this copies at most one unfinished batch and a pointer for each
+    /// batch and segment; elsewhere it reads the manifest and what was added to the log since the last snapshot.
     ///
     /// # Errors
     /// If files cannot be read.
     pub fn snapshot(&self) -> Result<Snapshot, StorageError> {
         match &self.source {
-            Source::Memory(shared) => shared.snapshot(),
-            Source::Files(files) => files.snapshot(),
+            Source::Memory { flows, .. } => flows.snapshot(),
+            Source::Files { flows, .. } => flows.snapshot(),
         }
     }
 
-    /// The store's counters; `None` when it runs in another process.
+    /// All DNS transactions there are now; otherwise as [`snapshot`](StoreReader::snapshot).
+    ///
+    /// # Errors
+    /// If files cannot be read.
+    pub fn dns_snapshot(&self) -> Result<Snapshot, StorageError> {
+        match &self.source {
+            Source::Memory { dns, .. } => dns.snapshot(),
+            Source::Files { dns, .. } => dns.snapshot(),
+        }
+    }
+
+    /// The store's counters of flow records; `None` when it runs in another process.
     pub fn counts(&self) -> Option<StoreCounts> {
         match &self.source {
-            Source::Memory(shared) => Some(shared.counts()),
-            Source::Files(_) => None,
+            Source::Memory { flows, .. } => Some(flows.counts()),
+            Source::Files { .. } => None,
+        }
+    }
+
+    /// The store's counters of DNS transactions; `None` when it runs in another process.
+    pub fn dns_counts(&self) -> Option<StoreCounts> {
+        match &self.source {
+            Source::Memory { dns, .. } => Some(dns.counts()),
+            Source::Files { .. } => None,
         }
     }
 }
@@ -104,7 +127,7 @@ impl Files {
             if logs.contains_key(&id) {
                 continue;
             }
-            match WalReader::open(&path) {
+            match WalReader::open(&path, self.layout.table) {
                 Ok(Some(log)) => drop(logs.insert(id, log)),
                 Ok(None) => {}
                 Err(StorageError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}

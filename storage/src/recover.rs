@@ -129,7 +129,7 @@ fn adopt_unlisted(
             continue;
         }
         listing.next_id = listing.next_id.max(id + 1);
-        match describe_file(&path, id, file.clone()) {
+        match describe_file(layout.table, &path, id, file.clone()) {
             Ok(meta) => {
                 tracing::info!(path = %path.display(), rows = meta.rows, "listed a segment the manifest did not have");
                 listing.segments.insert(id, meta);
@@ -150,7 +150,7 @@ pub(crate) fn load_wal(
     path: &Path,
     counts: &mut StoreCounts,
 ) -> Result<Vec<RecordBatch>, StorageError> {
-    let mut log = match WalReader::open(path) {
+    let mut log = match WalReader::open(path, layout.table) {
         Ok(Some(log)) => log,
         Ok(None) => {
             remove_wal(path);

@@ -1,68 +1,88 @@
 //! Which segments go, and when.
 
+use crate::error::IoContext;
 use crate::manifest::Removed;
 use crate::options::Retention;
 use crate::segment::Segment;
-use crate::shared::Shared;
+use crate::shared::{Rows, Shared};
+use crate::table::Columns;
 use crate::{StorageError, sys};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Drops what is due. Files that readers hold go when the last of them lets go.
-pub(crate) fn apply(shared: &Shared, retention: &Retention, wall: SystemTime) -> Result<(), StorageError> {
+/// Drops what is due from the tables of the data folder `dir`, whose limits of size hold for all of them together.
+/// Files that readers hold go when the last of them lets go.
+pub(crate) fn apply(
+    dir: &Path,
+    tables: &[&dyn Rows],
+    retention: &Retention,
+    wall: SystemTime,
+) -> Result<(), StorageError> {
     if *retention == Retention::default() {
         return Ok(());
     }
-    let mut segments = shared.state().segments.clone();
-    segments.sort_unstable_by_key(|segment| (segment.t_end_max, segment.id));
+    let mut all: Vec<(usize, Arc<Segment>)> = Vec::new();
+    for (table, rows) in tables.iter().enumerate() {
+        all.extend(rows.segments().into_iter().map(|segment| (table, segment)));
+    }
+    all.sort_unstable_by_key(|(table, segment)| (segment.t_end_max, *table, segment.id));
     let free = match retention.min_free_bytes {
         // Bytes of dropped files that readers still hold are as good as free: they need no further victims.
-        Some(_) => sys::free_bytes(&shared.layout.dir)
-            .map_err(|source| StorageError::Io {
-                action: "ask for free space of",
-                path: shared.layout.dir.clone(),
-                source,
-            })?
-            .saturating_add(shared.unlinks.waiting_bytes.load(Ordering::Relaxed)),
+        Some(_) => tables.iter().fold(sys::free_bytes(dir).at("ask for free space of", dir)?, |free, rows| {
+            free.saturating_add(rows.waiting_bytes())
+        }),
         None => u64::MAX,
     };
-    let count = due(&segments, retention, wall, free);
-    if count == 0 {
-        return Ok(());
+    let victims = due(&all, retention, wall, free);
+    for (table, rows) in tables.iter().enumerate() {
+        let own: Vec<_> = victims.iter().filter(|(of, _)| *of == table).map(|(_, segment)| segment.clone()).collect();
+        if !own.is_empty() {
+            rows.drop_segments(own)?;
+        }
     }
-    segments.truncate(count);
-    drop_segments(shared, segments)
+    Ok(())
 }
 
-/// How many of `segments`, oldest first, are to go.
-fn due(segments: &[Arc<Segment>], retention: &Retention, wall: SystemTime, free: u64) -> usize {
+/// Which of `segments`, oldest first, each with the number of its table, are to go.
+fn due(
+    segments: &[(usize, Arc<Segment>)],
+    retention: &Retention,
+    wall: SystemTime,
+    free: u64,
+) -> Vec<(usize, Arc<Segment>)> {
     let expired = match retention.max_age {
         Some(max_age) => {
             let oldest = micros(wall.duration_since(UNIX_EPOCH).unwrap_or_default()).saturating_sub(micros(max_age));
-            segments.partition_point(|segment| segment.t_end_max < oldest)
+            segments.partition_point(|(_, segment)| segment.t_end_max < oldest)
         }
         None => 0,
     };
-    let mut count = expired;
-    let gone: u64 = segments[..expired].iter().map(|segment| segment.bytes).sum();
-    let mut bytes: u64 = segments[expired..].iter().map(|segment| segment.bytes).sum();
-    let mut free = free.saturating_add(gone);
+    let (expired, rest) = segments.split_at(expired);
+    let mut victims = expired.to_vec();
+    let mut bytes: u64 = rest.iter().map(|(_, segment)| segment.bytes).sum();
+    let mut free = expired.iter().fold(free, |free, (_, segment)| free.saturating_add(segment.bytes));
     let max_bytes = retention.max_bytes.unwrap_or(u64::MAX);
     let min_free = retention.min_free_bytes.unwrap_or(0);
-    while count + 1 < segments.len() && (bytes > max_bytes || free < min_free) {
-        bytes -= segments[count].bytes;
-        free = free.saturating_add(segments[count].bytes);
-        count += 1;
+    for (at, (table, segment)) in rest.iter().enumerate() {
+        if bytes <= max_bytes && free >= min_free {
+            break;
+        }
+        let is_newest = !rest[at + 1..].iter().any(|(other, _)| other == table);
+        if !is_newest {
+            bytes -= segment.bytes;
+            free = free.saturating_add(segment.bytes);
+            victims.push((*table, segment.clone()));
+        }
     }
-    count
+    victims
 }
 
 fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
-fn drop_segments(shared: &Shared, victims: Vec<Arc<Segment>>) -> Result<(), StorageError> {
+pub(crate) fn drop_segments<C: Columns>(shared: &Shared<C>, victims: Vec<Arc<Segment>>) -> Result<(), StorageError> {
     let segments_dir = shared.layout.segments_dir();
     let removed = victims
         .iter()
@@ -82,7 +102,8 @@ fn drop_segments(shared: &Shared, victims: Vec<Arc<Segment>>) -> Result<(), Stor
     state.counts.rows_removed += rows;
     state.counts.bytes_removed += bytes;
     drop(state);
-    tracing::info!(segments = victims.len(), rows, bytes, "retention dropped the oldest segments");
+    let table = C::TABLE.name;
+    tracing::info!(table, segments = victims.len(), rows, bytes, "retention dropped the oldest segments");
     for segment in &victims {
         segment.doom();
     }
@@ -93,9 +114,8 @@ fn drop_segments(shared: &Shared, victims: Vec<Arc<Segment>>) -> Result<(), Stor
 mod tests {
     use super::*;
     use crate::segment::{SegmentMeta, Unlinks};
-    use std::path::Path;
 
-    fn segments(ends_s: &[i64]) -> Vec<Arc<Segment>> {
+    fn segments(ends_s: &[i64]) -> Vec<(usize, Arc<Segment>)> {
         let meta = |(id, &end): (usize, &i64)| SegmentMeta {
             id: id as u64,
             file: format!("{id}.parquet"),
@@ -108,7 +128,7 @@ mod tests {
             protos: Vec::new(),
         };
         let new = |meta| Arc::new(Segment::new(Path::new("none"), &meta, Arc::new(Unlinks::default())));
-        ends_s.iter().enumerate().map(meta).map(new).collect()
+        ends_s.iter().enumerate().map(meta).map(|meta| (0, new(meta))).collect()
     }
 
     #[test]
@@ -116,6 +136,7 @@ mod tests {
         let all = segments(&[10, 20, 30, 40]);
         let wall = UNIX_EPOCH + Duration::from_secs(50);
         let none = Retention::default();
+        let due = |all: &[_], retention: &Retention, wall, free| super::due(all, retention, wall, free).len();
         let age = |s| Retention { max_age: Some(Duration::from_secs(s)), ..none };
         let bytes = |n| Retention { max_bytes: Some(n), ..none };
         let free = |n| Retention { min_free_bytes: Some(n), ..none };
@@ -130,5 +151,22 @@ mod tests {
         assert_eq!(due(&all, &free(251), wall, 50), 3);
         let both = Retention { max_age: Some(Duration::from_secs(35)), min_free_bytes: Some(250), ..none };
         assert_eq!(due(&all, &both, wall, 60), 2, "what age frees counts");
+    }
+
+    #[test]
+    fn tables_share_the_limits_and_each_keeps_its_newest() {
+        let mut all = segments(&[10, 20, 30, 40, 50]);
+        for at in [0, 2] {
+            all[at].0 = 1;
+        }
+        let bytes = |n| Retention { max_bytes: Some(n), ..Retention::default() };
+        let gone = |n| {
+            let victims = super::due(&all, &bytes(n), UNIX_EPOCH, u64::MAX);
+            victims.into_iter().map(|(table, segment)| (table, segment.id)).collect::<Vec<_>>()
+        };
+        assert_eq!(gone(500), []);
+        assert_eq!(gone(300), [(1, 0), (0, 1)], "the oldest of either");
+        assert_eq!(gone(200), [(1, 0), (0, 1), (0, 3)], "the other table's newest stays");
+        assert_eq!(gone(0), [(1, 0), (0, 1), (0, 3)]);
     }
 }

@@ -1,13 +1,14 @@
 //! What the writer, the encoder thread and readers share: the rows, wherever they are.
 
 use crate::StorageError;
-use crate::columns::FlowBatchBuilder;
 use crate::encode::{SegmentProfile, write_segment};
 use crate::folder::Layout;
 use crate::manifest::Manifest;
 use crate::options::OnError;
 use crate::reader::Snapshot;
+use crate::retention::drop_segments;
 use crate::segment::{Segment, Unlinks};
+use crate::table::{BatchBuilder, Columns};
 use arrow::record_batch::RecordBatch;
 use std::collections::VecDeque;
 use std::fs;
@@ -90,8 +91,7 @@ pub(crate) struct Frozen {
     pub(crate) wal: PathBuf,
 }
 
-#[derive(Default)]
-pub(crate) struct State {
+pub(crate) struct State<C: Columns> {
     /// Sorted by id.
     pub(crate) segments: Vec<Arc<Segment>>,
     /// Oldest first.
@@ -101,7 +101,7 @@ pub(crate) struct State {
     /// Rows in them.
     pub(crate) active_rows: u64,
     /// Rows not in the log yet; `None` only before the store has been opened.
-    pub(crate) pending: Option<FlowBatchBuilder>,
+    pub(crate) pending: Option<BatchBuilder<C>>,
     pub(crate) counts: StoreCounts,
     /// Why the last attempt to publish failed; `None` after a success.
     pub(crate) failing: Option<String>,
@@ -110,20 +110,78 @@ pub(crate) struct State {
     stop: bool,
 }
 
-impl State {
+impl<C: Columns> Default for State<C> {
+    fn default() -> Self {
+        State {
+            segments: Vec::new(),
+            frozen: VecDeque::new(),
+            active: Vec::new(),
+            active_rows: 0,
+            pending: None,
+            counts: StoreCounts::default(),
+            failing: None,
+            retry_at: None,
+            stop: false,
+        }
+    }
+}
+
+/// A table of the store, whatever its rows are.
+pub(crate) trait Rows: Send + Sync {
+    /// Everything there is now.
+    fn snapshot(&self) -> Result<Snapshot, StorageError>;
+    /// Counters and gauges.
+    fn counts(&self) -> StoreCounts;
+    /// Published segments, by id.
+    fn segments(&self) -> Vec<Arc<Segment>>;
+    /// Segments published since the start.
+    fn published(&self) -> u64;
+    /// Bytes of dropped files that readers still hold.
+    fn waiting_bytes(&self) -> u64;
+    /// Drops segments: off the manifest first, the files when no reader holds them.
+    fn drop_segments(&self, victims: Vec<Arc<Segment>>) -> Result<(), StorageError>;
+    /// Remembers an error for people.
+    fn complain(&self, error: &StorageError);
+}
+
+impl<C: Columns> Rows for Shared<C> {
+    fn snapshot(&self) -> Result<Snapshot, StorageError> {
+        Shared::snapshot(self)
+    }
+    fn counts(&self) -> StoreCounts {
+        Shared::counts(self)
+    }
+    fn segments(&self) -> Vec<Arc<Segment>> {
+        self.state().segments.clone()
+    }
+    fn published(&self) -> u64 {
+        self.state().counts.segments_published
+    }
+    fn waiting_bytes(&self) -> u64 {
+        self.unlinks.waiting_bytes.load(Ordering::Relaxed)
+    }
+    fn drop_segments(&self, victims: Vec<Arc<Segment>>) -> Result<(), StorageError> {
+        drop_segments(self, victims)
+    }
+    fn complain(&self, error: &StorageError) {
+        self.state().counts.last_error = Some(error.to_string());
+    }
+}
+
+impl<C: Columns> State<C> {
     fn frozen_rows(&self) -> u64 {
         self.frozen.iter().flat_map(|frozen| frozen.batches.iter()).map(|batch| batch.num_rows() as u64).sum()
     }
 }
 
 /// Lock order: `manifest`, then `state`; `state` is never held across I/O.
-pub(crate) struct Shared {
+pub(crate) struct Shared<C: Columns> {
     pub(crate) layout: Layout,
     profile: SegmentProfile,
     on_error: OnError,
     pub(crate) unlinks: Arc<Unlinks>,
     pub(crate) manifest: Mutex<Manifest>,
-    state: Mutex<State>,
+    state: Mutex<State<C>>,
     /// Signalled when rows are frozen, published or stuck, and on stop.
     changed: Condvar,
 }
@@ -131,14 +189,14 @@ pub(crate) struct Shared {
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
-impl Shared {
+impl<C: Columns> Shared<C> {
     pub(crate) fn new(
         layout: Layout,
         profile: SegmentProfile,
         on_error: OnError,
         manifest: Manifest,
         unlinks: Arc<Unlinks>,
-    ) -> Shared {
+    ) -> Self {
         Shared {
             layout,
             profile,
@@ -151,7 +209,7 @@ impl Shared {
     }
 
     /// Every change of the state is complete before a panic could happen, so a poisoned lock is as good as any.
-    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State<C>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -174,7 +232,7 @@ impl Shared {
 
     pub(crate) fn counts(&self) -> StoreCounts {
         let state = self.state();
-        let pending = state.pending.as_ref().map_or(0, FlowBatchBuilder::len) as u64;
+        let pending = state.pending.as_ref().map_or(0, BatchBuilder::len) as u64;
         StoreCounts {
             segments: state.segments.len() as u64,
             segment_rows: state.segments.iter().map(|segment| segment.rows).sum(),
@@ -209,7 +267,7 @@ impl Shared {
     /// Drops the pending rows; returns how many.
     pub(crate) fn discard_pending(&self) -> u64 {
         let mut state = self.state();
-        state.pending.as_mut().map_or(0, FlowBatchBuilder::clear) as u64
+        state.pending.as_mut().map_or(0, BatchBuilder::clear) as u64
     }
 
     /// Rows in memory, those not in the log yet aside.
@@ -240,7 +298,7 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    fn wait_for_room(&self, frozen_max: usize) -> MutexGuard<'_, State> {
+    fn wait_for_room(&self, frozen_max: usize) -> MutexGuard<'_, State<C>> {
         let mut state = self.state();
         if state.frozen.len() >= frozen_max && state.failing.is_none() {
             let since = Instant::now();

@@ -7,8 +7,8 @@
 //! bytes. Their mark lets a reader find the next good frame after a bad one.
 
 use crate::StorageError;
-use crate::columns::{conform, flow_schema};
 use crate::error::IoContext;
+use crate::table::TableInfo;
 use arrow::buffer::Buffer;
 use arrow::ipc::CompressionType;
 use arrow::ipc::reader::StreamDecoder;
@@ -38,11 +38,11 @@ pub(crate) struct WalWriter {
 
 impl WalWriter {
     /// Creates the file. Its name becomes durable with the first `sync`.
-    pub(crate) fn create(path: PathBuf, id: u64) -> Result<WalWriter, StorageError> {
+    pub(crate) fn create(path: PathBuf, id: u64, table: &TableInfo) -> Result<WalWriter, StorageError> {
         let arrow = StorageError::arrow("start a log");
         let options = IpcWriteOptions::default().try_with_compression(Some(CompressionType::LZ4_FRAME));
         let stream =
-            options.and_then(|options| StreamWriter::try_new_with_options(Vec::new(), &flow_schema(), options));
+            options.and_then(|options| StreamWriter::try_new_with_options(Vec::new(), &(table.schema)(), options));
         let stream = stream.map_err(arrow)?;
         let mut file = OpenOptions::new().write(true).create_new(true).open(&path).at("create", &path)?;
         let mut head = MAGIC.to_vec();
@@ -55,7 +55,7 @@ impl WalWriter {
         Ok(WalWriter { id, path, file, stream, bytes: HEAD_BYTES, bytes_unsynced: HEAD_BYTES })
     }
 
-    /// Appends a batch of `flow_schema`. After an error the file ends where it ended before, or in a torn frame;
+    /// Appends a batch of the table. After an error the file ends where it ended before, or in a torn frame;
     /// nothing may be appended to it any more.
     pub(crate) fn append(&mut self, batch: &RecordBatch) -> Result<(), StorageError> {
         // The stream's own buffer holds the payload, after room for the frame's head; at the first batch it already
@@ -100,6 +100,7 @@ fn checksum(head: &[u8], payload: &[u8]) -> u32 {
 
 /// Reads a log file, also one that is being written: each call of `read_more` goes on where the last one stopped.
 pub(crate) struct WalReader {
+    table: &'static TableInfo,
     path: PathBuf,
     file: File,
     decoder: StreamDecoder,
@@ -107,7 +108,7 @@ pub(crate) struct WalReader {
     stuck: bool,
     /// Start of the first frame not read yet.
     at: u64,
-    /// Batches read so far, conformed to `flow_schema`.
+    /// Batches read so far, with the table's columns.
     pub(crate) batches: Vec<RecordBatch>,
 }
 
@@ -129,7 +130,7 @@ impl WalReader {
     ///
     /// # Errors
     /// `Damaged` if it is no log file.
-    pub(crate) fn open(path: &Path) -> Result<Option<WalReader>, StorageError> {
+    pub(crate) fn open(path: &Path, table: &'static TableInfo) -> Result<Option<WalReader>, StorageError> {
         let mut file = File::open(path).at("open", path)?;
         let mut head = [0; HEAD_BYTES as usize];
         match file.read_exact(&mut head) {
@@ -142,6 +143,7 @@ impl WalReader {
             return Err(StorageError::Damaged { path: path.to_owned(), offset: 0, reason });
         }
         let reader = WalReader {
+            table,
             path: path.to_owned(),
             file,
             decoder: StreamDecoder::new(),
@@ -162,8 +164,10 @@ impl WalReader {
         while !rest.is_empty() {
             match Frame::split(rest) {
                 Ok((frame, after)) => {
-                    let read =
-                        if self.stuck { Err(STUCK.to_owned()) } else { decode(&mut self.decoder, frame.payload) };
+                    let read = match self.stuck {
+                        true => Err(STUCK.to_owned()),
+                        false => decode(&mut self.decoder, self.table, frame.payload),
+                    };
                     let length = rest.len() - after.len();
                     match read {
                         Ok(batches) => self.batches.extend(batches),
@@ -232,12 +236,12 @@ fn torn_rows(bytes: &[u8]) -> u64 {
 }
 
 /// The batches of one frame: as a rule exactly one.
-fn decode(decoder: &mut StreamDecoder, payload: &[u8]) -> Result<Vec<RecordBatch>, String> {
+fn decode(decoder: &mut StreamDecoder, table: &TableInfo, payload: &[u8]) -> Result<Vec<RecordBatch>, String> {
     let mut input = Buffer::from(payload);
     let mut batches = Vec::new();
     while !input.is_empty() {
         if let Some(batch) = decoder.decode(&mut input).map_err(|error| error.to_string())? {
-            batches.push(conform(&batch).map_err(|error| error.to_string())?);
+            batches.push(table.conform(&batch).map_err(|error| error.to_string())?);
         }
     }
     Ok(batches)

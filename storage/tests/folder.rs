@@ -117,7 +117,7 @@ fn rows_that_cannot_be_logged_are_counted_and_the_store_recovers() {
     store.sync().unwrap();
     let counts = store.counts();
     assert_eq!((counts.rows_lost_disk, counts.wal_errors, counts.live_rows), (30, 2, 0));
-    assert!(counts.last_error.unwrap().contains("flow records could not be stored"));
+    assert!(counts.last_error.unwrap().contains("rows could not be stored"));
     fs::rename(dir.path().join("away"), dir.path().join("wal")).unwrap();
     store.append(&flows(50..60), &[]).unwrap();
     store.close().unwrap();
