@@ -8,7 +8,7 @@ use hints::DnsRecord;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
-use storage::{DnsStore, Now, Retention, StorageError, Store};
+use storage::{Now, Retention, StorageError, Store};
 
 /// Records taken from one ring before the next one has its turn.
 const CHUNK_RECORDS: usize = 8192;
@@ -29,15 +29,9 @@ impl Inlet {
     }
 }
 
-/// Where rows are written: flows, and DNS transactions.
-pub(crate) struct Stores {
-    pub(crate) flows: Store,
-    pub(crate) dns: DnsStore,
-}
-
 /// Runs until every worker has let go of its rings and all rings are empty, then publishes everything.
 pub(super) fn run(
-    mut stores: Stores,
+    mut store: Store,
     mut inlets: Vec<Inlet>,
     mut export: Option<ExportHandle>,
     retention: &Receiver<Retention>,
@@ -48,27 +42,24 @@ pub(super) fn run(
         let last_round = inlets.iter().all(|inlet| inlet.ends.records.rows.is_abandoned());
         let mut moved = 0;
         for Inlet { ends, ledger, text } in &mut inlets {
-            let store = |rows: &[FlowRecord], text: &[u8]| {
-                stores.flows.append(rows, text)?;
+            let append = |rows: &[FlowRecord], text: &[u8]| {
+                store.append(rows, text)?;
                 if let Some(export) = &mut export {
                     export.push_all(rows);
                 }
                 Ok(())
             };
-            let taken = drain(&mut ends.records, text, |r| r.text.total(), store);
-            seen.flows(&stores.flows, ledger);
+            let taken = drain(&mut ends.records, text, |r| r.text.total(), append);
+            seen.flows(&store, ledger);
             moved += taken?;
             let texts = |r: &DnsRecord| usize::from(r.question_len) + usize::from(r.answers_len);
-            let taken = drain(&mut ends.dns, text, texts, |rows, text| stores.dns.append(rows, text));
-            seen_dns.dns(&stores.dns, ledger);
+            let taken = drain(&mut ends.dns, text, texts, |rows, text| store.append_dns(rows, text));
+            seen_dns.dns(&store, ledger);
             moved += taken?;
         }
-        let now = Now::read();
-        stores.flows.tick(now)?;
-        stores.dns.tick(now)?;
+        store.tick(Now::read())?;
         if let Ok(retention) = retention.try_recv() {
-            stores.dns.set_retention(retention);
-            stores.flows.set_retention(retention);
+            store.set_retention(retention);
         }
         if moved == 0 {
             if last_round {
@@ -79,14 +70,13 @@ pub(super) fn run(
     }
     // There will be no more: the exporter sends what is left while the last segment is written.
     drop(export);
-    let flushed = stores.flows.flush().and(stores.dns.flush());
+    let flushed = store.flush();
     if let Some(inlet) = inlets.first() {
-        seen.flows(&stores.flows, &inlet.ledger);
-        seen_dns.dns(&stores.dns, &inlet.ledger);
+        seen.flows(&store, &inlet.ledger);
+        seen_dns.dns(&store, &inlet.ledger);
     }
     flushed?;
-    stores.dns.close()?;
-    stores.flows.close()
+    store.close()
 }
 
 /// Gives a store what waits in one lane, a bounded number of rows; says how many.
@@ -135,8 +125,8 @@ impl Seen {
         ledger.writer.records_disk_full.add(lost);
     }
 
-    fn dns(&mut self, store: &DnsStore, ledger: &QueueLedger) {
-        let (logged, lost) = self.since(store.rows_logged_and_lost());
+    fn dns(&mut self, store: &Store, ledger: &QueueLedger) {
+        let (logged, lost) = self.since(store.dns_rows_logged_and_lost());
         ledger.writer.dns_stored.add(logged);
         ledger.writer.dns_disk_full.add(lost);
     }

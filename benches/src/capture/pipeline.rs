@@ -244,9 +244,8 @@ fn worker(
     let (config_sender, config) = channel();
     let write: Box<dyn FnOnce() -> Result<(), storage::StorageError> + Send> = match records_go {
         Records::Stored(folder) => {
-            let flows = Store::open(StoreOptions::new(folder.join("data"), taps)).map_err(cannot(stage))?;
-            let stores = writer::Stores { flows, dns: storage::DnsStore::shim() };
-            Box::new(move || writer::run(stores, vec![inlet], None, &retention))
+            let store = Store::open(StoreOptions::new(folder.join("data"), taps)).map_err(cannot(stage))?;
+            Box::new(move || writer::run(store, vec![inlet], None, &retention))
         }
         Records::Forgotten => Box::new(move || forget(inlet)),
     };
