@@ -5,7 +5,7 @@
 //! meets a bound that has passed, looks at the flow and sets the bound anew. Four bytes a flow, read in sequence: a round
 //! over ten million flows reads 40 MB.
 
-use crate::{FlowSink, FlowTable};
+use crate::{FlowSink, FlowTable, memory};
 use wire::Nanos;
 
 /// Slots whose bound is examined per batch at most, so that no jump in time stalls a worker.
@@ -41,7 +41,7 @@ pub(crate) struct Expiry {
 impl Expiry {
     pub(crate) fn new(flows_max: u32) -> Expiry {
         Expiry {
-            bounds: Vec::with_capacity(flows_max as usize),
+            bounds: memory::reserve(flows_max as usize),
             epoch: None,
             sweep_at: 0,
             swept_until: Nanos::ZERO,

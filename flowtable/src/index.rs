@@ -6,6 +6,8 @@
 //! million flows. Removal leaves no tombstones: each bucket counts the entries that wanted it and went on
 //! (the scheme of F14, Bronson and Shi 2019).
 
+use crate::memory;
+
 const WAYS: usize = 8;
 
 /// A tag of 0 marks an empty way.
@@ -50,7 +52,9 @@ impl Index {
     /// Room for `entries` at a load of at most 0.8.
     pub(crate) fn new(entries: u32) -> Index {
         let count = next_prime((entries as usize * 5).div_ceil(WAYS * 4).max(2));
-        Index { buckets: vec![Bucket::EMPTY; count] }
+        let mut buckets = memory::reserve(count);
+        buckets.resize(count, Bucket::EMPTY);
+        Index { buckets }
     }
 
     #[inline]
