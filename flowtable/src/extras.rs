@@ -1,9 +1,9 @@
 //! What only some flows have: texts (names, fingerprints) and round-trip times beyond the handshake. Entries of an arena
 //! beside the slab, so that a flow without them costs nothing. Fixed memory; what finds no room is not kept, and counted.
 
-use crate::{memory, prefetch};
 use crate::record::RttLife;
 use crate::state::NO_EXTRA;
+use crate::{memory, prefetch};
 use hints::{Hint, TEXT_MAX, TextLens};
 
 /// Most bytes of text that a flow can have.
