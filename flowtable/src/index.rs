@@ -177,7 +177,8 @@ impl Index {
 
 /// The least prime number that is not below `from`; `from` is at least 2.
 fn next_prime(from: usize) -> usize {
-    let is_prime = |n: usize| n == 2 || (n % 2 == 1 && (3..).step_by(2).take_while(|d| d * d <= n).all(|d| n % d != 0));
+    let is_prime =
+        |n: usize| n == 2 || (n % 2 == 1 && (3..).step_by(2).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d)));
     (from..).find(|n| is_prime(*n)).unwrap_or(from)
 }
 

@@ -297,16 +297,10 @@ impl FlowTable {
         self.counts.exported[reason as usize - 1] += 1;
     }
 
-    /// Makes room at the cap: what nobody answered first, whoever was silent the longest among them.
+    /// Makes room at the cap: what nobody answered goes first.
     #[cold]
     fn evict(&mut self, sink: &mut impl FlowSink) {
-        let states = &self.states;
-        let half_open = |s: &FlowState| s.key.proto == proto::TCP && !s.answered();
-        let rank = |slot: u32| {
-            let state = &states[slot as usize];
-            (!half_open(state), state.last_clock)
-        };
-        if let Some(victim) = self.expiry.victim(self.clock, rank) {
+        if let Some(victim) = self.expiry.victim(self.clock) {
             self.counts.evicted_answered += u64::from(self.states[victim as usize].answered());
             self.end(victim, EndReason::Evicted, sink);
         }

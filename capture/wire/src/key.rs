@@ -73,7 +73,7 @@ impl Tunnel {
 /// `(lo, lo_port) <= (hi, hi_port)`, address first.
 ///
 /// 48 bytes without padding, so that hashing and comparing are a few wide loads.
-#[derive(Clone, Copy, Debug, Default, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, Eq)]
 #[repr(C)]
 pub struct FlowKey {
     /// The lower endpoint's address.
@@ -106,6 +106,12 @@ impl PartialEq for FlowKey {
     fn eq(&self, other: &FlowKey) -> bool {
         let (a, b) = (self.words(), other.words());
         a.iter().zip(b).fold(0, |differences, (a, b)| differences | (a ^ b)) == 0
+    }
+}
+
+impl std::hash::Hash for FlowKey {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.words().hash(state);
     }
 }
 
