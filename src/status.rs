@@ -1,14 +1,15 @@
 //! The state of the whole server, as `status`, metrics and health tell it.
 
 use crate::config::Config;
-use crate::pipeline::{Pipeline, WorkerView};
+use crate::pipeline::{Pipeline, RareCounts, WorkerView, one_sided};
 use crate::slices::SliceRecorder;
 use crate::taps::LiveTap;
 use capture::ledger::{Cause, QueueCounts};
 use capture::{InterfaceView, Port, RemoteView, XDP_STATISTICS};
 use detect::DetectCounters;
 use export::{ExportCounters, LinkState};
-use flowtable::EndReason;
+use flowtable::{EndReason, FlowTableCounts, FragmentCounts};
+use hints::InspectCounts;
 use rpc::{AlertHub, v1};
 use sketches::HyperLogLog;
 use std::path::{Path, PathBuf};
@@ -103,7 +104,14 @@ impl Status {
                 dropped_ring_full: ledgers.iter().map(|c| c.records_ring_full).sum(),
                 dropped_disk: ledgers.iter().map(|c| c.records_disk_full).sum(),
             }),
+            dns: Some(v1::RecordLedger {
+                stored: ledgers.iter().map(|c| c.dns_stored).sum(),
+                dropped_ring_full: ledgers.iter().map(|c| c.dns_ring_full).sum(),
+                dropped_disk: ledgers.iter().map(|c| c.dns_disk_full).sum(),
+            }),
             flows: Some(self.flows()),
+            fragments: Some(fragments(&self.rare(|rare| rare.fragments))),
+            hints: Some(hint_status(&self.rare(|rare| rare.hints))),
             storage: Some(self.storage()),
             alerts: Some(v1::AlertStatus {
                 firing: self.alerts.firing.load(Ordering::Relaxed),
@@ -120,17 +128,50 @@ impl Status {
 
     fn flows(&self) -> v1::FlowTableStatus {
         let counts: Vec<_> = self.views.iter().map(|v| v.gauges.counts()).collect();
+        let sum = |of: fn(&FlowTableCounts) -> u64| counts.iter().map(of).sum();
         let exported = EndReason::ALL.into_iter().map(|reason| v1::EndReasonCount {
             reason: reason.name().to_owned(),
             count: counts.iter().map(|c| c.exported[reason as usize - 1]).sum(),
         });
         v1::FlowTableStatus {
-            active: counts.iter().map(|c| c.active).sum(),
+            active: sum(|c| c.active),
             capacity: self.views.iter().map(|v| v.gauges.flows_max()).sum(),
-            created: counts.iter().map(|c| c.created).sum(),
+            created: sum(|c| c.created),
             exported: exported.collect(),
             originators_estimate: self.originators(),
+            in_emergency: sum(|c| c.emergency.into()),
+            emergencies: sum(|c| c.emergencies),
+            evicted_answered: sum(|c| c.evicted_answered),
+            tcp_both_sides: sum(|c| c.tcp_both_sides),
+            tcp_one_side: sum(|c| c.tcp_one_side),
+            side_refused: sum(|c| c.side_refused),
+            notes: self.notes(&counts),
         }
+    }
+
+    /// What an operator should know of the flow tables, tap by tap. `counts` are those of the workers.
+    fn notes(&self, counts: &[FlowTableCounts]) -> Vec<String> {
+        let mut notes = Vec::new();
+        for tap in &self.taps {
+            let of_tap = self.queues.iter().zip(counts).filter(|((name, _), _)| *name == tap.name);
+            let counts: Vec<FlowTableCounts> = of_tap.map(|(_, counts)| *counts).collect();
+            let full = counts.iter().filter(|c| c.emergency).count();
+            if full > 0 {
+                notes.push(format!(
+                    "tap {}: {full} of {} flow tables nearly full, flows are given less time: a flood, or flowtable.flows_max \
+                     is too small",
+                    tap.name,
+                    counts.len()
+                ));
+            }
+            notes.extend(one_sided(&tap.name, &counts));
+        }
+        notes
+    }
+
+    /// The counts of each worker that are published now and then.
+    fn rare<T>(&self, of: fn(RareCounts) -> T) -> Vec<T> {
+        self.views.iter().map(|view| of(view.gauges.rare())).collect()
     }
 
     /// The workers' sketches, merged into one of our own.
@@ -158,6 +199,7 @@ impl Status {
 
     fn storage(&self) -> v1::StorageStatus {
         let Some(c) = self.reader.counts() else { return v1::StorageStatus::default() };
+        let dns = self.reader.dns_counts().unwrap_or_default();
         let range = self.reader.snapshot().ok().and_then(|s| {
             let least = s.segments.iter().map(|s| s.t_end_min).min()?;
             Some((least, s.segments.iter().map(|s| s.t_end_max).max()?))
@@ -173,14 +215,48 @@ impl Status {
             wal_bytes: wal_bytes(self.reader.dir()),
             oldest: time(range.map(|r| r.0)),
             newest: time(range.map(|r| r.1)),
+            dns_segments: dns.segments,
+            dns_rows: dns.segment_rows + dns.live_rows,
+            dns_bytes: dns.segment_bytes,
         }
     }
 }
 
 /// Size of the log files as they are now; they come and go while this looks.
 fn wal_bytes(data_dir: &Path) -> u64 {
-    let files = std::fs::read_dir(data_dir.join("wal")).into_iter().flatten().flatten();
+    let folders = [data_dir.join("wal"), data_dir.join("dns").join("wal")];
+    let files = folders.iter().flat_map(std::fs::read_dir).flatten().flatten();
     files.filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum()
+}
+
+fn fragments(counts: &[FragmentCounts]) -> v1::FragmentStatus {
+    let sum = |of: fn(&FragmentCounts) -> u64| counts.iter().map(of).sum();
+    v1::FragmentStatus {
+        first: sum(|c| c.first),
+        assigned: sum(|c| c.assigned),
+        unassigned: sum(|c| c.unassigned),
+        overlapping: sum(|c| c.overlapping),
+        evicted: sum(|c| c.evicted),
+    }
+}
+
+fn hint_status(counts: &[InspectCounts]) -> v1::HintStatus {
+    let sum = |of: fn(&InspectCounts) -> u64| counts.iter().map(of).sum();
+    v1::HintStatus {
+        payloads: sum(|c| c.payloads),
+        hints: sum(|c| c.hints),
+        assemblies: sum(|c| c.assemblies),
+        assemblies_evicted: sum(|c| c.assemblies_evicted),
+        assemblies_expired: sum(|c| c.assemblies_expired),
+        assemblies_oversized: sum(|c| c.assemblies_oversized),
+        hellos_malformed: sum(|c| c.hellos_malformed),
+        quic_not_decrypted: sum(|c| c.quic_not_decrypted),
+        dns_messages: sum(|c| c.dns_messages),
+        dns_malformed: sum(|c| c.dns_malformed),
+        dns_evicted: sum(|c| c.dns_evicted),
+        dns_unanswered: sum(|c| c.dns_unanswered),
+        dns_unasked: sum(|c| c.dns_unasked),
+    }
 }
 
 fn queue_ledger(tap: &str, queue: u32, c: &QueueCounts) -> v1::QueueLedger {

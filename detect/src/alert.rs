@@ -16,12 +16,12 @@ pub struct Alert {
     /// Packet time at which it was decided. JSON: RFC 3339, UTC, nine digits.
     #[serde(with = "rfc3339")]
     pub time: Nanos,
-    /// What found it: `port_scan`, `traffic_spike` or `loss`.
+    /// What found it: `port_scan`, `traffic_spike`, `loss` or `flow_table`.
     pub rule: String,
     /// Beginning or end.
     pub state: AlertState,
     /// The same for the beginning and the end, and for each recurrence: `port_scan/TAP/SOURCE`, `traffic_spike/TAP`,
-    /// `loss/TAP/CAUSE`.
+    /// `loss/TAP/CAUSE`, `flow_table/TAP`.
     pub key: String,
     /// How urgent.
     pub severity: Severity,

@@ -238,9 +238,16 @@ impl Collector for StatusCollector {
         out.interfaces(&self.0.interfaces)?;
         out.remotes(&self.0.remotes)?;
         out.slices(self.0.slices.as_ref())?;
-        out.records(&self.0.records.unwrap_or_default())?;
+        let records = self.0.records.unwrap_or_default();
+        out.records("taphouse_records", "Where flow records ended", &records)?;
+        let dns = self.0.dns.unwrap_or_default();
+        out.records("taphouse_dns_records", "Where DNS transactions ended", &dns)?;
         out.export(self.0.export.as_ref())?;
-        out.flows(&self.0.flows.clone().unwrap_or_default())?;
+        let flows = self.0.flows.clone().unwrap_or_default();
+        out.flows(&flows)?;
+        out.flow_table(&flows)?;
+        out.fragments(&self.0.fragments.unwrap_or_default())?;
+        out.hints(&self.0.hints.unwrap_or_default())?;
         out.storage(&self.0.storage.unwrap_or_default())?;
         out.detectors(&self.0.detectors.unwrap_or_default())?;
         out.alerts(&self.0.alerts.unwrap_or_default())
@@ -423,10 +430,10 @@ impl Families<'_> {
         Ok(())
     }
 
-    fn records(&mut self, records: &v1::RecordLedger) -> fmt::Result {
+    fn records(&mut self, name: &str, help: &str, records: &v1::RecordLedger) -> fmt::Result {
         self.counter(
-            "taphouse_records",
-            "Where flow records ended",
+            name,
+            help,
             None,
             [
                 (&[("outcome", "stored")] as Labels<'_>, records.stored),
@@ -487,12 +494,94 @@ impl Families<'_> {
         )
     }
 
+    /// How the tables fare: room, and whether flows have both their sides.
+    fn flow_table(&mut self, flows: &v1::FlowTableStatus) -> fmt::Result {
+        self.plain_gauge(
+            "taphouse_flow_tables_in_emergency",
+            "Flow tables that are nearly full, so that flows are given less time",
+            None,
+            flows.in_emergency as f64,
+        )?;
+        for (name, help, count) in [
+            ("taphouse_flow_table_emergencies", "Times a flow table became nearly full", flows.emergencies),
+            ("taphouse_flows_evicted_answered", "Evicted flows that both sides had sent in", flows.evicted_answered),
+            (
+                "taphouse_flow_side_memory_refused",
+                "Names, fingerprints and round-trip times without room in flowtable.side_memory",
+                flows.side_refused,
+            ),
+        ] {
+            self.counter(name, help, None, [(&[] as Labels<'_>, count)])?;
+        }
+        self.counter(
+            "taphouse_tcp_connections_ended",
+            "Ended TCP connections by the sides they were seen from; of one side, those with acknowledged data",
+            None,
+            [(&[("sides", "both")] as Labels<'_>, flows.tcp_both_sides), (&[("sides", "one")], flows.tcp_one_side)],
+        )
+    }
+
+    fn fragments(&mut self, f: &v1::FragmentStatus) -> fmt::Result {
+        self.counter(
+            "taphouse_fragments",
+            "IP fragments: first ones, later ones in the flow of their first one, later ones without it",
+            None,
+            [
+                (&[("kind", "first")] as Labels<'_>, f.first),
+                (&[("kind", "assigned")], f.assigned),
+                (&[("kind", "unassigned")], f.unassigned),
+            ],
+        )?;
+        for (name, help, count) in [
+            ("taphouse_fragments_overlapping", "Datagrams with fragments that overlap", f.overlapping),
+            ("taphouse_fragments_evicted", "Fragmented datagrams forgotten before their time", f.evicted),
+        ] {
+            self.counter(name, help, None, [(&[] as Labels<'_>, count)])?;
+        }
+        Ok(())
+    }
+
+    fn hints(&mut self, h: &v1::HintStatus) -> fmt::Result {
+        for (name, help, count) in [
+            ("taphouse_hint_payloads", "First payloads of flows looked at", h.payloads),
+            ("taphouse_hints", "Times a flow was given a label, a name or a fingerprint", h.hints),
+            ("taphouse_hint_assemblies", "Messages in pieces begun to be put together", h.assemblies),
+            ("taphouse_hellos_malformed", "ClientHellos that contradict themselves", h.hellos_malformed),
+            ("taphouse_quic_not_decrypted", "QUIC Initial packets that did not decrypt", h.quic_not_decrypted),
+            ("taphouse_dns_messages", "DNS messages read", h.dns_messages),
+            ("taphouse_dns_malformed", "Payloads of DNS flows that are no DNS message", h.dns_malformed),
+            ("taphouse_dns_evicted", "DNS queries given up for newer ones", h.dns_evicted),
+            ("taphouse_dns_unanswered", "DNS queries without an answer in time", h.dns_unanswered),
+            ("taphouse_dns_unasked", "DNS answers whose query was not seen", h.dns_unasked),
+        ] {
+            self.counter(name, help, None, [(&[] as Labels<'_>, count)])?;
+        }
+        self.counter(
+            "taphouse_hint_assemblies_given_up",
+            "Messages in pieces that were given up, by reason",
+            None,
+            [
+                (&[("reason", "evicted")] as Labels<'_>, h.assemblies_evicted),
+                (&[("reason", "expired")], h.assemblies_expired),
+                (&[("reason", "oversized")], h.assemblies_oversized),
+            ],
+        )
+    }
+
     fn storage(&mut self, storage: &v1::StorageStatus) -> fmt::Result {
         let bytes = Some(Unit::Bytes);
         self.plain_gauge("taphouse_storage_segments", "Parquet segments on disk", None, storage.segments as f64)?;
         self.plain_gauge("taphouse_storage_rows", "Rows held, on disk and not yet", None, storage.rows as f64)?;
         self.plain_gauge("taphouse_storage", "Size of the segments", bytes.clone(), storage.bytes as f64)?;
         self.plain_gauge("taphouse_storage_wal", "Size of the write-ahead log", bytes, storage.wal_bytes as f64)?;
+        let dns = [
+            ("taphouse_storage_dns_segments", "Parquet segments of the table dns", None, storage.dns_segments),
+            ("taphouse_storage_dns_rows", "Rows of the table dns, on disk and not yet", None, storage.dns_rows),
+            ("taphouse_storage_dns", "Size of the segments of the table dns", Some(Unit::Bytes), storage.dns_bytes),
+        ];
+        for (name, help, unit, value) in dns {
+            self.plain_gauge(name, help, unit, value as f64)?;
+        }
         for (name, help, time) in [
             ("taphouse_storage_oldest_timestamp", "Least t_end held, as seconds since 1970", &storage.oldest),
             ("taphouse_storage_newest_timestamp", "Greatest t_end held, as seconds since 1970", &storage.newest),

@@ -3,12 +3,15 @@
 use super::{load_config, open_store, start_logging};
 use crate::cli::{Output, ReplayArgs};
 use crate::failure::{Code, Failure};
-use crate::pipeline::{AlertSink, Dealer, Ingest, IngestSettings, Pipeline, Stage, WhenFull, Worker, WorkerView};
+use crate::pipeline::{
+    AlertSink, Dealer, Ingest, IngestSettings, Pipeline, Stage, WhenFull, Worker, WorkerView, one_sided,
+};
 use anyhow::Context;
 use capture::ledger::{Cause, QueueCounts};
 use capture::{FileOptions, FileSource, FilteredSource, Progress, Source, SourceError};
 use detect::AlertLog;
 use export::ExportCounts;
+use flowtable::{EndReason, FlowTableCounts, FragmentCounts};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Write};
@@ -48,9 +51,13 @@ pub(crate) fn replay(args: &ReplayArgs, output: Output) -> Result<(), Failure> {
     let damage = read_all(sources, workers, config.to_ingest(), &pipeline.views, &pipeline.stop)?;
     let views = pipeline.finish().context("the replay is not complete, what is stored stays")?;
     let totals = totals(&views);
+    let tables: Vec<FlowTableCounts> = views.iter().map(|v| v.gauges.counts()).collect();
     let summary = Summary {
         counts: totals,
-        flows: views.iter().map(|v| v.gauges.counts().created).sum(),
+        flows: tables.iter().map(|c| c.created).sum(),
+        fragments: views[0].gauges.rare().fragments,
+        one_sided: one_sided(TAP, &tables),
+        tables,
         records: totals.records_stored,
         alerts: alert_count.load(Ordering::Relaxed),
         elapsed: started.elapsed(),
@@ -206,6 +213,11 @@ fn totals(views: &[WorkerView]) -> QueueCounts {
 struct Summary {
     counts: QueueCounts,
     flows: u64,
+    /// Of each worker.
+    tables: Vec<FlowTableCounts>,
+    fragments: FragmentCounts,
+    /// That most connections were seen from one side only, where they were.
+    one_sided: Option<String>,
     records: u64,
     alerts: u64,
     elapsed: Duration,
@@ -249,8 +261,16 @@ impl Summary {
         all.map(|r| (r.name(), self.counts.undecoded[r as usize])).collect()
     }
 
+    fn sum(&self, of: fn(&FlowTableCounts) -> u64) -> u64 {
+        self.tables.iter().map(of).sum()
+    }
+
+    fn evicted(&self) -> u64 {
+        self.sum(|t| t.exported[EndReason::Evicted as usize - 1])
+    }
+
     fn json(&self) -> Value {
-        let c = &self.counts;
+        let (c, f) = (&self.counts, &self.fragments);
         let decode_errors: serde_json::Map<_, _> =
             self.decode_errors().into_iter().map(|(name, n)| (name.to_owned(), json!(n))).collect();
         let ledger: serde_json::Map<_, _> = c.rows().map(|row| (row.name.to_owned(), json!(row.count))).collect();
@@ -263,7 +283,16 @@ impl Summary {
             "decode_errors": decode_errors,
             "ledger": { "offered": c.offered, "causes": ledger, "balanced": c.is_balanced(),
                         "records": { "created": c.records, "stored": c.records_stored,
-                                     "dropped_ring_full": c.records_ring_full, "dropped_disk": c.records_disk_full } },
+                                     "dropped_ring_full": c.records_ring_full, "dropped_disk": c.records_disk_full },
+                        "dns": { "created": c.dns_records, "stored": c.dns_stored,
+                                 "dropped_ring_full": c.dns_ring_full, "dropped_disk": c.dns_disk_full } },
+            "dns": c.dns_stored,
+            "flow_table": { "emergencies": self.sum(|t| t.emergencies), "evicted": self.evicted(),
+                            "evicted_answered": self.sum(|t| t.evicted_answered),
+                            "tcp_both_sides": self.sum(|t| t.tcp_both_sides), "tcp_one_side": self.sum(|t| t.tcp_one_side),
+                            "side_refused": self.sum(|t| t.side_refused) },
+            "fragments": { "first": f.first, "assigned": f.assigned, "unassigned": f.unassigned,
+                           "overlapping": f.overlapping, "evicted": f.evicted },
             "elapsed_s": self.elapsed.as_secs_f64(),
             "cpu_s": self.cpu.as_secs_f64(),
             "interrupted": self.interrupted,
@@ -298,7 +327,22 @@ impl Summary {
             let lost = if dropped > 0 { format!(", {} NOT SENT", grouped(dropped)) } else { String::new() };
             writeln!(out, "{:>15}  records sent in {} IPFIX messages{lost}", grouped(e.sent), grouped(e.messages))?;
         }
+        if c.dns_stored > 0 {
+            writeln!(out, "{:>15}  DNS transactions stored", grouped(c.dns_stored))?;
+        }
         writeln!(out, "{:>15}  alerts", grouped(self.alerts))?;
+        if self.evicted() > 0 {
+            let answered = grouped(self.sum(|t| t.evicted_answered));
+            let told = "flows put out of a full table";
+            writeln!(
+                out,
+                "{:>15}  {told}, {answered} of them answered: raise flowtable.flows_max",
+                grouped(self.evicted())
+            )?;
+        }
+        if let Some(told) = &self.one_sided {
+            writeln!(out, "{:>15}  {told}", "note:")?;
+        }
         for cause in Cause::all().filter(|cause| *cause != Cause::Processed && c.count(*cause) > 0) {
             writeln!(out, "{:>15}  {}: {}", grouped(c.count(cause)), cause.name(), cause.hint())?;
         }

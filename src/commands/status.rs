@@ -36,7 +36,10 @@ pub(super) fn time(t: &Option<prost_types::Timestamp>) -> Option<String> {
 }
 
 fn document(s: &v1::Status) -> Value {
-    let records = s.records.unwrap_or_default();
+    let ledger = |r: Option<v1::RecordLedger>| {
+        let r = r.unwrap_or_default();
+        json!({ "stored": r.stored, "dropped_ring_full": r.dropped_ring_full, "dropped_disk": r.dropped_disk })
+    };
     let flows = s.flows.clone().unwrap_or_default();
     let storage = s.storage.unwrap_or_default();
     let alerts = s.alerts.unwrap_or_default();
@@ -60,12 +63,21 @@ fn document(s: &v1::Status) -> Value {
             "overwritten": s.overwritten,
         })),
         "queues": s.queues.iter().map(queue).collect::<Vec<_>>(),
-        "records": { "stored": records.stored, "dropped_ring_full": records.dropped_ring_full,
-                     "dropped_disk": records.dropped_disk },
+        "records": ledger(s.records),
+        "dns": ledger(s.dns),
         "flows": { "active": flows.active, "capacity": flows.capacity, "created": flows.created, "exported": exported,
-                   "originators_estimate": flows.originators_estimate.round() },
+                   "originators_estimate": flows.originators_estimate.round(), "in_emergency": flows.in_emergency,
+                   "emergencies": flows.emergencies, "evicted_answered": flows.evicted_answered,
+                   "tcp_both_sides": flows.tcp_both_sides, "tcp_one_side": flows.tcp_one_side,
+                   "side_refused": flows.side_refused, "notes": flows.notes },
+        "fragments": s.fragments.map(|f| json!({
+            "first": f.first, "assigned": f.assigned, "unassigned": f.unassigned, "overlapping": f.overlapping,
+            "evicted": f.evicted,
+        })),
+        "hints": s.hints.as_ref().map(hint_counts),
         "storage": { "segments": storage.segments, "rows": storage.rows, "bytes": storage.bytes,
-                     "wal_bytes": storage.wal_bytes, "oldest": time(&storage.oldest), "newest": time(&storage.newest) },
+                     "wal_bytes": storage.wal_bytes, "oldest": time(&storage.oldest), "newest": time(&storage.newest),
+                     "dns_segments": storage.dns_segments, "dns_rows": storage.dns_rows, "dns_bytes": storage.dns_bytes },
         "detectors": { "openings": detectors.openings, "openings_dropped": detectors.openings_dropped,
                        "ticks_late": detectors.ticks_late, "ticks_dropped": detectors.ticks_dropped,
                        "sources_tracked": detectors.sources_tracked, "sources_evicted": detectors.sources_evicted },
@@ -75,6 +87,16 @@ fn document(s: &v1::Status) -> Value {
             "dropped_unreachable": e.dropped_unreachable, "reconnects": e.reconnects, "faults": e.faults,
         })),
         "alerts": { "firing": alerts.firing, "last_seq": alerts.last_seq, "log_errors": alerts.log_errors },
+    })
+}
+
+fn hint_counts(h: &v1::HintStatus) -> Value {
+    json!({
+        "payloads": h.payloads, "hints": h.hints, "assemblies": h.assemblies, "assemblies_evicted": h.assemblies_evicted,
+        "assemblies_expired": h.assemblies_expired, "assemblies_oversized": h.assemblies_oversized,
+        "hellos_malformed": h.hellos_malformed, "quic_not_decrypted": h.quic_not_decrypted,
+        "dns_messages": h.dns_messages, "dns_malformed": h.dns_malformed, "dns_evicted": h.dns_evicted,
+        "dns_unanswered": h.dns_unanswered, "dns_unasked": h.dns_unasked,
     })
 }
 
@@ -155,15 +177,24 @@ fn text(s: &v1::Status) -> String {
             false => format!("{}; from about {:.0} originators", ended.join(", "), flows.originators_estimate),
         }
     ));
+    let connections = flows.tcp_both_sides + flows.tcp_one_side;
+    if connections > 0 {
+        let share = 100.0 * flows.tcp_one_side as f64 / connections as f64;
+        out.push_str(&format!("tcp      {connections} connections ended, {share:.1} % seen from one side only\n"));
+    }
+    let lanes = [("records", records), ("dns", s.dns.unwrap_or_default())];
+    for (name, r) in lanes {
+        out.push_str(&format!(
+            "{name:9}{} stored, {} dropped (ring full), {} dropped (disk)\n",
+            r.stored, r.dropped_ring_full, r.dropped_disk
+        ));
+    }
     out.push_str(&format!(
-        "records  {} stored, {} dropped (ring full), {} dropped (disk)\n",
-        records.stored, records.dropped_ring_full, records.dropped_disk
-    ));
-    out.push_str(&format!(
-        "storage  {} rows; {} segment(s), {}; {} in the write-ahead log\n",
+        "storage  {} flow rows, {} dns rows; {} segment(s), {}; {} in the write-ahead log\n",
         storage.rows,
-        storage.segments,
-        bytesize::ByteSize(storage.bytes),
+        storage.dns_rows,
+        storage.segments + storage.dns_segments,
+        bytesize::ByteSize(storage.bytes + storage.dns_bytes),
         bytesize::ByteSize(storage.wal_bytes)
     ));
     if let Some(e) = &s.export {
@@ -180,6 +211,7 @@ fn text(s: &v1::Status) -> String {
         ));
     }
     out.push_str(&format!("alerts   {} firing, {} in the log\n", alerts.firing, alerts.last_seq));
+    flows.notes.iter().for_each(|note| out.push_str(&format!("! {note}\n")));
     let d = s.detectors.unwrap_or_default();
     if d.openings_dropped + d.ticks_late + d.ticks_dropped > 0 {
         out.push_str(&format!(

@@ -1,9 +1,9 @@
 //! The one thread that detects: merges the workers' ticks and hands alerts on.
 
-use detect::{Alert, DetectConfig, Detectors, LossDetector, LossReading, Tick};
+use super::health::Health;
+use detect::{Alert, DetectConfig, Detectors, EmergencyDetector, LossDetector, Tick};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
-use wire::Nanos;
 
 /// Where alerts go: the log, the subscribers.
 pub(crate) type AlertSink = Box<dyn FnMut(Alert) + Send>;
@@ -12,31 +12,32 @@ pub(crate) type AlertSink = Box<dyn FnMut(Alert) + Send>;
 /// a system call and two context switches a tick, a tenth of a replay's CPU time, and buy 5 ms of some 100.
 const IDLE: Duration = Duration::from_millis(5);
 
-/// Reads the counters of everything that can be lost, with the packet time.
-pub(super) type Losses = Box<dyn FnMut() -> (Nanos, Vec<LossReading>) + Send>;
+/// How often we look at ourselves.
+const HEALTH_EVERY: Duration = Duration::from_secs(1);
 
-/// How often losses are looked at.
-const LOSSES_EVERY: Duration = Duration::from_secs(1);
-
-/// Runs until every worker has finished. `losses` is for live servers: a replay waits instead of losing.
+/// Runs until every worker has finished. `health` is for live servers: a replay waits instead of losing, and its alerts
+/// are the same in every run.
 pub(super) fn run(
     mut detectors: Detectors,
     ticks: &Receiver<Tick>,
     config: &Receiver<DetectConfig>,
-    mut losses: Option<Losses>,
+    mut health: Option<Health>,
     mut sink: AlertSink,
 ) {
     let mut alerts = Vec::new();
-    let (mut watch, mut looked) = (LossDetector::default(), Instant::now());
+    let (mut losses, mut tables) = (LossDetector::default(), EmergencyDetector::default());
+    let mut looked = Instant::now();
     loop {
         match ticks.try_recv() {
             Ok(tick) => detectors.tick(tick, &mut alerts),
             Err(TryRecvError::Disconnected) => break,
             Err(TryRecvError::Empty) => {
                 take_on(&mut detectors, config);
-                if let Some(losses) = losses.as_mut().filter(|_| looked.elapsed() >= LOSSES_EVERY) {
-                    let (now, readings) = losses();
-                    watch.look(now, &readings, &mut alerts);
+                if let Some(health) = health.as_mut().filter(|_| looked.elapsed() >= HEALTH_EVERY) {
+                    let now = health.clock();
+                    losses.look(now, &health.losses(), &mut alerts);
+                    tables.look(now, &health.tables(), &mut alerts);
+                    health.warn_of_one_sided_flows();
                     looked = Instant::now();
                 }
                 std::thread::sleep(IDLE);

@@ -8,6 +8,7 @@
 mod deal;
 mod detectors;
 mod handoff;
+mod health;
 mod ingest;
 mod outlet;
 mod payloads;
@@ -19,17 +20,19 @@ mod writer;
 pub(crate) use deal::Dealer;
 pub(crate) use detectors::AlertSink;
 pub(crate) use handoff::{LiveWorker, Shard};
+pub(crate) use health::one_sided;
 pub(crate) use ingest::{Ingest, IngestSettings, Stage};
 pub(crate) use outlet::WhenFull;
 pub(crate) use settings::LiveSettings;
-pub(crate) use shared::{WorkerGauges, WorkerView};
+pub(crate) use shared::{RareCounts, WorkerGauges, WorkerView};
 pub(crate) use worker::Worker;
 
 use crate::config::Config;
 use anyhow::{Context, anyhow};
-use capture::ledger::{QueueCounts, QueueLedger};
-use detect::{DetectConfig, DetectCounters, Detectors, LossReading, TickFeed};
+use capture::ledger::QueueLedger;
+use detect::{DetectConfig, DetectCounters, Detectors, TickFeed};
 use export::{ExportCounters, Exporter};
+use health::Health;
 use outlet::Outlet;
 use sketches::HyperLogLog;
 use std::sync::Arc;
@@ -129,10 +132,10 @@ impl Pipeline {
                 written
             })
             .context("cannot start the writer thread")?;
-        let losses = (when_full == WhenFull::Drop).then(|| losses(tap_names, worker_taps, &views));
+        let health = (when_full == WhenFull::Drop).then(|| Health::new(tap_names, worker_taps, &views));
         let detectors = Builder::new()
             .name("detectors".to_owned())
-            .spawn(move || detectors::run(detectors, &ticks, &detect_changes, losses, alerts))
+            .spawn(move || detectors::run(detectors, &ticks, &detect_changes, health, alerts))
             .context("cannot start the detector thread")?;
         let pipeline = Pipeline {
             views,
@@ -163,30 +166,4 @@ impl Pipeline {
         written??;
         Ok(self.views)
     }
-}
-
-/// What each tap has lost so far, cause by cause.
-fn losses(tap_names: &[String], worker_taps: &[usize], views: &[WorkerView]) -> detectors::Losses {
-    let workers: Vec<(usize, WorkerView)> = worker_taps.iter().copied().zip(views.iter().cloned()).collect();
-    let taps = tap_names.to_vec();
-    Box::new(move || {
-        let clock = workers.iter().map(|(_, view)| view.gauges.clock()).max().unwrap_or_default();
-        let mut readings = Vec::new();
-        for (number, tap) in taps.iter().enumerate() {
-            let of_tap = workers.iter().filter(|(of, _)| *of == number);
-            let counts: QueueCounts = of_tap.map(|(_, view)| view.ledger.snapshot()).sum();
-            let packets = counts.rows().map(|row| (row, "packets", counts.offered));
-            let records = counts.record_rows().map(|row| (row, "records", counts.records));
-            let lost = packets.chain(records).filter(|(row, ..)| row.is_loss);
-            readings.extend(lost.map(|(row, unit, offered)| LossReading {
-                tap: tap.clone(),
-                cause: row.name,
-                hint: row.hint,
-                unit,
-                lost: row.count,
-                offered,
-            }));
-        }
-        (clock, readings)
-    })
 }
