@@ -82,7 +82,7 @@ pub(crate) enum Command {
     /// List flows, newest first.
     #[command(after_help = format!("{FLOWS_HELP}\n\n{EXIT_CODES}"))]
     Flows(FlowsArgs),
-    /// Answer a SQL query over the table `flows`.
+    /// Answer a SQL query over the tables `flows` and `dns`.
     #[command(after_help = format!("{SQL_HELP}\n\n{EXIT_CODES}"))]
     Sql(SqlArgs),
     /// List alerts, or follow them.

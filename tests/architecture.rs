@@ -23,7 +23,7 @@ const ARROWS: &[(&str, &[&str], &[&str])] = &[
     ("detect", &["wire", "flowtable", "sketches"], &["traffic"]),
     ("storage", &["wire", "hints", "flowtable"], &["traffic"]),
     ("query", &["wire", "storage"], &["hints", "flowtable"]),
-    ("rpc", &["wire", "flowtable", "detect", "storage", "query"], &[]),
+    ("rpc", &["wire", "flowtable", "detect", "storage", "query"], &["hints"]),
     ("benches", &["wire", "capture", "export", "hints", "flowtable", "sketches", "detect", "storage", "traffic"], &[]),
     (
         "taphouse",

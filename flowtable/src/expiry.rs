@@ -5,14 +5,14 @@
 //! meets a bound that has passed, looks at the flow and sets the bound anew. Four bytes a flow, read in sequence: a round
 //! over ten million flows reads 40 MB.
 
-use crate::{FlowSink, FlowTable};
+use crate::{FlowSink, FlowTable, memory};
 use wire::Nanos;
 
 /// Slots whose bound is examined per batch at most, so that no jump in time stalls a worker.
 const SWEEP_SLOTS_MAX: usize = 65_536;
 /// A whole round over all slots takes this long in packet time: how late an idle flow may be exported.
 const SWEEP_ROUND: Nanos = Nanos::from_secs(1);
-/// Slots of one comparison.
+/// Slots of one comparison, and flows that are compared for eviction at most.
 const BLOCK: usize = 64;
 /// Unit of a bound: 2^24 ns, 16.8 ms; 31 bits of it span more than a year.
 const TICK_SHIFT: u32 = 24;
@@ -20,8 +20,6 @@ const TICK_SHIFT: u32 = 24;
 const FREE: u32 = u32::MAX;
 /// Greatest bound: of flows that never time out, and of those that do so beyond the span.
 const LATEST: u32 = (u32::MAX >> 1) - 1;
-/// Flows that nobody answered that are compared for eviction.
-const CANDIDATES: usize = 16;
 /// Slots looked through for them at most. A run of answered flows is skipped at a sixteenth of a nanosecond a slot.
 const SEARCH_MAX: usize = 1 << 16;
 /// After a search in vain, none for this long: answered flows are then compared instead.
@@ -41,7 +39,7 @@ pub(crate) struct Expiry {
 impl Expiry {
     pub(crate) fn new(flows_max: u32) -> Expiry {
         Expiry {
-            bounds: Vec::with_capacity(flows_max as usize),
+            bounds: memory::reserve(flows_max as usize),
             epoch: None,
             sweep_at: 0,
             swept_until: Nanos::ZERO,
@@ -98,8 +96,9 @@ impl Expiry {
         self.bounds.iter_mut().filter(|bound| **bound != FREE).for_each(|bound| *bound &= 1);
     }
 
-    /// Who is to go: the least by `rank` of some flows that nobody answered, or of any where there are none.
-    pub(crate) fn victim<R: Ord>(&mut self, clock: Nanos, rank: impl Fn(u32) -> R) -> Option<u32> {
+    /// Who is to go: of some flows that nobody answered the one whose time is up first, or of any where there are none.
+    /// Decided by the bounds alone: looking at the flows themselves would cost a cache miss each.
+    pub(crate) fn victim(&mut self, clock: Nanos) -> Option<u32> {
         let unanswered = if clock >= self.search_from { self.unanswered() } else { None };
         let (from, until) = match unanswered {
             Some(range) => range,
@@ -108,16 +107,15 @@ impl Expiry {
                     self.search_from = clock + SEARCH_PAUSE;
                 }
                 let from = self.victim_at;
-                self.victim_at = if from + CANDIDATES < self.bounds.len() { from + CANDIDATES } else { 0 };
-                (from, (from + CANDIDATES).min(self.bounds.len()))
+                self.victim_at = if from + BLOCK < self.bounds.len() { from + BLOCK } else { 0 };
+                (from, (from + BLOCK).min(self.bounds.len()))
             }
         };
         let wanted = |slot: &usize| match unanswered {
             Some(_) => self.bounds[*slot] & 1 == 0,
             None => self.bounds[*slot] != FREE,
         };
-        let slots = (from..until).filter(wanted).take(CANDIDATES);
-        slots.min_by_key(|slot| rank(*slot as u32)).map(|slot| slot as u32)
+        (from..until).filter(wanted).min_by_key(|slot| self.bounds[*slot]).map(|slot| slot as u32)
     }
 
     /// The next block of slots with a flow that nobody answered; the search goes on behind it next time.

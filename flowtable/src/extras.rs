@@ -3,6 +3,7 @@
 
 use crate::record::RttLife;
 use crate::state::NO_EXTRA;
+use crate::{memory, prefetch};
 use hints::{Hint, TEXT_MAX, TextLens};
 
 /// Most bytes of text that a flow can have.
@@ -93,7 +94,7 @@ struct Slab<T> {
 
 impl<T: Copy> Slab<T> {
     fn new(max: usize) -> Slab<T> {
-        Slab { slots: Vec::with_capacity(max), max, free: NONE }
+        Slab { slots: memory::reserve(max), max, free: NONE }
     }
 
     /// A slot that holds `value`, or `None` where there is none. `next` reads the list in a free slot.
@@ -147,6 +148,14 @@ impl Extras {
             }
         }
         self.extras.slots.get_mut(*handle as usize)
+    }
+
+    /// Asks the cache for an entry.
+    #[inline]
+    pub(crate) fn prefetch(&self, handle: u32) {
+        if let Some(extra) = self.extras.slots.get(handle as usize) {
+            prefetch::read((&raw const *extra).cast());
+        }
     }
 
     /// Counts a round trip of data sent by `sender` (0 the originator).

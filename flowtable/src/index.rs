@@ -6,6 +6,8 @@
 //! million flows. Removal leaves no tombstones: each bucket counts the entries that wanted it and went on
 //! (the scheme of F14, Bronson and Shi 2019).
 
+use crate::memory;
+
 const WAYS: usize = 8;
 
 /// A tag of 0 marks an empty way.
@@ -50,7 +52,9 @@ impl Index {
     /// Room for `entries` at a load of at most 0.8.
     pub(crate) fn new(entries: u32) -> Index {
         let count = next_prime((entries as usize * 5).div_ceil(WAYS * 4).max(2));
-        Index { buckets: vec![Bucket::EMPTY; count] }
+        let mut buckets = memory::reserve(count);
+        buckets.resize(count, Bucket::EMPTY);
+        Index { buckets }
     }
 
     #[inline]
@@ -173,7 +177,8 @@ impl Index {
 
 /// The least prime number that is not below `from`; `from` is at least 2.
 fn next_prime(from: usize) -> usize {
-    let is_prime = |n: usize| n == 2 || (n % 2 == 1 && (3..).step_by(2).take_while(|d| d * d <= n).all(|d| n % d != 0));
+    let is_prime =
+        |n: usize| n == 2 || (n % 2 == 1 && (3..).step_by(2).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d)));
     (from..).find(|n| is_prime(*n)).unwrap_or(from)
 }
 

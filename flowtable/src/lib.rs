@@ -6,6 +6,7 @@ mod extras;
 mod fragments;
 mod hash;
 mod index;
+mod memory;
 mod prefetch;
 mod pressure;
 mod record;

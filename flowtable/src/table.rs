@@ -4,12 +4,14 @@ use crate::index::Index;
 use crate::pressure::{Patience, marks};
 use crate::sink::{FlowInView, HintOwner, HintSlot};
 use crate::state::{Birth, FlowState, NO_EXTRA, bits};
-use crate::{EndReason, FlowSink, FlowTableConfig, FlowTableError, prefetch, segments};
+use crate::{EndReason, FlowSink, FlowTableConfig, FlowTableError, memory, prefetch, segments};
 use hints::App;
 use wire::{Nanos, PacketMeta, proto};
 
 /// Packets looked up together: enough to hide one memory access behind the others.
 const BATCH: usize = 64;
+/// Packets between asking for what a flow has in the side arena and needing it.
+const AHEAD: usize = 6;
 /// No slot has this number: there are fewer.
 pub(crate) const NO_SLOT: u32 = u32::MAX;
 
@@ -74,8 +76,8 @@ impl FlowTable {
             patience: Patience::normal(config.timeouts),
             hasher: KeyHasher::new(),
             index: Index::new(config.flows_max),
-            states: Vec::with_capacity(config.flows_max as usize),
-            births: Vec::with_capacity(config.flows_max as usize),
+            states: memory::reserve(config.flows_max as usize),
+            births: memory::reserve(config.flows_max as usize),
             free: NO_SLOT,
             extras: Extras::new(config.side_bytes_max),
             expiry: crate::expiry::Expiry::new(config.flows_max),
@@ -121,8 +123,9 @@ impl FlowTable {
             self.hash_and_prefetch(batch, &mut hashes);
             let mut likely = [NO_SLOT; BATCH];
             self.look_up(&hashes[..batch.len()], &mut likely);
-            for (at, ((p, hash), likely)) in batch.iter().zip(hashes).zip(likely).enumerate() {
-                self.packet(number * BATCH + at, p, hash, likely, sink);
+            for (at, (p, hash)) in batch.iter().zip(hashes).enumerate() {
+                self.prefetch_extra(likely[(at + AHEAD) % BATCH]);
+                self.packet(number * BATCH + at, p, hash, likely[at], sink);
             }
             if let Some(last) = batch.last() {
                 self.advance(last.clock, sink);
@@ -147,6 +150,16 @@ impl FlowTable {
                 prefetch::state(state);
                 *likely = slot;
             }
+        }
+    }
+
+    /// What the flow in a slot has in the side arena, if it has anything.
+    #[inline]
+    fn prefetch_extra(&self, slot: u32) {
+        if let Some(state) = self.states.get(slot as usize)
+            && state.extra != NO_EXTRA
+        {
+            self.extras.prefetch(state.extra);
         }
     }
 
@@ -284,16 +297,10 @@ impl FlowTable {
         self.counts.exported[reason as usize - 1] += 1;
     }
 
-    /// Makes room at the cap: what nobody answered first, whoever was silent the longest among them.
+    /// Makes room at the cap: what nobody answered goes first.
     #[cold]
     fn evict(&mut self, sink: &mut impl FlowSink) {
-        let states = &self.states;
-        let half_open = |s: &FlowState| s.key.proto == proto::TCP && !s.answered();
-        let rank = |slot: u32| {
-            let state = &states[slot as usize];
-            (!half_open(state), state.last_clock)
-        };
-        if let Some(victim) = self.expiry.victim(self.clock, rank) {
+        if let Some(victim) = self.expiry.victim(self.clock) {
             self.counts.evicted_answered += u64::from(self.states[victim as usize].answered());
             self.end(victim, EndReason::Evicted, sink);
         }

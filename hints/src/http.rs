@@ -61,12 +61,22 @@ fn version_app(version: &[u8]) -> Option<App> {
 }
 
 /// Reads the first line as far as it is there.
+#[inline]
 pub(crate) fn open(bytes: &[u8]) -> Opening {
+    // Methods and versions begin with a capital letter: most payloads end here.
+    match bytes.first() {
+        Some(b'A'..=b'Z') => open_text(bytes),
+        Some(_) => Opening::Foreign,
+        None => Opening::More,
+    }
+}
+
+fn open_text(bytes: &[u8]) -> Opening {
     let end = bytes.iter().take(16).position(|b| *b == b' ');
     if let Some(app) = end.and_then(|end| version_app(&bytes[..end])) {
         return Opening::Response(app);
     }
-    let Some(method) = METHODS.iter().find(|method| bytes.starts_with(method)) else {
+    let Some(method) = METHODS.iter().find(|method| method[0] == bytes[0] && bytes.starts_with(method)) else {
         let begun = bytes.len() < METHOD_MAX && METHODS.iter().any(|method| method.starts_with(bytes));
         return if begun { Opening::More } else { Opening::Foreign };
     };

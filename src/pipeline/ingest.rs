@@ -37,10 +37,10 @@ impl Default for IngestSettings {
 pub(crate) struct Ingest<S> {
     stage: S,
     limits: Limits,
-    /// Reused from batch to batch; never grows beyond `BATCH_FRAMES_MAX`.
-    packets: Vec<PacketMeta>,
+    /// Slots of a batch; what they hold beyond the packets of the latest one means nothing.
+    packets: Box<[PacketMeta; BATCH_FRAMES_MAX]>,
     /// By packet, the number of its frame.
-    frame_of: Vec<u16>,
+    frame_of: Box<[u16; BATCH_FRAMES_MAX]>,
     /// Knows which flow later fragments belong to.
     fragments: FragmentCache,
     /// Some fragment came since the counts were published.
@@ -63,8 +63,8 @@ impl<S: Stage> Ingest<S> {
         Ingest {
             stage,
             limits: settings.limits,
-            packets: Vec::with_capacity(BATCH_FRAMES_MAX),
-            frame_of: Vec::with_capacity(BATCH_FRAMES_MAX),
+            packets: Box::new([PacketMeta::EMPTY; BATCH_FRAMES_MAX]),
+            frame_of: Box::new([0; BATCH_FRAMES_MAX]),
             fragments: FragmentCache::new(settings.fragments_max),
             fragments_seen: false,
             gauges,
@@ -111,32 +111,29 @@ impl<S: Stage> BatchHandler for Ingest<S> {
         if let Some(recorder) = &mut self.recorder {
             recorder.batch(frames);
         }
-        self.packets.clear();
-        self.frame_of.clear();
-        for (number, frame) in frames.iter().enumerate() {
+        debug_assert!(frames.len() <= BATCH_FRAMES_MAX);
+        let mut count = 0;
+        for (number, frame) in frames.iter().enumerate().take(BATCH_FRAMES_MAX) {
             self.clock = self.clock.max(frame.ts.min(CLOCK_MAX));
-            self.packets.push(PacketMeta::EMPTY);
-            let Some(packet) = self.packets.last_mut() else { return };
+            let packet = &mut self.packets[count];
             match decode_into(frame, &self.limits, packet) {
                 Ok(()) => {
                     packet.clock = self.clock;
-                    self.frame_of.push(number as u16);
+                    self.frame_of[count] = number as u16;
+                    count += 1;
                     if packet.fragment {
                         self.fragments.assign(packet);
                         self.fragments_seen = true;
                     }
                 }
-                Err(reason) => {
-                    self.packets.pop();
-                    self.ledger.undecoded(reason);
-                }
+                Err(reason) => self.ledger.undecoded(reason),
             }
         }
-        if self.packets.is_empty() {
+        if count == 0 {
             self.stage.advance(self.clock);
         } else {
-            let payloads = Lent { frames, packets: &self.packets, frame_of: &self.frame_of };
-            let taken = self.stage.packets(&self.packets, &payloads);
+            let packets = &self.packets[..count];
+            let taken = self.stage.packets(packets, &Lent { frames, packets, frame_of: &self.frame_of[..] });
             self.ledger.worker.processed.add(taken as u64);
         }
         if std::mem::take(&mut self.fragments_seen) {

@@ -43,6 +43,9 @@ use storage::{Retention, Store};
 
 /// Ticks on their way to the detectors, over all workers.
 const TICKS_QUEUED: usize = 1024;
+/// Records that may wait for the writer in a replay, which waits for room: few enough that they stay in cache on their way.
+/// A live worker drops when its ring is full, and has a larger one for the moments in which the disk is slow.
+const REPLAY_RING: usize = 4096;
 /// How many ticks a live worker may lag behind the others before the detectors go on without it: one second.
 const LAG_TICKS_LIVE: u64 = 10;
 /// 2^12 registers: 4 KiB a worker, 1.6 % standard error.
@@ -91,8 +94,12 @@ impl Pipeline {
                 ledger: Arc::new(QueueLedger::default()),
             };
             let feed = TickFeed::new(k, tap_names.len(), detect_config.limits);
+            let rows = match when_full {
+                WhenFull::Drop => config.pipeline.record_ring as usize,
+                WhenFull::Wait => REPLAY_RING.min(config.pipeline.record_ring as usize),
+            };
             let (outlet, ends) = Outlet::new(
-                config.pipeline.record_ring as usize,
+                rows,
                 tick_sender.clone(),
                 feed,
                 when_full,

@@ -2,10 +2,10 @@
 //! so that filling it is one tight loop without a call per row.
 
 use arrow::array::{
-    ArrayRef, BooleanArray, DictionaryArray, FixedSizeBinaryArray, Int32Array, PrimitiveArray, StringArray,
-    TimestampMicrosecondArray,
+    Array, ArrayRef, BooleanArray, DictionaryArray, FixedSizeBinaryArray, Int32Array, PrimitiveArray, StringArray,
+    TimestampMicrosecondArray, UInt32Array,
 };
-use arrow::buffer::{BooleanBuffer, Buffer, NullBuffer};
+use arrow::buffer::{BooleanBuffer, Buffer, NullBuffer, ScalarBuffer};
 use arrow::datatypes::{ArrowPrimitiveType, DataType, Int32Type, TimeUnit};
 use arrow::error::ArrowError;
 use flowtable::{ConnState, EndReason, TcpState};
@@ -149,22 +149,24 @@ fn extend_options<R, T: Copy + Default>(
     }
 }
 
-/// Numbers that may be missing.
+/// Numbers that may be missing. Costs nothing but a look while all of them are.
 pub(crate) struct Opt<T: ArrowPrimitiveType> {
     values: Vec<T::Native>,
     /// As long as `values`.
     valid: Vec<bool>,
+    /// Rows there are; those behind `values` have none.
+    rows: usize,
 }
 
 impl<T: ArrowPrimitiveType> Clone for Opt<T> {
     fn clone(&self) -> Self {
-        Opt { values: self.values.clone(), valid: self.valid.clone() }
+        Opt { values: self.values.clone(), valid: self.valid.clone(), rows: self.rows }
     }
 }
 
 impl<T: ArrowPrimitiveType> Default for Opt<T> {
     fn default() -> Self {
-        Opt { values: Vec::new(), valid: Vec::new() }
+        Opt { values: Vec::new(), valid: Vec::new(), rows: 0 }
     }
 }
 
@@ -174,16 +176,91 @@ impl<T: ArrowPrimitiveType> Cells for Opt<T> {
     fn data_type() -> DataType {
         T::DATA_TYPE
     }
-    fn with_capacity(rows: usize) -> Self {
-        Opt { values: Vec::with_capacity(rows), valid: Vec::with_capacity(rows) }
+    fn with_capacity(_: usize) -> Self {
+        Self::default()
     }
     fn extend<R>(&mut self, rows: &[R], value: impl Fn(&R) -> Self::Value) {
-        extend_options(&mut self.values, &mut self.valid, rows, value);
+        if rows.iter().fold(false, |any, row| any | value(row).is_some()) {
+            self.values.resize(self.rows, T::Native::default());
+            self.valid.resize(self.rows, false);
+            extend_options(&mut self.values, &mut self.valid, rows, value);
+        }
+        self.rows += rows.len();
     }
-    fn finish(self, _: &Tables) -> Result<ArrayRef, ArrowError> {
+    fn finish(mut self, _: &Tables) -> Result<ArrayRef, ArrowError> {
+        if self.values.is_empty() {
+            let values = ScalarBuffer::new(zeros(self.rows), 0, self.rows);
+            return Ok(Arc::new(PrimitiveArray::<T>::try_new(values, Some(NullBuffer::new_null(self.rows)))?));
+        }
+        self.values.resize(self.rows, T::Native::default());
+        self.valid.resize(self.rows, false);
         let nulls = null_buffer(&self.valid);
         Ok(Arc::new(PrimitiveArray::<T>::try_new(self.values.into(), Some(nulls))?))
     }
+}
+
+/// Counts that are almost always 0. Costs nothing but a look while all of them are.
+#[derive(Clone, Default)]
+pub(crate) struct Rare<const NULLABLE: bool = false> {
+    values: Vec<u32>,
+    /// Rows there are; those behind `values` have 0.
+    rows: usize,
+}
+
+/// The same, of a column that older segments do not have, where they read as null.
+pub(crate) type NewerRare = Rare<true>;
+
+impl<const NULLABLE: bool> Cells for Rare<NULLABLE> {
+    type Value = u32;
+    const NULLABLE: bool = NULLABLE;
+    fn data_type() -> DataType {
+        DataType::UInt32
+    }
+    fn with_capacity(_: usize) -> Self {
+        Self::default()
+    }
+    fn extend<R>(&mut self, rows: &[R], value: impl Fn(&R) -> u32) {
+        if rows.iter().fold(0, |any, row| any | value(row)) != 0 {
+            self.values.resize(self.rows, 0);
+            self.values.extend(rows.iter().map(value));
+        }
+        self.rows += rows.len();
+    }
+    fn finish(mut self, _: &Tables) -> Result<ArrayRef, ArrowError> {
+        if self.values.is_empty() {
+            let values = ScalarBuffer::new(zeros(self.rows), 0, self.rows);
+            return Ok(Arc::new(UInt32Array::new(values, None)));
+        }
+        self.values.resize(self.rows, 0);
+        Ok(Arc::new(UInt32Array::new(self.values.into(), None)))
+    }
+}
+
+/// Bytes of the zeros all columns of nothing share: enough for every batch there can be, and for a gathered one.
+const ZEROS_BYTES: usize = ROWS_MAX * 8;
+/// Most rows of a batch (`StoreOptions::batch_rows`), and of the runs segments are written in.
+pub(crate) const ROWS_MAX: usize = 64 << 10;
+
+/// At least `rows` values of 0, of up to 8 bytes each.
+fn zeros(rows: usize) -> Buffer {
+    static ZEROS: LazyLock<Buffer> = LazyLock::new(|| Buffer::from_vec(vec![0u64; ROWS_MAX]));
+    match rows * 8 <= ZEROS_BYTES {
+        true => ZEROS.clone(),
+        false => Buffer::from_vec(vec![0u64; rows]),
+    }
+}
+
+/// Whether a column is one of nothing but 0 that this module made. Columns read from a log are not known as such.
+pub(crate) fn is_all_zero(column: &dyn Array) -> bool {
+    column
+        .as_any()
+        .downcast_ref::<UInt32Array>()
+        .is_some_and(|column| column.null_count() == 0 && column.values().inner().as_ptr() == zeros(0).as_ptr())
+}
+
+/// `rows` values of 0, at most `ROWS_MAX`.
+pub(crate) fn all_zero(rows: usize) -> ArrayRef {
+    Arc::new(UInt32Array::new(ScalarBuffer::new(zeros(rows), 0, rows), None))
 }
 
 /// Addresses: 16 bytes, IPv4 mapped.
@@ -363,6 +440,7 @@ impl Word for EndReason {
 mod tests {
     use super::*;
     use arrow::array::AsArray;
+    use arrow::datatypes::UInt16Type;
 
     fn text<W: Word>(word: W) -> Option<String> {
         let mut cells = Words::<W>::default();
@@ -394,5 +472,26 @@ mod tests {
         assert_eq!(text(TapId(1)).as_deref(), Some("b"));
         assert_eq!(text(TapId(2)).as_deref(), Some(UNKNOWN_TAP));
         assert_eq!(text(TapId(u16::MAX)).as_deref(), Some(UNKNOWN_TAP));
+    }
+
+    /// Runs of nothing before, between and after runs with something.
+    #[test]
+    fn rare_values_stay_in_their_rows() {
+        for filled in [vec![], vec![0], vec![2], vec![0, 3], vec![1, 2, 3]] {
+            let rows: Vec<u32> =
+                (0..40).map(|n| if filled.contains(&(n / 10)) && n % 3 == 0 { n + 1 } else { 0 }).collect();
+            let (mut rare, mut option) = (Rare::<false>::default(), Opt::<UInt16Type>::default());
+            for run in rows.chunks(10) {
+                rare.extend(run, |n| *n);
+                option.extend(run, |n| (*n != 0).then_some(*n as u16));
+            }
+            let tables = Tables::new(&[]);
+            let (rare, option) = (rare.finish(&tables).unwrap(), option.finish(&tables).unwrap());
+            assert_eq!(is_all_zero(&rare), filled.is_empty(), "{filled:?}");
+            assert_eq!(rare.as_primitive::<arrow::datatypes::UInt32Type>().values(), rows.as_slice());
+            let read: Vec<u32> = option.as_primitive::<UInt16Type>().iter().map(|n| n.map_or(0, u32::from)).collect();
+            assert_eq!(read, rows, "{filled:?}");
+        }
+        assert!(is_all_zero(&all_zero(ROWS_MAX)) && !is_all_zero(&UInt32Array::from(vec![0, 0])));
     }
 }

@@ -1,7 +1,7 @@
 //! The columns of a flow, in their order. Adding one is adding a line to the table below (and to FORMAT.md).
 
 use crate::StorageError;
-use crate::cells::{Ip, MacCells, Newer, Num, Opt, Time, Words};
+use crate::cells::{Ip, MacCells, Newer, NewerRare, Num, Opt, Rare, Time, Words};
 use crate::table::{BatchBuilder, TableInfo, columns, micros, nonzero};
 use arrow::datatypes::{Int64Type, Schema, SchemaRef, UInt8Type, UInt16Type, UInt32Type, UInt64Type};
 use arrow::record_batch::RecordBatch;
@@ -52,18 +52,18 @@ columns! {
         rtt_us: Opt<UInt32Type>, Split, |r| r.rtt_us;
         rtt_srv_us: Opt<UInt32Type>, Split, |r| r.rtt_srv_us;
         rtt_cli_us: Opt<UInt32Type>, Split, |r| r.rtt_cli_us;
-        retrans_o: Num<UInt32Type>, Delta, |r| r.retrans_o;
-        retrans_r: Num<UInt32Type>, Delta, |r| r.retrans_r;
-        ooo_o: Num<UInt32Type>, Delta, |r| r.ooo_o;
-        ooo_r: Num<UInt32Type>, Delta, |r| r.ooo_r;
-        lost_o: Num<UInt32Type>, Delta, |r| r.lost_o;
-        lost_r: Num<UInt32Type>, Delta, |r| r.lost_r;
-        zwin_o: Num<UInt32Type>, Delta, |r| r.zwin_o;
-        zwin_r: Num<UInt32Type>, Delta, |r| r.zwin_r;
+        retrans_o: Rare, Delta, |r| r.retrans_o;
+        retrans_r: Rare, Delta, |r| r.retrans_r;
+        ooo_o: Rare, Delta, |r| r.ooo_o;
+        ooo_r: Rare, Delta, |r| r.ooo_r;
+        lost_o: Rare, Delta, |r| r.lost_o;
+        lost_r: Rare, Delta, |r| r.lost_r;
+        zwin_o: Rare, Delta, |r| r.zwin_o;
+        zwin_r: Rare, Delta, |r| r.zwin_r;
         ttl_o: Num<UInt8Type>, Dict, |r| r.ttl_o;
         ttl_r: Num<UInt8Type>, Dict, |r| r.ttl_r;
         dscp: Num<UInt8Type>, Dict, |r| r.dscp;
-        fragments: Newer<UInt32Type>, Delta, |r| r.fragments;
+        fragments: NewerRare, Delta, |r| r.fragments;
         goodput_o: Newer<Int64Type>, Split, |r| counter(r.goodput_o);
         goodput_r: Newer<Int64Type>, Split, |r| counter(r.goodput_r);
         tcp_state: Words<Option<TcpState>>, Dict, |r| r.tcp_state;
@@ -75,14 +75,14 @@ columns! {
         rtt_cli_mean_us: Opt<UInt32Type>, Split, |r| r.rtt_cli_life.map(|rtt| rtt.mean_us);
         rtt_cli_max_us: Opt<UInt32Type>, Split, |r| r.rtt_cli_life.map(|rtt| rtt.max_us);
         rtt_cli_median_us: Opt<UInt32Type>, Split, |r| r.rtt_cli_life.map(|rtt| rtt.median_us);
-        fast_retrans_o: Newer<UInt32Type>, Delta, |r| r.fast_retrans_o;
-        fast_retrans_r: Newer<UInt32Type>, Delta, |r| r.fast_retrans_r;
-        spurious_retrans_o: Newer<UInt32Type>, Delta, |r| r.spurious_retrans_o;
-        spurious_retrans_r: Newer<UInt32Type>, Delta, |r| r.spurious_retrans_r;
-        dup_ack_o: Newer<UInt32Type>, Delta, |r| r.dup_ack_o;
-        dup_ack_r: Newer<UInt32Type>, Delta, |r| r.dup_ack_r;
-        keep_alive_o: Newer<UInt32Type>, Delta, |r| r.keep_alive_o;
-        keep_alive_r: Newer<UInt32Type>, Delta, |r| r.keep_alive_r;
+        fast_retrans_o: NewerRare, Delta, |r| r.fast_retrans_o;
+        fast_retrans_r: NewerRare, Delta, |r| r.fast_retrans_r;
+        spurious_retrans_o: NewerRare, Delta, |r| r.spurious_retrans_o;
+        spurious_retrans_r: NewerRare, Delta, |r| r.spurious_retrans_r;
+        dup_ack_o: NewerRare, Delta, |r| r.dup_ack_o;
+        dup_ack_r: NewerRare, Delta, |r| r.dup_ack_r;
+        keep_alive_o: NewerRare, Delta, |r| r.keep_alive_o;
+        keep_alive_r: NewerRare, Delta, |r| r.keep_alive_r;
         app: Words<App>, Dict, |r| r.app;
     }
     texts {

@@ -1,11 +1,12 @@
 //! Batches of rows into one Parquet file, sorted by their time.
 
+use crate::cells::{ROWS_MAX, all_zero, is_all_zero};
 use crate::error::IoContext;
 use crate::folder::{FORMAT_VERSION, Layout};
 use crate::segment::SegmentMeta;
 use crate::table::{Encoding, TableInfo};
 use crate::{StorageError, sys};
-use arrow::array::{Array, ArrayRef, AsArray, FixedSizeBinaryArray};
+use arrow::array::{Array, ArrayRef, AsArray, FixedSizeBinaryArray, new_null_array};
 use arrow::buffer::{BooleanBuffer, Buffer, NullBuffer};
 use arrow::compute::interleave;
 use arrow::datatypes::{DataType, Int32Type, Int64Type, TimestampMicrosecondType, UInt8Type};
@@ -42,7 +43,7 @@ const DICTIONARY_BYTES_MAX: usize = 16 << 20;
 /// Share of addresses a bloom filter takes for present though they are not.
 const BLOOM_FALSE_POSITIVES: f64 = 0.01;
 /// Rows sorted into one batch at a time, so that encoding needs little memory beside the rows themselves.
-const GATHER_ROWS: usize = 64 << 10;
+const GATHER_ROWS: usize = ROWS_MAX;
 
 /// Writes `batches` (all of the table, at least one row) as segment `id` and gives it its final name. Afterwards
 /// the file and its name are durable.
@@ -83,13 +84,15 @@ fn write_rows(
 ) -> Result<(), StorageError> {
     let file = File::create(path).at("create", path)?;
     let failed = StorageError::parquet("write segment", path);
-    let properties = properties(table, profile, id, rows);
+    let zero: Vec<bool> =
+        (0..table.columns.len()).map(|at| batches.iter().all(|batch| is_all_zero(batch.column(at)))).collect();
+    let properties = properties(table, profile, id, rows, &zero);
     let mut writer = ArrowWriter::try_new(BufWriter::with_capacity(1 << 20, file), (table.schema)(), Some(properties))
         .map_err(&failed)?;
-    let order = order_by_time(batches);
-    let whole: Vec<&RecordBatch> = batches.iter().collect();
-    for run in order.chunks(GATHER_ROWS) {
-        let batch = gather(&whole, run).map_err(StorageError::arrow("sort rows by time"))?;
+    let mut order = order_by_time(batches);
+    for run in order.chunks_mut(GATHER_ROWS) {
+        let sources = sources(batches, run);
+        let batch = gather(&sources, run).map_err(StorageError::arrow("sort rows by time"))?;
         writer.write(&batch).map_err(&failed)?;
     }
     let file = writer.into_inner().map_err(&failed)?;
@@ -108,12 +111,34 @@ fn order_by_time(batches: &[RecordBatch]) -> Vec<(usize, usize)> {
     keys.into_iter().map(|(_, batch, row)| (batch as usize, row as usize)).collect()
 }
 
+/// The batches `run` takes rows from, by which it counts afterwards. Rows come nearly in order, so these are few, and
+/// the dictionaries of all others need not be looked at.
+fn sources<'a>(batches: &'a [RecordBatch], run: &mut [(usize, usize)]) -> Vec<&'a RecordBatch> {
+    let mut place = vec![usize::MAX; batches.len()];
+    let mut used = Vec::new();
+    for (batch, _) in run {
+        if place[*batch] == usize::MAX {
+            place[*batch] = used.len();
+            used.push(&batches[*batch]);
+        }
+        *batch = place[*batch];
+    }
+    used
+}
+
 /// The rows at `order` as one batch.
 fn gather(batches: &[&RecordBatch], order: &[(usize, usize)]) -> Result<RecordBatch, ArrowError> {
     let schema = batches[0].schema();
     let columns: Result<Vec<ArrayRef>, ArrowError> = (0..schema.fields().len())
         .map(|c| {
             let arrays: Vec<&dyn Array> = batches.iter().map(|batch| batch.column(c).as_ref()).collect();
+            // Columns of nothing, of which there are many, are not walked.
+            if arrays.iter().all(|array| is_all_zero(*array)) {
+                return Ok(all_zero(order.len()));
+            }
+            if arrays.iter().all(|array| array.null_count() == array.len()) {
+                return Ok(new_null_array(schema.field(c).data_type(), order.len()));
+            }
             match schema.field(c).data_type() {
                 // Arrow's own interleave copies these row by row through a virtual call.
                 DataType::FixedSizeBinary(16) => gather_bytes::<16>(&arrays, order),
@@ -220,7 +245,7 @@ pub(crate) fn describe_file(
     Ok(SegmentMeta { file, bytes, ..describe(table, id, &batches) })
 }
 
-fn properties(table: &TableInfo, profile: SegmentProfile, id: u64, rows: u64) -> WriterProperties {
+fn properties(table: &TableInfo, profile: SegmentProfile, id: u64, rows: u64, zero: &[bool]) -> WriterProperties {
     let mut builder = WriterProperties::builder()
         .set_created_by(concat!("taphouse version ", env!("CARGO_PKG_VERSION")).to_owned())
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
@@ -238,9 +263,11 @@ fn properties(table: &TableInfo, profile: SegmentProfile, id: u64, rows: u64) ->
             SegmentProfile::Tuned => WriterVersion::PARQUET_2_0,
             SegmentProfile::Compatible => WriterVersion::PARQUET_1_0,
         });
-    for column in table.columns {
+    for (column, &zero) in table.columns.iter().zip(zero) {
         let path = || ColumnPath::from(column.name);
         let encoding = match (profile, column.encoding) {
+            // Zeros cost least as they are: nothing is computed, and zstd makes a few bytes of a page.
+            _ if zero => Some(ParquetEncoding::PLAIN),
             (SegmentProfile::Compatible, _) | (_, Encoding::Dict) => None,
             (_, Encoding::Delta) => Some(ParquetEncoding::DELTA_BINARY_PACKED),
             (_, Encoding::Split) => Some(ParquetEncoding::BYTE_STREAM_SPLIT),

@@ -12,7 +12,7 @@ from conftest import rows, taphouse
 def segments(request, generated, tmp_path):
     folder = tmp_path / "data"
     taphouse("replay", generated[0], "--data-dir", folder, "--set", f"storage.profile={request.param}")
-    files = sorted(folder.rglob("*.parquet"))
+    files = sorted((folder / "segments").rglob("*.parquet"))
     assert files
     return folder, files
 

@@ -45,8 +45,9 @@ use storage::{Retention, Store, StoreOptions};
 use wire::{Frame, Nanos, PacketMeta};
 use worker::Worker;
 
-/// As in the server's `pipeline.record_ring`.
+/// As in the server's `pipeline.record_ring`, and in a replay.
 const RECORD_RING: usize = 65_536;
+const REPLAY_RING: usize = 4096;
 /// As the server has it between workers and detectors.
 const TICKS_QUEUED: usize = 1024;
 const SOURCES_PRECISION: u8 = 12;
@@ -233,8 +234,8 @@ fn worker(
     let (ledger, gauges) = (Arc::new(QueueLedger::default()), Arc::new(WorkerGauges::default()));
     let sources = Arc::new(HyperLogLog::new(SOURCES_PRECISION).map_err(cannot(stage))?);
     let feed = TickFeed::new(0, taps.len(), detect_config.limits);
-    let (outlet, ends) =
-        Outlet::new(RECORD_RING, tick_sender, feed, when_full, ledger.clone(), gauges.clone(), sources);
+    let rows = if when_full == WhenFull::Wait { REPLAY_RING } else { RECORD_RING };
+    let (outlet, ends) = Outlet::new(rows, tick_sender, feed, when_full, ledger.clone(), gauges.clone(), sources);
     let settings = Arc::new(LiveSettings::default());
     let (table, limits) = (FlowTableConfig::default(), InspectLimits::default());
     let worker = Worker::new(table, limits, outlet, gauges.clone(), settings).map_err(cannot(stage))?;

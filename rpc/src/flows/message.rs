@@ -66,6 +66,31 @@ fn fill(flows: &mut [v1::Flow], name: &str, column: &ArrayRef) -> Result<(), Arr
         "ttl_o" => numbers::<UInt32Type>(flows, column, |f, v| f.ttl_o = v),
         "ttl_r" => numbers::<UInt32Type>(flows, column, |f, v| f.ttl_r = v),
         "dscp" => numbers::<UInt32Type>(flows, column, |f, v| f.dscp = v),
+        "fragments" => numbers::<UInt32Type>(flows, column, |f, v| f.fragments = v),
+        "goodput_o" => numbers::<Int64Type>(flows, column, |f, v| f.goodput_o = v),
+        "goodput_r" => numbers::<Int64Type>(flows, column, |f, v| f.goodput_r = v),
+        "tcp_state" => texts(flows, column, |f, v| f.tcp_state = Some(v)),
+        "rtt_srv_min_us" => numbers::<UInt32Type>(flows, column, |f, v| f.rtt_srv_min_us = Some(v)),
+        "rtt_srv_mean_us" => numbers::<UInt32Type>(flows, column, |f, v| f.rtt_srv_mean_us = Some(v)),
+        "rtt_srv_max_us" => numbers::<UInt32Type>(flows, column, |f, v| f.rtt_srv_max_us = Some(v)),
+        "rtt_srv_median_us" => numbers::<UInt32Type>(flows, column, |f, v| f.rtt_srv_median_us = Some(v)),
+        "rtt_cli_min_us" => numbers::<UInt32Type>(flows, column, |f, v| f.rtt_cli_min_us = Some(v)),
+        "rtt_cli_mean_us" => numbers::<UInt32Type>(flows, column, |f, v| f.rtt_cli_mean_us = Some(v)),
+        "rtt_cli_max_us" => numbers::<UInt32Type>(flows, column, |f, v| f.rtt_cli_max_us = Some(v)),
+        "rtt_cli_median_us" => numbers::<UInt32Type>(flows, column, |f, v| f.rtt_cli_median_us = Some(v)),
+        "fast_retrans_o" => numbers::<UInt32Type>(flows, column, |f, v| f.fast_retrans_o = v),
+        "fast_retrans_r" => numbers::<UInt32Type>(flows, column, |f, v| f.fast_retrans_r = v),
+        "spurious_retrans_o" => numbers::<UInt32Type>(flows, column, |f, v| f.spurious_retrans_o = v),
+        "spurious_retrans_r" => numbers::<UInt32Type>(flows, column, |f, v| f.spurious_retrans_r = v),
+        "dup_ack_o" => numbers::<UInt32Type>(flows, column, |f, v| f.dup_ack_o = v),
+        "dup_ack_r" => numbers::<UInt32Type>(flows, column, |f, v| f.dup_ack_r = v),
+        "keep_alive_o" => numbers::<UInt32Type>(flows, column, |f, v| f.keep_alive_o = v),
+        "keep_alive_r" => numbers::<UInt32Type>(flows, column, |f, v| f.keep_alive_r = v),
+        "app" => texts(flows, column, |f, v| f.app = Some(v)),
+        "name" => texts(flows, column, |f, v| f.name = Some(v)),
+        "alpn" => texts(flows, column, |f, v| f.alpn = Some(v)),
+        "agent" => texts(flows, column, |f, v| f.agent = Some(v)),
+        "ja4" => texts(flows, column, |f, v| f.ja4 = Some(v)),
         _ => Ok(()),
     }
 }
@@ -201,6 +226,81 @@ mod tests {
         assert_eq!((flows[0].proto, flows[1].bytes_o), (6, 200));
         assert_eq!((flows[0].rtt_us, flows[1].rtt_us), (Some(7), None));
         assert_eq!((flows[0].conn_state.as_deref(), flows[1].conn_state.as_deref()), (Some("SF"), None));
+    }
+
+    /// The message has a field for each column of the table, under its name.
+    #[test]
+    fn every_stored_column_reaches_the_message() {
+        let schema = storage::flow_schema();
+        for (at, field) in schema.fields().iter().enumerate() {
+            let mut builder = storage::FlowBatchBuilder::new(&["core".to_owned()], 1);
+            builder.extend(&[full()], b"example.orgh2agentt13d1516h2_8daaf6152771_e5627efa2ab1");
+            let batch = builder.finish().unwrap().project(&[at]).unwrap();
+            assert_ne!(flows_from_batch(&batch).unwrap()[0], v1::Flow::default(), "column {}", field.name());
+        }
+    }
+
+    /// A record in which nothing is 0 or missing.
+    fn full() -> flowtable::FlowRecord {
+        use flowtable::{ConnState, EndReason, RttLife, TcpState};
+        let life = Some(RttLife { min_us: 1, mean_us: 2, max_us: 3, median_us: 2 });
+        flowtable::FlowRecord {
+            flow_id: 1,
+            start: wire::Nanos(1_000),
+            end: wire::Nanos(5_000),
+            src_ip: Addr::v4([10, 0, 0, 1]),
+            dst_ip: Addr::v4([10, 0, 0, 2]),
+            src_port: 1,
+            dst_port: 2,
+            proto: 6,
+            part: 1,
+            tap: wire::TapId(0),
+            vlan: 1,
+            vlan_inner: 2,
+            tunnel: wire::Tunnel::Vxlan,
+            tunnel_id: 7,
+            src_mac: Some(Mac([2; 6])),
+            dst_mac: Some(Mac([4; 6])),
+            icmp: Some((8, 1)),
+            fragments: 1,
+            pkts_o: 1,
+            pkts_r: 2,
+            bytes_o: 3,
+            bytes_r: 4,
+            goodput_o: 5,
+            goodput_r: 6,
+            flags_o: 1,
+            flags_r: 2,
+            conn_state: Some(ConnState::SF),
+            tcp_state: Some(TcpState::Closed),
+            end_reason: EndReason::Closed,
+            rtt_us: Some(3),
+            rtt_srv_us: Some(1),
+            rtt_cli_us: Some(2),
+            rtt_srv_life: life,
+            rtt_cli_life: life,
+            retrans_o: 1,
+            retrans_r: 2,
+            fast_retrans_o: 3,
+            fast_retrans_r: 4,
+            spurious_retrans_o: 5,
+            spurious_retrans_r: 6,
+            ooo_o: 7,
+            ooo_r: 8,
+            lost_o: 9,
+            lost_r: 10,
+            dup_ack_o: 11,
+            dup_ack_r: 12,
+            keep_alive_o: 13,
+            keep_alive_r: 14,
+            zwin_o: 15,
+            zwin_r: 16,
+            ttl_o: 64,
+            ttl_r: 63,
+            dscp: 10,
+            app: hints::App::Tls,
+            text: hints::TextLens { name: 11, alpn: 2, agent: 5, ja4: 36 },
+        }
     }
 
     #[test]

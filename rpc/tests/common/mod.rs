@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use detect::{Alert, AlertState, Evidence, Severity};
-use flowtable::{ConnState, EndReason, FlowRecord};
+use flowtable::{ConnState, EndReason, FlowRecord, RttLife, TcpState};
 use query::{Engine, QueryLimits};
 use rpc::client::Client;
 use rpc::metrics::QueryMetrics;
@@ -351,7 +351,23 @@ pub(crate) fn full_record() -> (FlowRecord, v1::Flow) {
         ttl_o: 26,
         ttl_r: 27,
         dscp: 28,
-        ..FlowRecord::default()
+        fragments: 29,
+        goodput_o: 30,
+        goodput_r: 31,
+        tcp_state: Some(TcpState::TimeWait),
+        rtt_srv_life: Some(RttLife { min_us: 32, mean_us: 34, max_us: 35, median_us: 33 }),
+        rtt_cli_life: Some(RttLife { min_us: 36, mean_us: 38, max_us: 39, median_us: 37 }),
+        fast_retrans_o: 40,
+        fast_retrans_r: 41,
+        spurious_retrans_o: 42,
+        spurious_retrans_r: 43,
+        dup_ack_o: 44,
+        dup_ack_r: 45,
+        keep_alive_o: 46,
+        keep_alive_r: 47,
+        // Texts travel beside the record, and the server of these tests is given none.
+        app: hints::App::Tls,
+        text: hints::TextLens::default(),
     };
     let flow = v1::Flow {
         t_end: Some(prost_types::Timestamp { seconds: 1_700_000_001, nanos: 3_000 }),
@@ -394,6 +410,31 @@ pub(crate) fn full_record() -> (FlowRecord, v1::Flow) {
         ttl_o: 26,
         ttl_r: 27,
         dscp: 28,
+        fragments: 29,
+        goodput_o: 30,
+        goodput_r: 31,
+        tcp_state: Some("time_wait".to_owned()),
+        rtt_srv_min_us: Some(32),
+        rtt_srv_median_us: Some(33),
+        rtt_srv_mean_us: Some(34),
+        rtt_srv_max_us: Some(35),
+        rtt_cli_min_us: Some(36),
+        rtt_cli_median_us: Some(37),
+        rtt_cli_mean_us: Some(38),
+        rtt_cli_max_us: Some(39),
+        fast_retrans_o: 40,
+        fast_retrans_r: 41,
+        spurious_retrans_o: 42,
+        spurious_retrans_r: 43,
+        dup_ack_o: 44,
+        dup_ack_r: 45,
+        keep_alive_o: 46,
+        keep_alive_r: 47,
+        app: Some("tls".to_owned()),
+        name: None,
+        alpn: None,
+        agent: None,
+        ja4: None,
     };
     (record, flow)
 }

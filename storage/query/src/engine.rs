@@ -5,7 +5,7 @@ use crate::parse::{self, TextKind};
 use crate::reader::ScanBudget;
 use crate::stop::{self, Stop};
 use crate::stream::{self, AbortOnDrop, QueryStream, Running};
-use crate::table::{FLOWS, FlowsTable, flows_view};
+use crate::table::{DNS, FLOWS, StoredTable, flows_view};
 use crate::{FlowQuery, Located, QueryError};
 use arrow::datatypes::SchemaRef;
 use datafusion::catalog::{CatalogProvider, CatalogProviderList, SchemaProvider};
@@ -44,16 +44,26 @@ const SCHEMA: &str = "public";
 
 /// What gives queries their rows: each snapshot is consistent and stays readable as long as it lives.
 pub trait FlowSource: Send + Sync + 'static {
-    /// All segments, and the rows in none of them yet. May block; called on a query thread.
+    /// All segments of flows, and the rows in none of them yet. May block; called on a query thread.
     ///
     /// # Errors
     /// When the data folder cannot be read.
     fn snapshot(&self) -> Result<Snapshot, StorageError>;
+
+    /// The same of DNS transactions.
+    ///
+    /// # Errors
+    /// When the data folder cannot be read.
+    fn dns_snapshot(&self) -> Result<Snapshot, StorageError>;
 }
 
 impl FlowSource for StoreReader {
     fn snapshot(&self) -> Result<Snapshot, StorageError> {
         StoreReader::snapshot(self)
+    }
+
+    fn dns_snapshot(&self) -> Result<Snapshot, StorageError> {
+        StoreReader::dns_snapshot(self)
     }
 }
 
@@ -261,8 +271,9 @@ async fn start(shared: &Arc<Shared>, request: Request) -> Result<Running, QueryE
     let busy = |_| QueryError::Busy { max: limits.concurrent_max.max(1) };
     let permit = shared.slots.clone().try_acquire_owned().map_err(busy)?;
     let source = shared.source.clone();
-    let snapshot = tokio::task::spawn_blocking(move || source.snapshot()).await.map_err(|_| QueryError::Stopped)??;
-    let session = Session::new(shared, Arc::new(snapshot), permit).map_err(|e| failed(&e))?;
+    let snapshots = move || Ok::<_, StorageError>([source.snapshot()?, source.dns_snapshot()?].map(Arc::new));
+    let snapshots = tokio::task::spawn_blocking(snapshots).await.map_err(|_| QueryError::Stopped)??;
+    let session = Session::new(shared, snapshots, permit).map_err(|e| failed(&e))?;
     let state = &session.state;
     let plan = match request.plan(&session).await {
         Ok(plan) => plan,
@@ -289,16 +300,23 @@ pub(crate) struct Session {
     pub(crate) state: SessionState,
     pub(crate) budget: Arc<ScanBudget>,
     /// Held until the answer is complete, so that the files stay, and one query is one query.
-    _snapshot: Arc<Snapshot>,
+    _snapshots: [Arc<Snapshot>; 2],
     _permit: OwnedSemaphorePermit,
 }
 
 impl Session {
-    fn new(shared: &Shared, snapshot: Arc<Snapshot>, permit: OwnedSemaphorePermit) -> Result<Session, DataFusionError> {
+    fn new(
+        shared: &Shared,
+        snapshots: [Arc<Snapshot>; 2],
+        permit: OwnedSemaphorePermit,
+    ) -> Result<Session, DataFusionError> {
         let budget = Arc::new(ScanBudget::new(shared.limits.scan_bytes_max));
-        let flows = FlowsTable::new(snapshot.clone(), shared.schema.clone(), budget.clone());
+        let [flows, dns] = &snapshots;
+        let flows = StoredTable::new(flows.clone(), shared.schema.clone(), budget.clone());
+        let dns = StoredTable::new(dns.clone(), storage::dns_schema(), budget.clone());
         let schema = MemorySchemaProvider::new();
         schema.register_table(FLOWS.to_owned(), Arc::new(flows_view(Arc::new(flows))?))?;
+        schema.register_table(DNS.to_owned(), Arc::new(dns))?;
         let catalog = MemoryCatalogProvider::new();
         catalog.register_schema(SCHEMA, Arc::new(schema))?;
         let catalogs = MemoryCatalogProviderList::new();
@@ -307,7 +325,7 @@ impl Session {
         state.register_catalog_list(Arc::new(catalogs));
         // What `now()` is.
         state.mark_start_execution();
-        Ok(Session { state, budget, _snapshot: snapshot, _permit: permit })
+        Ok(Session { state, budget, _snapshots: snapshots, _permit: permit })
     }
 }
 

@@ -1,4 +1,5 @@
 use crate::locate::Located;
+use crate::table::TABLES;
 use datafusion::common::{DataFusionError, SchemaError};
 use std::time::Duration;
 use storage::StorageError;
@@ -185,7 +186,10 @@ impl Complaint {
             return Complaint {
                 message: format!("there is no table `{name}`"),
                 culprit: Culprit::Word(name.to_owned()),
-                hint: Some("the table is called `flows`".to_owned()),
+                hint: Some(match nearest(name, TABLES.into_iter()) {
+                    Some(table) => format!("did you mean `{table}`?"),
+                    None => format!("the tables are {}", TABLES.map(|table| format!("`{table}`")).join(", ")),
+                }),
             };
         }
         Complaint { message: plain(message), culprit: Culprit::Nowhere, hint: None }

@@ -2,8 +2,10 @@
 //! (see `parse`).
 
 use crate::address::{self, Kind};
+use crate::community_id::community_id;
 use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanBuilder, FixedSizeBinaryBuilder, StringBuilder, TimestampMicrosecondArray,
+    Array, ArrayRef, AsArray, BooleanBuilder, FixedSizeBinaryArray, FixedSizeBinaryBuilder, StringBuilder,
+    TimestampMicrosecondArray,
 };
 use arrow::datatypes::{DataType, Int64Type, TimeUnit, TimestampMicrosecondType};
 use datafusion::common::{Result, ScalarValue};
@@ -28,13 +30,30 @@ pub(crate) enum Name {
     InCidr,
     /// `proto_name(number)`: `tcp`, `udp`, ...; the number where it has no short name here.
     Protocol,
+    /// `community_id(src, dst, src port, dst port, protocol [, ICMP type, ICMP code] [, seed])`; without type and code,
+    /// the ports of ICMP are taken for them.
+    CommunityId,
+    /// `dns_type_name(number)`: `A`, `AAAA`, ...; `TYPE` and the number where it has no name here (RFC 3597).
+    DnsType,
+    /// `rcode_name(number)`: `NOERROR`, `NXDOMAIN`, ...; the number where it has no name here.
+    Rcode,
     /// `t_start(t_end, dur_us)`: what the column `t_start` is made of.
     TStart,
 }
 
 impl Name {
-    pub(crate) const ALL: [Name; 7] =
-        [Name::Ip, Name::Mac, Name::IpText, Name::MacText, Name::InCidr, Name::Protocol, Name::TStart];
+    pub(crate) const ALL: [Name; 10] = [
+        Name::Ip,
+        Name::Mac,
+        Name::IpText,
+        Name::MacText,
+        Name::InCidr,
+        Name::Protocol,
+        Name::CommunityId,
+        Name::DnsType,
+        Name::Rcode,
+        Name::TStart,
+    ];
 
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
@@ -44,6 +63,9 @@ impl Name {
             Name::MacText => "mac_text",
             Name::InCidr => "in_cidr",
             Name::Protocol => "proto_name",
+            Name::CommunityId => "community_id",
+            Name::DnsType => "dns_type_name",
+            Name::Rcode => "rcode_name",
             Name::TStart => "t_start",
         }
     }
@@ -81,7 +103,8 @@ impl FlowFunction {
             Name::IpText => vec![vec![ip], vec![DataType::Utf8]],
             Name::MacText => vec![vec![mac], vec![DataType::Utf8]],
             Name::InCidr => vec![vec![ip, DataType::Utf8], vec![DataType::Utf8, DataType::Utf8]],
-            Name::Protocol => vec![vec![DataType::Int64]],
+            Name::Protocol | Name::DnsType | Name::Rcode => vec![vec![DataType::Int64]],
+            Name::CommunityId => community_id_args(&ip),
             Name::TStart => vec![vec![time_type(), DataType::Int64]],
         };
         let args = args.into_iter().map(TypeSignature::Exact).collect();
@@ -102,7 +125,9 @@ impl ScalarUDFImpl for FlowFunction {
         Ok(match self.name {
             Name::Ip => Kind::Ip.data_type(),
             Name::Mac => Kind::Mac.data_type(),
-            Name::IpText | Name::MacText | Name::Protocol => DataType::Utf8,
+            Name::IpText | Name::MacText | Name::Protocol | Name::CommunityId | Name::DnsType | Name::Rcode => {
+                DataType::Utf8
+            }
             Name::InCidr => DataType::Boolean,
             Name::TStart => time_type(),
         })
@@ -118,7 +143,10 @@ impl ScalarUDFImpl for FlowFunction {
             Name::IpText => text_each(&as_addresses(&arrays[0], Kind::Ip)?, Kind::Ip),
             Name::MacText => text_each(&as_addresses(&arrays[0], Kind::Mac)?, Kind::Mac),
             Name::InCidr => in_cidr(&as_addresses(&arrays[0], Kind::Ip)?, &arrays[1])?,
-            Name::Protocol => proto_names(&arrays[0]),
+            Name::Protocol => names(&arrays[0], |n| u8::try_from(n).ok().and_then(proto_name), ""),
+            Name::CommunityId => community_ids(&arrays)?,
+            Name::DnsType => names(&arrays[0], dns_type_name, "TYPE"),
+            Name::Rcode => names(&arrays[0], rcode_name, ""),
             Name::TStart => t_start(&arrays[0], &arrays[1]),
         };
         if all_scalar {
@@ -183,19 +211,142 @@ fn t_start(ends: &ArrayRef, durations: &ArrayRef) -> ArrayRef {
     Arc::new(starts.with_timezone("UTC"))
 }
 
-fn proto_names(numbers: &ArrayRef) -> ArrayRef {
+/// The name of each number; `prefix` and the number where there is none.
+fn names(numbers: &ArrayRef, name: impl Fn(i64) -> Option<&'static str>, prefix: &str) -> ArrayRef {
     let numbers = numbers.as_primitive::<Int64Type>();
     let mut out = StringBuilder::with_capacity(numbers.len(), numbers.len() * 4);
     for number in numbers {
         match number {
             None => out.append_null(),
-            Some(n) => match u8::try_from(n).ok().and_then(proto_name) {
+            Some(n) => match name(n) {
                 Some(name) => out.append_value(name),
-                None => out.append_value(n.to_string()),
+                None => out.append_value(format!("{prefix}{n}")),
             },
         }
     }
     Arc::new(out.finish())
+}
+
+/// Five arguments, or with type and code, and each of these with a seed; addresses also as text.
+fn community_id_args(ip: &DataType) -> Vec<Vec<DataType>> {
+    let mut all = Vec::new();
+    for numbers in [3, 4, 5, 6] {
+        for [src, dst] in [[ip, ip], [&DataType::Utf8, &DataType::Utf8], [ip, &DataType::Utf8], [&DataType::Utf8, ip]] {
+            let mut args = vec![src.clone(), dst.clone()];
+            args.extend(std::iter::repeat_n(DataType::Int64, numbers));
+            all.push(args);
+        }
+    }
+    all
+}
+
+/// Null where an address, a port or the protocol is, or is no such number. The type and code of a flow that is not
+/// ICMP are null in `flows`, and do not matter.
+fn community_ids(args: &[ArrayRef]) -> Result<ArrayRef> {
+    let [src, dst] = [as_addresses(&args[0], Kind::Ip)?, as_addresses(&args[1], Kind::Ip)?];
+    let (src, dst) = (src.as_fixed_size_binary(), dst.as_fixed_size_binary());
+    let numbers: Vec<_> = args[2..].iter().map(|arg| arg.as_primitive::<Int64Type>()).collect();
+    let number = |at: usize, row: usize| numbers.get(at).filter(|n| n.is_valid(row)).map(|n| n.value(row));
+    let port = |at: usize, row: usize| number(at, row).and_then(|n| u16::try_from(n).ok());
+    let address = |of: &FixedSizeBinaryArray, row: usize| {
+        of.is_valid(row).then(|| of.value(row)).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()).map(Addr)
+    };
+    let has_icmp = numbers.len() >= 5;
+    let seed_at = match numbers.len() {
+        4 => Some(3),
+        6 => Some(5),
+        _ => None,
+    };
+    let id = |row: usize| {
+        let proto = number(2, row).and_then(|n| u8::try_from(n).ok())?;
+        let small = |at: usize| number(at, row).and_then(|n| u8::try_from(n).ok());
+        let icmp = if has_icmp { small(3).zip(small(4)) } else { None };
+        let (src_port, dst_port) = port(0, row).zip(port(1, row))?;
+        let seed = match seed_at {
+            Some(at) => port(at, row)?,
+            None => 0,
+        };
+        let (src, dst) = (address(src, row)?, address(dst, row)?);
+        Some(community_id(seed, (src, src_port), (dst, dst_port), proto, icmp))
+    };
+    let mut out = StringBuilder::with_capacity(src.len(), src.len() * 30);
+    (0..src.len()).for_each(|row| out.append_option(id(row)));
+    Ok(Arc::new(out.finish()))
+}
+
+/// Names of IANA's registry of DNS resource record types; those one meets on a wire.
+fn dns_type_name(number: i64) -> Option<&'static str> {
+    Some(match number {
+        1 => "A",
+        2 => "NS",
+        5 => "CNAME",
+        6 => "SOA",
+        12 => "PTR",
+        13 => "HINFO",
+        15 => "MX",
+        16 => "TXT",
+        28 => "AAAA",
+        29 => "LOC",
+        33 => "SRV",
+        35 => "NAPTR",
+        36 => "KX",
+        37 => "CERT",
+        39 => "DNAME",
+        41 => "OPT",
+        43 => "DS",
+        44 => "SSHFP",
+        45 => "IPSECKEY",
+        46 => "RRSIG",
+        47 => "NSEC",
+        48 => "DNSKEY",
+        50 => "NSEC3",
+        51 => "NSEC3PARAM",
+        52 => "TLSA",
+        53 => "SMIMEA",
+        59 => "CDS",
+        60 => "CDNSKEY",
+        61 => "OPENPGPKEY",
+        64 => "SVCB",
+        65 => "HTTPS",
+        99 => "SPF",
+        108 => "EUI48",
+        109 => "EUI64",
+        249 => "TKEY",
+        250 => "TSIG",
+        251 => "IXFR",
+        252 => "AXFR",
+        255 => "ANY",
+        256 => "URI",
+        257 => "CAA",
+        _ => return None,
+    })
+}
+
+/// Names of IANA's registry of DNS response codes.
+fn rcode_name(number: i64) -> Option<&'static str> {
+    Some(match number {
+        0 => "NOERROR",
+        1 => "FORMERR",
+        2 => "SERVFAIL",
+        3 => "NXDOMAIN",
+        4 => "NOTIMP",
+        5 => "REFUSED",
+        6 => "YXDOMAIN",
+        7 => "YXRRSET",
+        8 => "NXRRSET",
+        9 => "NOTAUTH",
+        10 => "NOTZONE",
+        11 => "DSOTYPENI",
+        16 => "BADVERS",
+        17 => "BADKEY",
+        18 => "BADTIME",
+        19 => "BADMODE",
+        20 => "BADNAME",
+        21 => "BADALG",
+        22 => "BADTRUNC",
+        23 => "BADCOOKIE",
+        _ => return None,
+    })
 }
 
 /// Names of IANA's registry of protocol numbers, in small letters; those one meets on a wire.

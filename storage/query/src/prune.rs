@@ -28,11 +28,15 @@ pub(crate) fn segments(segments: &[Arc<Segment>], schema: &Schema, filters: &[Ex
 }
 
 fn try_prune(segments: &[Arc<Segment>], schema: &Schema, filter: Expr, state: &dyn Session) -> Result<Vec<bool>> {
+    let time = schema.field(0).name().clone();
     let schema = with_start(schema);
     let filter = filter.transform_up(start_as_column)?.data;
     let df_schema = DFSchema::try_from(schema.as_ref().clone())?;
     let filter = state.create_physical_expr(filter, &df_schema)?;
-    PruningPredicateBuilder::new().with_file_schema(schema).try_build(filter)?.prune(&ZoneMaps { segments })
+    PruningPredicateBuilder::new()
+        .with_file_schema(schema)
+        .try_build(filter)?
+        .prune(&ZoneMaps { segments, time: &time })
 }
 
 /// `t_start(t_end, dur_us)` is a column as far as the manifest goes.
@@ -48,6 +52,8 @@ fn start_as_column(expr: Expr) -> Result<Transformed<Expr>> {
 /// The manifest's knowledge in the form the pruning predicate reads.
 struct ZoneMaps<'a> {
     segments: &'a [Arc<Segment>],
+    /// Column of the time rows are sorted by: the first of every table.
+    time: &'a str,
 }
 
 impl ZoneMaps<'_> {
@@ -68,7 +74,7 @@ impl ZoneMaps<'_> {
 impl PruningStatistics for ZoneMaps<'_> {
     fn min_values(&self, column: &Column) -> Option<ArrayRef> {
         match column.name.as_str() {
-            "t_end" => Some(self.times(|s| s.t_end_min)),
+            name if name == self.time => Some(self.times(|s| s.t_end_min)),
             T_START => Some(self.times(|s| s.t_start_min)),
             "proto" => Some(self.protos(|p| p.first().copied())),
             "tap" => Some(self.taps(|t| t.first())),
@@ -79,7 +85,7 @@ impl PruningStatistics for ZoneMaps<'_> {
     fn max_values(&self, column: &Column) -> Option<ArrayRef> {
         match column.name.as_str() {
             // A flow starts before it ends, so the latest end bounds the latest start.
-            "t_end" | T_START => Some(self.times(|s| s.t_end_max)),
+            name if name == self.time || name == T_START => Some(self.times(|s| s.t_end_max)),
             "proto" => Some(self.protos(|p| p.last().copied())),
             "tap" => Some(self.taps(|t| t.last())),
             _ => None,
@@ -91,7 +97,7 @@ impl PruningStatistics for ZoneMaps<'_> {
     }
 
     fn null_counts(&self, column: &Column) -> Option<ArrayRef> {
-        let never_null = matches!(column.name.as_str(), "t_end" | T_START | "proto" | "tap");
+        let never_null = column.name == self.time || matches!(column.name.as_str(), T_START | "proto" | "tap");
         never_null.then(|| Arc::new(UInt64Array::from(vec![0; self.segments.len()])) as ArrayRef)
     }
 

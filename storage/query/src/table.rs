@@ -1,4 +1,4 @@
-//! The table `flows` as one query sees it: the segments of one snapshot and the rows not yet in any.
+//! A table as one query sees it: the segments of one snapshot and the rows not yet in any.
 
 use crate::functions::{self, Name, time_type};
 use crate::prune;
@@ -25,15 +25,21 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 use storage::{Segment, Snapshot};
 
-/// Name of the table.
+/// Name of the table of flows.
 pub(crate) const FLOWS: &str = "flows";
+
+/// Name of the table of DNS transactions.
+pub(crate) const DNS: &str = "dns";
+
+/// Every table, for hints.
+pub(crate) const TABLES: [&str; 2] = [FLOWS, DNS];
 
 /// Name of the computed column.
 pub(crate) const T_START: &str = "t_start";
 
 /// `flows` with its computed column `t_start` behind the stored ones: a view, so that the optimizer replaces the
 /// column by its expression wherever it is used, and nothing is computed where it is not.
-pub(crate) fn flows_view(stored: Arc<FlowsTable>) -> Result<ViewTable> {
+pub(crate) fn flows_view(stored: Arc<StoredTable>) -> Result<ViewTable> {
     let start = ScalarFunction::new_udf(functions::function(Name::TStart), vec![col("t_end"), col("dur_us")]);
     let mut columns: Vec<Expr> = stored.schema.fields().iter().map(|f| col(f.name())).collect();
     columns.push(Expr::ScalarFunction(start).alias(T_START));
@@ -43,15 +49,15 @@ pub(crate) fn flows_view(stored: Arc<FlowsTable>) -> Result<ViewTable> {
 
 /// The stored columns of one snapshot.
 #[derive(Debug)]
-pub(crate) struct FlowsTable {
+pub(crate) struct StoredTable {
     snapshot: Arc<Snapshot>,
     schema: SchemaRef,
     budget: Arc<ScanBudget>,
 }
 
-impl FlowsTable {
-    pub(crate) fn new(snapshot: Arc<Snapshot>, schema: SchemaRef, budget: Arc<ScanBudget>) -> FlowsTable {
-        FlowsTable { snapshot, schema, budget }
+impl StoredTable {
+    pub(crate) fn new(snapshot: Arc<Snapshot>, schema: SchemaRef, budget: Arc<ScanBudget>) -> StoredTable {
+        StoredTable { snapshot, schema, budget }
     }
 
     /// Newest first: a listing of the newest rows then fills up from the first files, and what it has learnt prunes
@@ -115,7 +121,7 @@ impl FlowsTable {
             .with_extension(segment.clone()))
     }
 
-    /// What the manifest knows: rows, and the range of `t_end`.
+    /// What the manifest knows: rows, and the range of their time, the first column.
     fn statistics(&self, segments: &[Arc<Segment>]) -> Statistics {
         let time = |t: i64| Precision::Exact(ScalarValue::TimestampMicrosecond(Some(t), Some("UTC".into())));
         let mut statistics = Statistics::new_unknown(&self.schema);
@@ -123,8 +129,8 @@ impl FlowsTable {
         statistics.total_byte_size = Precision::Inexact(segments.iter().map(|s| s.bytes as usize).sum());
         let min = segments.iter().map(|s| s.t_end_min).min();
         let max = segments.iter().map(|s| s.t_end_max).max();
-        if let (Ok(column), Some(min), Some(max)) = (self.schema.index_of("t_end"), min, max) {
-            statistics.column_statistics[column] = ColumnStatistics {
+        if let (Some(min), Some(max)) = (min, max) {
+            statistics.column_statistics[0] = ColumnStatistics {
                 null_count: Precision::Exact(0),
                 min_value: time(min),
                 max_value: time(max),
@@ -136,7 +142,7 @@ impl FlowsTable {
 }
 
 #[async_trait]
-impl TableProvider for FlowsTable {
+impl TableProvider for StoredTable {
     fn schema(&self) -> SchemaRef {
         self.schema.clone()
     }

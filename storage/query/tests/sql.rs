@@ -156,7 +156,7 @@ fn mistakes_point_at_their_place() {
         ),
         (
             "SELECT 1\nFROM flow",
-            "there is no table `flow` (line 2, column 6)\n  FROM flow\n       ^\nthe table is called `flows`",
+            "there is no table `flow` (line 2, column 6)\n  FROM flow\n       ^\ndid you mean `flows`?",
         ),
         (
             "SELECT iptext(src_ip) FROM flows",

@@ -194,4 +194,8 @@ impl FlowSource for Broken {
     fn snapshot(&self) -> Result<storage::Snapshot, storage::StorageError> {
         Err(storage::StorageError::NoSuchFolder { dir: "nowhere".into() })
     }
+
+    fn dns_snapshot(&self) -> Result<storage::Snapshot, storage::StorageError> {
+        self.snapshot()
+    }
 }
