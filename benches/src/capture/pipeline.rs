@@ -7,6 +7,8 @@
 
 #[path = "../../../src/pipeline/detectors.rs"]
 mod detectors;
+#[path = "../../../src/pipeline/health.rs"]
+mod health;
 #[path = "../../../src/pipeline/ingest.rs"]
 mod ingest;
 #[path = "../../../src/pipeline/outlet.rs"]
