@@ -92,6 +92,8 @@ fn pair() -> Interface {
     ip("link set v0 up");
     ip("-n far link set v1 up");
     wait_until("v0 has carrier", || nic::interface("v0").unwrap().has_carrier);
+    // The kernel tells of it later, when it sets the operational state: on a busy machine, in the middle of a test.
+    wait_until("v0 is told to be up", || ip("-o link show v0").contains("state UP"));
     nic::interface("v0").unwrap()
 }
 
