@@ -25,6 +25,7 @@ const ARROWS: &[(&str, &[&str], &[&str])] = &[
     ("query", &["wire", "storage"], &["hints", "flowtable"]),
     ("rpc", &["wire", "flowtable", "detect", "storage", "query"], &["hints"]),
     ("benches", &["wire", "capture", "export", "hints", "flowtable", "sketches", "detect", "storage", "traffic"], &[]),
+    ("fuzz", &["wire", "capture", "hints", "flowtable", "traffic"], &[]),
     (
         "taphouse",
         &[

@@ -70,7 +70,10 @@ impl Pcap {
     ) -> (usize, Stop) {
         let mut at = 0;
         while frames.len() < BATCH_FRAMES_MAX {
-            let Some((header, _)) = window[at..].split_first_chunk::<RECORD_BYTES>() else {
+            // The header as a whole, where it has more than the usual fields: what a damaged end of file is called must
+            // not depend on how much of it was read at once.
+            let header = window[at..].first_chunk::<RECORD_BYTES>();
+            let Some(header) = header.filter(|_| window.len() - at >= self.record_bytes) else {
                 return (at, Stop::Need(self.record_bytes));
             };
             let word = |at: usize| order(self.swapped, [header[at], header[at + 1], header[at + 2], header[at + 3]]);
@@ -147,6 +150,20 @@ mod tests {
             let error = Pcap::new(&header(0xa1b2_c3d4, big, (3, 7), 1)).unwrap_err();
             assert_eq!(error, HeaderError::Version { major: 3, minor: 7 });
         }
+    }
+
+    #[test]
+    fn a_record_header_is_read_when_it_is_whole() {
+        // Kuznetzov's variant, whose header is cut behind a length that is too large.
+        let mut pcap = Pcap::new(&header(0xa1b2_cd34, false, (2, 4), 1)).unwrap();
+        let record = [&[0; 8][..], &u32::MAX.to_le_bytes(), &[0; 12]].concat();
+        for len in 0..24 {
+            let (used, stop) = pcap.frames(&record[..len], TapId(0), 1000, &mut Vec::new());
+            assert_eq!((used, stop), (0, Stop::Need(24)), "{len}");
+        }
+        let (used, stop) = pcap.frames(&record, TapId(0), 1000, &mut Vec::new());
+        let length = Corruption::PacketLength { bytes: u64::from(u32::MAX), max: 1000 };
+        assert_eq!((used, stop), (0, Stop::Corrupt(length)));
     }
 
     #[test]

@@ -1,0 +1,4 @@
+#![doc = "Fuzz target `dns`: see [`fuzz::dns`]."]
+#![cfg_attr(fuzzing, no_main)]
+
+fuzz::target!(dns);

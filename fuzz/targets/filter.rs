@@ -1,0 +1,4 @@
+#![doc = "Fuzz target `filter`: see [`fuzz::filter`]."]
+#![cfg_attr(fuzzing, no_main)]
+
+fuzz::target!(filter);

@@ -1,0 +1,4 @@
+#![doc = "Fuzz target `flows`: see [`fuzz::flows`]."]
+#![cfg_attr(fuzzing, no_main)]
+
+fuzz::target!(flows);

@@ -1,0 +1,4 @@
+#![doc = "Fuzz target `signatures`: see [`fuzz::signatures`]."]
+#![cfg_attr(fuzzing, no_main)]
+
+fuzz::target!(signatures);
