@@ -80,7 +80,7 @@ mod tests {
         assert_eq!(both(1, client, server, proto::TCP), "1:3V71V58M3Ksw/yuFALMcW0LAHvc=");
         let dns = both(0, ("192.168.1.52", 54_585), ("8.8.8.8", 53), proto::UDP);
         assert_eq!(dns, "1:d/FP5EW3wiY1vCndhwleRRKHowQ=");
-        let sctp = both(0, ("192.168.170.8", 7), ("192.168.170.56", 7), proto::SCTP);
+        let sctp = both(0, ("192.168.170.8", 7), ("192.168.170.56", 80), proto::SCTP);
         assert_eq!(sctp, "1:jQgCxbku+pNGw8WPbEc/TS/uTpQ=");
     }
 
