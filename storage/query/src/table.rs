@@ -117,7 +117,6 @@ impl StoredTable {
         };
         Ok(PartitionedFile::new_from_meta(meta)
             .with_statistics(Arc::new(self.statistics(std::slice::from_ref(segment))))
-            .with_arrow_schema(self.schema.clone())
             .with_extension(segment.clone()))
     }
 

@@ -112,7 +112,7 @@ fn formats_are_known_by_name() {
         assert_eq!(format.to_string().to_uppercase().parse(), Ok(format));
     }
     let error = "xml".parse::<OutputFormat>().unwrap_err().to_string();
-    assert_eq!(error, "'xml' is no output format: use table, json, ndjson or csv");
+    assert_eq!(error, "'xml' is no output format: use table, json, ndjson, csv, ecs or eve");
 }
 
 #[test]
