@@ -189,6 +189,7 @@ impl Shard {
 }
 
 /// A worker of a live tap.
+#[expect(clippy::large_enum_variant, reason = "there is one a thread, which holds it in place to the end")]
 pub(crate) enum LiveWorker {
     /// With flows of its own: the card brings both directions here.
     Alone(Worker),

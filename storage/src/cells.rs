@@ -236,10 +236,10 @@ impl<const NULLABLE: bool> Cells for Rare<NULLABLE> {
     }
 }
 
-/// Bytes of the zeros all columns of nothing share: enough for every batch there can be, and for a gathered one.
+/// Bytes of the zeros all columns of nothing share: enough for every batch there can be.
 const ZEROS_BYTES: usize = ROWS_MAX * 8;
-/// Most rows of a batch (`StoreOptions::batch_rows`), and of the runs segments are written in.
-pub(crate) const ROWS_MAX: usize = 64 << 10;
+/// Most rows of a batch (`StoreOptions::batch_rows`).
+const ROWS_MAX: usize = 64 << 10;
 
 /// At least `rows` values of 0, of up to 8 bytes each.
 fn zeros(rows: usize) -> Buffer {
@@ -256,11 +256,6 @@ pub(crate) fn is_all_zero(column: &dyn Array) -> bool {
         .as_any()
         .downcast_ref::<UInt32Array>()
         .is_some_and(|column| column.null_count() == 0 && column.values().inner().as_ptr() == zeros(0).as_ptr())
-}
-
-/// `rows` values of 0, at most `ROWS_MAX`.
-pub(crate) fn all_zero(rows: usize) -> ArrayRef {
-    Arc::new(UInt32Array::new(ScalarBuffer::new(zeros(rows), 0, rows), None))
 }
 
 /// Addresses: 16 bytes, IPv4 mapped.
@@ -492,6 +487,6 @@ mod tests {
             let read: Vec<u32> = option.as_primitive::<UInt16Type>().iter().map(|n| n.map_or(0, u32::from)).collect();
             assert_eq!(read, rows, "{filled:?}");
         }
-        assert!(is_all_zero(&all_zero(ROWS_MAX)) && !is_all_zero(&UInt32Array::from(vec![0, 0])));
+        assert!(!is_all_zero(&UInt32Array::from(vec![0, 0])));
     }
 }

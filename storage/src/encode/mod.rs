@@ -1,23 +1,27 @@
 //! Batches of rows into one Parquet file, sorted by their time.
 
-use crate::cells::{ROWS_MAX, all_zero, is_all_zero};
+mod bits;
+mod chunk;
+mod column;
+mod dictionary;
+
+use crate::cells::is_all_zero;
 use crate::error::IoContext;
 use crate::folder::{FORMAT_VERSION, Layout};
 use crate::segment::SegmentMeta;
-use crate::table::{Encoding, TableInfo};
+use crate::table::TableInfo;
 use crate::{StorageError, sys};
-use arrow::array::{Array, ArrayRef, AsArray, FixedSizeBinaryArray, new_null_array};
-use arrow::buffer::{BooleanBuffer, Buffer, NullBuffer};
-use arrow::compute::interleave;
-use arrow::datatypes::{DataType, Int32Type, Int64Type, TimestampMicrosecondType, UInt8Type};
-use arrow::error::ArrowError;
+use arrow::array::{Array, ArrayRef, AsArray};
+use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType, UInt8Type};
 use arrow::record_batch::RecordBatch;
+use chunk::Zstd;
+use column::{Column, Place, Scratch};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use parquet::arrow::{ArrowWriter, ProjectionMask};
-use parquet::basic::{Compression, Encoding as ParquetEncoding, ZstdLevel};
+use parquet::arrow::{ArrowSchemaConverter, ProjectionMask, add_encoded_arrow_schema_to_metadata};
+use parquet::errors::ParquetError;
 use parquet::file::metadata::{KeyValue, SortingColumn};
-use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
-use parquet::schema::types::ColumnPath;
+use parquet::file::properties::{WriterProperties, WriterVersion};
+use parquet::file::writer::SerializedFileWriter;
 use std::fs::{self, File};
 use std::io::BufWriter;
 use std::path::Path;
@@ -38,13 +42,6 @@ pub enum SegmentProfile {
 const ROW_GROUP_ROWS: usize = 1 << 20;
 /// Rows of a page: the smallest unit that is skipped and decompressed.
 const PAGE_ROWS: usize = 20_000;
-/// Above the writer's default of 1 MiB, at which it silently falls back to PLAIN.
-const DICTIONARY_BYTES_MAX: usize = 16 << 20;
-/// Share of addresses a bloom filter takes for present though they are not.
-const BLOOM_FALSE_POSITIVES: f64 = 0.01;
-/// Rows sorted into one batch at a time, so that encoding needs little memory beside the rows themselves.
-const GATHER_ROWS: usize = ROWS_MAX;
-
 /// Writes `batches` (all of the table, at least one row) as segment `id` and gives it its final name. Afterwards
 /// the file and its name are durable.
 pub(crate) fn write_segment(
@@ -59,7 +56,7 @@ pub(crate) fn write_segment(
     let day = path.parent().unwrap_or(&layout.dir);
     let day_is_new = !day.exists();
     fs::create_dir_all(day).at("create", day)?;
-    let written = write_rows(&tmp, layout.table, id, batches, meta.rows, profile);
+    let written = write_rows(&tmp, layout.table, id, batches, profile);
     if let Err(error) = written {
         // Frees what a full disk needs most; a start would remove it too.
         let _ = fs::remove_file(&tmp);
@@ -79,85 +76,83 @@ fn write_rows(
     table: &TableInfo,
     id: u64,
     batches: &[RecordBatch],
-    rows: u64,
     profile: SegmentProfile,
 ) -> Result<(), StorageError> {
     let file = File::create(path).at("create", path)?;
     let failed = StorageError::parquet("write segment", path);
-    let zero: Vec<bool> =
-        (0..table.columns.len()).map(|at| batches.iter().all(|batch| is_all_zero(batch.column(at)))).collect();
-    let properties = properties(table, profile, id, rows, &zero);
-    let mut writer = ArrowWriter::try_new(BufWriter::with_capacity(1 << 20, file), (table.schema)(), Some(properties))
-        .map_err(&failed)?;
-    let mut order = order_by_time(batches);
-    for run in order.chunks_mut(GATHER_ROWS) {
-        let sources = sources(batches, run);
-        let batch = gather(&sources, run).map_err(StorageError::arrow("sort rows by time"))?;
-        writer.write(&batch).map_err(&failed)?;
+    let schema = (table.schema)();
+    let mut properties = properties(profile, id);
+    add_encoded_arrow_schema_to_metadata(&schema, &mut properties);
+    let columns = ArrowSchemaConverter::new().convert(&schema).map_err(&failed)?;
+    let file = BufWriter::with_capacity(1 << 20, file);
+    let mut writer =
+        SerializedFileWriter::new(file, columns.root_schema_ptr(), Arc::new(properties)).map_err(&failed)?;
+    for rows in order_by_time(batches).chunks(ROW_GROUP_ROWS) {
+        write_row_group(&mut writer, table, batches, rows, profile).map_err(&failed)?;
     }
     let file = writer.into_inner().map_err(&failed)?;
     let file = file.into_inner().map_err(|error| error.into_error()).at("write", path)?;
     file.sync_all().at("sync", path)
 }
 
-/// Position of each row as (batch, row), by time; rows of one time keep the order they came in.
-fn order_by_time(batches: &[RecordBatch]) -> Vec<(usize, usize)> {
-    let mut keys: Vec<(i64, u32, u32)> = Vec::with_capacity(batches.iter().map(RecordBatch::num_rows).sum());
+/// All columns page by page, so that what is known of a page's rows stays in the cache.
+fn write_row_group(
+    writer: &mut SerializedFileWriter<BufWriter<File>>,
+    table: &TableInfo,
+    batches: &[RecordBatch],
+    rows: &[Place],
+    profile: SegmentProfile,
+) -> Result<(), ParquetError> {
+    let schema = (table.schema)();
+    let mut columns = Vec::with_capacity(table.columns.len());
+    for (at, info) in table.columns.iter().enumerate() {
+        let field = schema.field(at);
+        let is_zero = batches.iter().all(|batch| is_all_zero(batch.column(at)));
+        let column = writer.schema_descr().column(at);
+        columns.push(Column::new(info, field.data_type(), field.is_nullable(), column, profile, is_zero)?);
+    }
+    let (mut zstd, mut scratch) = (Zstd::new()?, Scratch::default());
+    for page in rows.chunks(PAGE_ROWS) {
+        let (sources, places) = sources(batches, page);
+        for (at, column) in columns.iter_mut().enumerate() {
+            let arrays: Vec<&ArrayRef> = sources.iter().map(|batch| batch.column(at)).collect();
+            column.page(&arrays, &places, &mut scratch, &mut zstd)?;
+        }
+    }
+    let mut group = writer.next_row_group()?;
+    for column in columns {
+        let (chunk, close) = column.finish(&mut zstd)?;
+        group.append_column(&chunk, close)?;
+    }
+    group.close()?;
+    Ok(())
+}
+
+/// Where each row lies, by time; rows of one time keep the order they came in.
+fn order_by_time(batches: &[RecordBatch]) -> Vec<Place> {
+    let mut keys: Vec<(i64, Place)> = Vec::with_capacity(batches.iter().map(RecordBatch::num_rows).sum());
     for (b, batch) in batches.iter().enumerate() {
         let ends = batch.column(0).as_primitive::<TimestampMicrosecondType>().values();
-        keys.extend(ends.iter().enumerate().map(|(row, &end)| (end, b as u32, row as u32)));
+        keys.extend(ends.iter().enumerate().map(|(row, &end)| (end, (b as u32, row as u32))));
     }
     keys.sort_unstable();
-    keys.into_iter().map(|(_, batch, row)| (batch as usize, row as usize)).collect()
+    keys.into_iter().map(|(_, place)| place).collect()
 }
 
-/// The batches `run` takes rows from, by which it counts afterwards. Rows come nearly in order, so these are few, and
-/// the dictionaries of all others need not be looked at.
-fn sources<'a>(batches: &'a [RecordBatch], run: &mut [(usize, usize)]) -> Vec<&'a RecordBatch> {
-    let mut place = vec![usize::MAX; batches.len()];
+/// The batches a page takes rows from, and where its rows lie in these. Rows come nearly in order, so they are few.
+fn sources<'a>(batches: &'a [RecordBatch], page: &[Place]) -> (Vec<&'a RecordBatch>, Vec<Place>) {
+    let mut number = vec![u32::MAX; batches.len()];
     let mut used = Vec::new();
-    for (batch, _) in run {
-        if place[*batch] == usize::MAX {
-            place[*batch] = used.len();
-            used.push(&batches[*batch]);
+    let places = page.iter().map(|&(batch, row)| {
+        let number = &mut number[batch as usize];
+        if *number == u32::MAX {
+            *number = used.len() as u32;
+            used.push(&batches[batch as usize]);
         }
-        *batch = place[*batch];
-    }
-    used
-}
-
-/// The rows at `order` as one batch.
-fn gather(batches: &[&RecordBatch], order: &[(usize, usize)]) -> Result<RecordBatch, ArrowError> {
-    let schema = batches[0].schema();
-    let columns: Result<Vec<ArrayRef>, ArrowError> = (0..schema.fields().len())
-        .map(|c| {
-            let arrays: Vec<&dyn Array> = batches.iter().map(|batch| batch.column(c).as_ref()).collect();
-            // Columns of nothing, of which there are many, are not walked.
-            if arrays.iter().all(|array| is_all_zero(*array)) {
-                return Ok(all_zero(order.len()));
-            }
-            if arrays.iter().all(|array| array.null_count() == array.len()) {
-                return Ok(new_null_array(schema.field(c).data_type(), order.len()));
-            }
-            match schema.field(c).data_type() {
-                // Arrow's own interleave copies these row by row through a virtual call.
-                DataType::FixedSizeBinary(16) => gather_bytes::<16>(&arrays, order),
-                DataType::FixedSizeBinary(6) => gather_bytes::<6>(&arrays, order),
-                _ => interleave(&arrays, order),
-            }
-        })
-        .collect();
-    RecordBatch::try_new(schema, columns?)
-}
-
-fn gather_bytes<const N: usize>(arrays: &[&dyn Array], order: &[(usize, usize)]) -> Result<ArrayRef, ArrowError> {
-    let arrays: Vec<&FixedSizeBinaryArray> = arrays.iter().map(|array| array.as_fixed_size_binary()).collect();
-    let values: Vec<&[[u8; N]]> = arrays.iter().map(|array| array.value_data().as_chunks::<N>().0).collect();
-    let bytes: Vec<[u8; N]> = order.iter().map(|&(batch, row)| values[batch][row]).collect();
-    let nulls = arrays.iter().any(|array| array.null_count() > 0).then(|| {
-        NullBuffer::new(BooleanBuffer::collect_bool(order.len(), |i| arrays[order[i].0].is_valid(order[i].1)))
+        (*number, row)
     });
-    Ok(Arc::new(FixedSizeBinaryArray::try_new(N as i32, Buffer::from_vec(bytes.into_flattened()), nulls)?))
+    let places = places.collect();
+    (used, places)
 }
 
 /// The columns `describe` looks at.
@@ -245,48 +240,17 @@ pub(crate) fn describe_file(
     Ok(SegmentMeta { file, bytes, ..describe(table, id, &batches) })
 }
 
-fn properties(table: &TableInfo, profile: SegmentProfile, id: u64, rows: u64, zero: &[bool]) -> WriterProperties {
-    let mut builder = WriterProperties::builder()
+fn properties(profile: SegmentProfile, id: u64) -> WriterProperties {
+    WriterProperties::builder()
         .set_created_by(concat!("taphouse version ", env!("CARGO_PKG_VERSION")).to_owned())
-        .set_compression(Compression::ZSTD(ZstdLevel::default()))
-        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
-        .set_data_page_row_count_limit(PAGE_ROWS)
-        .set_dictionary_page_size_limit(DICTIONARY_BYTES_MAX)
-        .set_statistics_enabled(EnabledStatistics::Page)
         .set_sorting_columns(Some(vec![SortingColumn { column_idx: 0, descending: false, nulls_first: false }]))
         .set_key_value_metadata(Some(vec![
             KeyValue::new("taphouse.format".to_owned(), FORMAT_VERSION.to_string()),
             KeyValue::new("taphouse.segment".to_owned(), id.to_string()),
         ]))
         .set_writer_version(match profile {
-            // Version 1 has no dictionaries of fixed-length bytes: addresses would take 16 bytes a row before zstd.
             SegmentProfile::Tuned => WriterVersion::PARQUET_2_0,
             SegmentProfile::Compatible => WriterVersion::PARQUET_1_0,
-        });
-    for (column, &zero) in table.columns.iter().zip(zero) {
-        let path = || ColumnPath::from(column.name);
-        let encoding = match (profile, column.encoding) {
-            // Zeros cost least as they are: nothing is computed, and zstd makes a few bytes of a page.
-            _ if zero => Some(ParquetEncoding::PLAIN),
-            (SegmentProfile::Compatible, _) | (_, Encoding::Dict) => None,
-            (_, Encoding::Delta) => Some(ParquetEncoding::DELTA_BINARY_PACKED),
-            (_, Encoding::Split) => Some(ParquetEncoding::BYTE_STREAM_SPLIT),
-            (_, Encoding::Plain) => Some(ParquetEncoding::PLAIN),
-        };
-        builder = builder.set_column_dictionary_enabled(path(), encoding.is_none());
-        if let Some(encoding) = encoding {
-            builder = builder.set_column_encoding(path(), encoding);
-        }
-        if !column.statistics {
-            builder = builder.set_column_statistics_enabled(path(), EnabledStatistics::None);
-        }
-        if column.bloom {
-            // Sized for every row being distinct, then folded down by the writer to what the values need.
-            builder = builder
-                .set_column_bloom_filter_enabled(path(), true)
-                .set_column_bloom_filter_fpp(path(), BLOOM_FALSE_POSITIVES)
-                .set_column_bloom_filter_max_ndv(path(), rows.clamp(1, ROW_GROUP_ROWS as u64));
-        }
-    }
-    builder.build()
+        })
+        .build()
 }

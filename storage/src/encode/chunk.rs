@@ -1,0 +1,336 @@
+//! The pages of one column in a row group, and what the file says of them.
+
+use super::SegmentProfile;
+use bytes::Bytes;
+use parquet::basic::{BoundaryOrder, Compression, Encoding, Type, ZstdLevel};
+use parquet::bloom_filter::Sbbf;
+use parquet::column::page::{CompressedPage, Page, PageWriteSpec, PageWriter};
+use parquet::column::writer::ColumnCloseResult;
+use parquet::data_type::{ByteArray, FixedLenByteArray};
+use parquet::errors::{ParquetError, Result};
+use parquet::file::metadata::{ColumnChunkMetaData, ColumnIndexBuilder, OffsetIndexBuilder, PageEncodingStats};
+use parquet::file::statistics::{Statistics, ValueStatistics};
+use parquet::file::writer::{SerializedPageWriter, TrackedWrite};
+use parquet::schema::types::ColumnDescPtr;
+
+/// Longest text that stands in statistics.
+const BOUND_BYTES_MAX: usize = 64;
+
+/// The values of one page, encoded.
+pub(super) struct PageData<'a> {
+    pub(super) rows: usize,
+    /// Rows without a value.
+    pub(super) nulls: usize,
+    /// Which rows have one (RLE, one bit); empty in a column that always has.
+    pub(super) levels: &'a [u8],
+    pub(super) values: &'a [u8],
+    pub(super) encoding: Encoding,
+    /// Smallest and largest value, if the column has statistics and the page values.
+    pub(super) bounds: Option<(Bound, Bound)>,
+}
+
+/// A smallest or largest value.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Bound {
+    /// Of an unsigned column.
+    Unsigned(u64),
+    Signed(i64),
+    /// Of fixed length, as long as the column says, with zeros before it.
+    Bytes(u128),
+    Text(Vec<u8>),
+}
+
+struct Written {
+    spec: PageWriteSpec,
+    rows: usize,
+    nulls: usize,
+    bounds: Option<(Bound, Bound)>,
+    encoding: Encoding,
+}
+
+/// One column chunk under construction.
+pub(super) struct Chunk {
+    column: ColumnDescPtr,
+    profile: SegmentProfile,
+    /// Whether it has statistics.
+    statistics: bool,
+    data: TrackedWrite<Vec<u8>>,
+    pages: Vec<Written>,
+}
+
+impl Chunk {
+    pub(super) fn new(column: ColumnDescPtr, profile: SegmentProfile, statistics: bool) -> Chunk {
+        Chunk { column, profile, statistics, data: TrackedWrite::new(Vec::new()), pages: Vec::new() }
+    }
+
+    /// Adds a page.
+    pub(super) fn page(&mut self, page: PageData<'_>, zstd: &mut Zstd) -> Result<()> {
+        let parquet = match self.profile {
+            SegmentProfile::Tuned => self.page_v2(&page, zstd)?,
+            SegmentProfile::Compatible => self.page_v1(&page, zstd)?,
+        };
+        let spec = SerializedPageWriter::new(&mut self.data).write_page(parquet)?;
+        let PageData { rows, nulls, encoding, bounds, .. } = page;
+        self.pages.push(Written { spec, rows, nulls, bounds, encoding });
+        Ok(())
+    }
+
+    /// Version 2: levels as they are, then values, compressed where that makes them smaller.
+    fn page_v2(&self, page: &PageData<'_>, zstd: &mut Zstd) -> Result<CompressedPage> {
+        let mut buf = page.levels.to_vec();
+        let compressed = zstd.compress(page.values)?;
+        let is_compressed = compressed.len() < page.values.len();
+        buf.extend_from_slice(if is_compressed { compressed } else { page.values });
+        let data = Page::DataPageV2 {
+            buf: buf.into(),
+            num_values: page.rows as u32,
+            encoding: page.encoding,
+            num_nulls: page.nulls as u32,
+            num_rows: page.rows as u32,
+            def_levels_byte_len: page.levels.len() as u32,
+            rep_levels_byte_len: 0,
+            is_compressed,
+            statistics: None,
+        };
+        Ok(CompressedPage::new(data, page.levels.len() + page.values.len()))
+    }
+
+    /// Version 1: levels behind their length, and values, compressed together.
+    fn page_v1(&self, page: &PageData<'_>, zstd: &mut Zstd) -> Result<CompressedPage> {
+        let mut whole = Vec::with_capacity(4 + page.levels.len() + page.values.len());
+        if self.column.max_def_level() > 0 {
+            whole.extend_from_slice(&(page.levels.len() as u32).to_le_bytes());
+            whole.extend_from_slice(page.levels);
+        }
+        whole.extend_from_slice(page.values);
+        let data = Page::DataPage {
+            buf: zstd.compress(&whole)?.to_vec().into(),
+            num_values: page.rows as u32,
+            encoding: page.encoding,
+            def_level_encoding: Encoding::RLE,
+            rep_level_encoding: Encoding::RLE,
+            statistics: None,
+        };
+        Ok(CompressedPage::new(data, whole.len()))
+    }
+
+    /// The chunk, ready for the file. `dictionary`: number of entries, and these as PLAIN.
+    pub(super) fn finish(
+        self,
+        dictionary: Option<(usize, &[u8])>,
+        bloom_filter: Option<Sbbf>,
+        zstd: &mut Zstd,
+    ) -> Result<(Bytes, ColumnCloseResult)> {
+        let Chunk { column, profile: _, statistics, data, pages } = self;
+        let mut file = TrackedWrite::new(Vec::new());
+        let mut encodings = vec![];
+        let (mut compressed, mut uncompressed) = (0, 0);
+        let mut count = |page_type, encoding, spec: &PageWriteSpec| {
+            compressed += spec.compressed_size as i64;
+            uncompressed += spec.uncompressed_size as i64;
+            match encodings.last_mut() {
+                Some(PageEncodingStats { page_type: last_type, encoding: last, count })
+                    if (*last_type, *last) == (page_type, encoding) =>
+                {
+                    *count += 1;
+                }
+                _ => encodings.push(PageEncodingStats { page_type, encoding, count: 1 }),
+            }
+        };
+        if let Some((entries, plain)) = dictionary {
+            let page = Page::DictionaryPage {
+                buf: zstd.compress(plain)?.to_vec().into(),
+                num_values: entries as u32,
+                encoding: Encoding::PLAIN,
+                is_sorted: false,
+            };
+            let spec = SerializedPageWriter::new(&mut file).write_page(CompressedPage::new(page, plain.len()))?;
+            count(spec.page_type, Encoding::PLAIN, &spec);
+        }
+        let mut file = file.into_inner()?;
+        let first = file.len() as i64;
+        let mut offsets = OffsetIndexBuilder::new();
+        for page in &pages {
+            count(page.spec.page_type, page.encoding, &page.spec);
+            offsets.append_offset_and_size(first + page.spec.offset as i64, page.spec.compressed_size as i32);
+            offsets.append_row_count(page.rows as i64);
+        }
+        file.append(&mut data.into_inner()?);
+        let rows: usize = pages.iter().map(|page| page.rows).sum();
+        let mut masks: Vec<Encoding> = encodings.iter().map(|page| page.encoding).collect();
+        // Of the levels.
+        masks.push(Encoding::RLE);
+        let mut meta = ColumnChunkMetaData::builder(column.clone())
+            .set_compression(Compression::ZSTD(ZstdLevel::default()))
+            .set_encodings(masks)
+            .set_page_encoding_stats(encodings)
+            .set_total_compressed_size(compressed)
+            .set_total_uncompressed_size(uncompressed)
+            .set_num_values(rows as i64)
+            .set_data_page_offset(first)
+            .set_dictionary_page_offset(dictionary.map(|_| 0));
+        if statistics {
+            meta = meta.set_statistics(chunk_statistics(&column, &pages)?);
+        }
+        let close = ColumnCloseResult {
+            bytes_written: file.len() as u64,
+            rows_written: rows as u64,
+            metadata: meta.build()?,
+            bloom_filter,
+            column_index: match statistics {
+                true => Some(column_index(&column, &pages)?.build()?),
+                false => None,
+            },
+            offset_index: Some(offsets.build()),
+        };
+        Ok((file.into(), close))
+    }
+}
+
+/// Smallest and largest value of each page.
+fn column_index(column: &ColumnDescPtr, pages: &[Written]) -> Result<ColumnIndexBuilder> {
+    let mut index = ColumnIndexBuilder::new(column.physical_type());
+    for page in pages {
+        let (min, max) = match &page.bounds {
+            Some((min, max)) => (plain_bound(column, &cut_min(min).0), plain_bound(column, &cut_max(max).0)),
+            None => (Vec::new(), Vec::new()),
+        };
+        index.append(page.bounds.is_none(), min, max, page.nulls as i64);
+    }
+    let bounds: Vec<_> = pages.iter().filter_map(|page| page.bounds.as_ref()).collect();
+    let up = bounds.is_sorted_by(|a, b| a.0 <= b.0 && a.1 <= b.1);
+    let down = bounds.is_sorted_by(|a, b| a.0 >= b.0 && a.1 >= b.1);
+    index.set_boundary_order(match (up, down) {
+        (true, _) => BoundaryOrder::ASCENDING,
+        (false, true) => BoundaryOrder::DESCENDING,
+        (false, false) => BoundaryOrder::UNORDERED,
+    });
+    Ok(index)
+}
+
+fn chunk_statistics(column: &ColumnDescPtr, pages: &[Written]) -> Result<Statistics> {
+    let nulls = Some(pages.iter().map(|page| page.nulls as u64).sum());
+    let bounds = || pages.iter().filter_map(|page| page.bounds.as_ref());
+    let (min, min_is_exact) = bounds().map(|(min, _)| min).min().map(cut_min).unzip();
+    let (max, max_is_exact) = bounds().map(|(_, max)| max).max().map(cut_max).unzip();
+    let plain = |bound: &Bound| plain_bound(column, bound);
+    let (min, max) = (min.as_ref().map(plain), max.as_ref().map(plain));
+    macro_rules! statistics {
+        ($kind:ident, $value:expr) => {{
+            let value = $value;
+            Statistics::$kind(
+                ValueStatistics::new(min.map(value), max.map(value), None, nulls, false)
+                    .with_min_is_exact(min_is_exact == Some(true))
+                    .with_max_is_exact(max_is_exact == Some(true)),
+            )
+        }};
+    }
+    fn number<const N: usize>(plain: Vec<u8>) -> [u8; N] {
+        plain.first_chunk().copied().unwrap_or([0; N])
+    }
+    Ok(match column.physical_type() {
+        Type::BOOLEAN => statistics!(Boolean, |plain: Vec<u8>| plain == [1]),
+        Type::INT32 => statistics!(Int32, |plain| i32::from_le_bytes(number(plain))),
+        Type::INT64 => statistics!(Int64, |plain| i64::from_le_bytes(number(plain))),
+        Type::BYTE_ARRAY => statistics!(ByteArray, ByteArray::from),
+        Type::FIXED_LEN_BYTE_ARRAY => {
+            statistics!(FixedLenByteArray, |plain| FixedLenByteArray::from(ByteArray::from(plain)))
+        }
+        other => return Err(ParquetError::General(format!("no column of a table is {other}"))),
+    })
+}
+
+/// As statistics store it.
+fn plain_bound(column: &ColumnDescPtr, bound: &Bound) -> Vec<u8> {
+    let bits = match bound {
+        Bound::Unsigned(value) => *value,
+        Bound::Signed(value) => *value as u64,
+        Bound::Bytes(value) => return value.to_be_bytes()[16 - column.type_length().clamp(0, 16) as usize..].to_vec(),
+        Bound::Text(value) => return value.clone(),
+    };
+    let bytes = match column.physical_type() {
+        Type::BOOLEAN => 1,
+        Type::INT32 => 4,
+        _ => 8,
+    };
+    bits.to_le_bytes()[..bytes].to_vec()
+}
+
+/// Not greater than `bound` and of limited length; and whether it is the same.
+fn cut_min(bound: &Bound) -> (Bound, bool) {
+    match bound {
+        Bound::Text(text) if text.len() > BOUND_BYTES_MAX => (Bound::Text(start_of(text).to_vec()), false),
+        other => (other.clone(), true),
+    }
+}
+
+/// Not less than `bound` and of limited length, unless there is no such text; and whether it is the same.
+fn cut_max(bound: &Bound) -> (Bound, bool) {
+    let Bound::Text(text) = bound else { return (bound.clone(), true) };
+    if text.len() <= BOUND_BYTES_MAX {
+        return (bound.clone(), true);
+    }
+    let mut start = String::from_utf8_lossy(start_of(text)).into_owned();
+    // The last letter that has a next one becomes that, and what follows it goes.
+    while let Some(last) = start.pop() {
+        if let Some(next) = char::from_u32(last as u32 + 1) {
+            start.push(next);
+            return (Bound::Text(start.into_bytes()), false);
+        }
+    }
+    (bound.clone(), true)
+}
+
+/// What fits, in whole letters.
+fn start_of(text: &[u8]) -> &[u8] {
+    let mut end = BOUND_BYTES_MAX;
+    while end > 0 && text[end] & 0xc0 == 0x80 {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+/// A zstd context and its buffer, made once a segment.
+pub(super) struct Zstd {
+    context: zstd::bulk::Compressor<'static>,
+    out: Vec<u8>,
+}
+
+impl Zstd {
+    pub(super) fn new() -> Result<Zstd> {
+        let context = zstd::bulk::Compressor::new(ZstdLevel::default().compression_level()).map_err(failed)?;
+        Ok(Zstd { context, out: Vec::new() })
+    }
+
+    /// `data` as one frame.
+    fn compress(&mut self, data: &[u8]) -> Result<&[u8]> {
+        self.out.resize(zstd::zstd_safe::compress_bound(data.len()), 0);
+        let length = self.context.compress_to_buffer(data, &mut self.out[..]).map_err(failed)?;
+        Ok(&self.out[..length])
+    }
+}
+
+fn failed(error: std::io::Error) -> ParquetError {
+    ParquetError::External(Box::new(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_texts_are_bounded_from_both_sides() {
+        let text = |text: &str| Bound::Text(text.as_bytes().to_vec());
+        assert_eq!(cut_max(&text("short")), (text("short"), true));
+        let long = text(&"é".repeat(100));
+        let (min, max) = (cut_min(&long), cut_max(&long));
+        assert_eq!(min, (text(&"é".repeat(32)), false));
+        assert_eq!(max, (text(&format!("{}ê", "é".repeat(31))), false));
+        assert!(min.0 < long && long < max.0);
+        // A cut in the middle of a letter takes none of it.
+        let odd = text(&format!("a{}", "é".repeat(100)));
+        assert_eq!(cut_min(&odd).0, text(&format!("a{}", "é".repeat(31))));
+        let last = text(&char::MAX.to_string().repeat(100));
+        assert_eq!(cut_max(&last), (last.clone(), true));
+    }
+}
