@@ -254,3 +254,6 @@ fn properties(profile: SegmentProfile, id: u64) -> WriterProperties {
         })
         .build()
 }
+
+#[cfg(test)]
+mod tests;
