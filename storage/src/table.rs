@@ -208,7 +208,7 @@ impl<C: Columns> BatchBuilder<C> {
     /// Adds rows. They are wide, so they are walked in runs that stay in the second-level cache while all columns pick
     /// their value from them.
     pub(crate) fn extend(&mut self, rows: &[C::Row], mut texts: &[u8]) {
-        const RUN: usize = 512;
+        const RUN: usize = 128;
         for run in rows.chunks(RUN) {
             self.columns.extend(run);
             if !texts.is_empty() {
