@@ -10,7 +10,8 @@ use arrow::datatypes::*;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ArrowReaderOptions;
 use parquet::arrow::arrow_reader::statistics::StatisticsConverter;
-use parquet::file::metadata::PageIndexPolicy;
+use parquet::basic::{Encoding, PageType};
+use parquet::file::metadata::{ColumnChunkMetaData, PageIndexPolicy};
 use parquet::file::properties::ReaderProperties;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::file::serialized_reader::ReadOptionsBuilder;
@@ -121,7 +122,8 @@ fn as_text(array: &dyn Array) -> ArrayRef {
     }
 }
 
-fn check(table: &TableInfo, batches: &[RecordBatch], profile: SegmentProfile) {
+/// Returns, by column, how many data pages there are of each encoding.
+fn check(table: &TableInfo, batches: &[RecordBatch], profile: SegmentProfile) -> Vec<Vec<(Encoding, i32)>> {
     let dir = tempfile::tempdir().unwrap();
     let [ours, theirs] = ["ours", "theirs"].map(|name| dir.path().join(name));
     write_rows(&ours, table, 7, batches, profile).unwrap();
@@ -136,7 +138,9 @@ fn check(table: &TableInfo, batches: &[RecordBatch], profile: SegmentProfile) {
     writer.write(&wanted).unwrap();
     writer.close().unwrap();
 
-    let options = || ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Required);
+    let options = || {
+        ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Required).with_encoding_stats_as_mask(false)
+    };
     let open = |path: &Path| {
         ParquetRecordBatchReaderBuilder::try_new_with_options(File::open(path).unwrap(), options()).unwrap()
     };
@@ -170,6 +174,12 @@ fn check(table: &TableInfo, batches: &[RecordBatch], profile: SegmentProfile) {
         assert_eq!(&as_text(read.column(at)), &as_text(wanted.column(at)), "{}", info.name);
     }
     check_blooms(&ours, table, &wanted);
+    let pages = |column: &ColumnChunkMetaData| {
+        let pages =
+            column.page_encoding_stats().unwrap().iter().filter(|page| page.page_type != PageType::DICTIONARY_PAGE);
+        pages.map(|page| (page.encoding, page.count)).collect()
+    };
+    ours_meta.metadata().row_group(0).columns().iter().map(pages).collect()
 }
 
 /// Every value there is, is in its filter; of others, few.
@@ -219,5 +229,6 @@ fn a_dictionary_that_is_full_takes_no_more() {
         columns[at] = Arc::new(DictionaryArray::try_new(keys, Arc::new(StringArray::from(texts))).unwrap());
         *batch = RecordBatch::try_new(batch.schema(), columns).unwrap();
     }
-    check(&DNS, &batches, SegmentProfile::Tuned);
+    let pages = check(&DNS, &batches, SegmentProfile::Tuned);
+    assert_eq!(pages[at], [(Encoding::RLE_DICTIONARY, 3), (Encoding::PLAIN, 2)]);
 }
