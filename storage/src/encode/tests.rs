@@ -73,7 +73,7 @@ fn column(random: &mut Random, field: &Field, rows: usize) -> ArrayRef {
             Arc::new(TimestampMicrosecondArray::new(times.into(), None).with_timezone("UTC"))
         }
         DataType::Boolean => {
-            Arc::new(BooleanArray::new(BooleanBuffer::collect_bool(rows, |i| numbers[i] % 3 == 0), nulls))
+            Arc::new(BooleanArray::new(BooleanBuffer::collect_bool(rows, |i| numbers[i].is_multiple_of(3)), nulls))
         }
         DataType::FixedSizeBinary(length) => {
             let bytes: Vec<u8> = numbers
