@@ -259,26 +259,30 @@ fn worker(
     Ok((Ingest::new(worker, IngestSettings::default(), ledger, gauges), behind))
 }
 
-/// In the writer's place: takes records out of the ring as the writer does, until the worker lets go of it.
+/// In the writer's place: takes rows out of the rings as the writer does, until the worker lets go of them.
 fn forget(mut inlet: writer::Inlet) -> Result<(), storage::StorageError> {
     loop {
-        let lane = &mut inlet.ends.records;
-        let is_last = lane.rows.is_abandoned();
-        let waiting = lane.rows.slots();
-        if let Ok(text) = lane.text.read_chunk(lane.text.slots()) {
-            text.commit_all();
-        }
-        if let Ok(chunk) = lane.rows.read_chunk(waiting) {
-            for record in chunk {
-                std::hint::black_box(record);
-            }
-        }
-        match (waiting, is_last) {
+        let is_last = inlet.ends.records.rows.is_abandoned() && inlet.ends.dns.rows.is_abandoned();
+        let taken = forget_rows(&mut inlet.ends.records) + forget_rows(&mut inlet.ends.dns);
+        match (taken, is_last) {
             (0, true) => return Ok(()),
             (0, false) => std::thread::sleep(Duration::from_millis(1)),
             _ => {}
         }
     }
+}
+
+fn forget_rows<R>(lane: &mut outlet::LaneEnd<R>) -> usize {
+    let waiting = lane.rows.slots();
+    if let Ok(text) = lane.text.read_chunk(lane.text.slots()) {
+        text.commit_all();
+    }
+    if let Ok(chunk) = lane.rows.read_chunk(waiting) {
+        for row in chunk {
+            std::hint::black_box(row);
+        }
+    }
+    waiting
 }
 
 /// Tells a handler what a source counted since the last time, as the server's worker loop does after each poll.
