@@ -2,7 +2,7 @@
 //!
 //! Plain version: a `HashMap<FlowKey, u32>`. What changed: a bucket is one 64-byte line of ten 16-bit tags and ten
 //! slots, so that a lookup touches one line of the index and, tags being 16 bits, almost never a wrong state; the line
-//! is known from the hash alone and can be prefetched for a whole batch. Bought: 28-36 ns a packet down to 11-16 at one
+//! is known from the hash alone and can be fetched some packets ahead. Bought: 28-36 ns a packet down to 11-16 at one
 //! million flows. Removal leaves no tombstones: each bucket counts the entries that wanted it and went on
 //! (the scheme of F14, Bronson and Shi 2019).
 
