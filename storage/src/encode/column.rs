@@ -1,6 +1,6 @@
 //! One column of a row group: rows picked from batches, encoded page by page.
 //!
-//! The plain way is `parquet::arrow::ArrowWriter`, against which `tests/segment_format.rs` holds this. What changed: its
+//! The plain way is `parquet::arrow::ArrowWriter`, against which `tests.rs` holds this. What changed: its
 //! dictionaries hash every value of every row, of addresses with an allocation each, and of texts although the batches
 //! have them numbered already; and it takes rows that were copied into sorted batches before. Here rows are picked where
 //! they lie, a text is looked up once a batch, and bloom filters get distinct values only.

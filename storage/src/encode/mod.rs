@@ -34,7 +34,7 @@ pub enum SegmentProfile {
     /// version 2 pages. DuckDB, ClickHouse, Polars and pyarrow read it.
     #[default]
     Tuned,
-    /// PLAIN and dictionary encodings in version 1 pages only, for readers of any age. Larger by about a quarter.
+    /// PLAIN and dictionary encodings in version 1 pages only, for readers of any age. Larger by about a tenth.
     Compatible,
 }
 
@@ -42,6 +42,7 @@ pub enum SegmentProfile {
 const ROW_GROUP_ROWS: usize = 1 << 20;
 /// Rows of a page: the smallest unit that is skipped and decompressed.
 const PAGE_ROWS: usize = 20_000;
+
 /// Writes `batches` (all of the table, at least one row) as segment `id` and gives it its final name. Afterwards
 /// the file and its name are durable.
 pub(crate) fn write_segment(
