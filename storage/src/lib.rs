@@ -2,6 +2,7 @@
 
 mod cells;
 mod columns;
+mod disk;
 mod dns;
 mod encode;
 mod error;
@@ -21,6 +22,7 @@ mod wal;
 mod writer;
 
 pub use columns::{FlowBatchBuilder, flow_schema};
+pub use disk::{Disk, DiskFile, Open, OsDisk, Stat};
 pub use dns::dns_schema;
 pub use encode::SegmentProfile;
 pub use error::StorageError;

@@ -4,14 +4,15 @@
 //! (and replaced atomically) at each start, after a failed write, and when removals make up most of it.
 
 use crate::StorageError;
+use crate::disk::{self, Disk, DiskFile};
 use crate::error::IoContext;
 use crate::folder::{FORMAT_VERSION, replace};
 use crate::segment::SegmentMeta;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -61,8 +62,8 @@ impl Listing {
 
     /// Reads a manifest; a missing one lists nothing. A line that does not check out ends the listing: it can only be
     /// the torn last one, unless the file was damaged, which `damage` tells.
-    pub(crate) fn read(path: &Path) -> Result<Listing, StorageError> {
-        let text = match fs::read(path) {
+    pub(crate) fn read(disk: &dyn Disk, path: &Path) -> Result<Listing, StorageError> {
+        let text = match disk::read(disk, path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Listing::default()),
             Err(error) => return Err(error).at("read", path),
@@ -108,19 +109,20 @@ fn print(line: &Line) -> String {
 
 /// The writer's side. One owner at a time.
 pub(crate) struct Manifest {
+    disk: Arc<dyn Disk>,
     path: PathBuf,
     listing: Listing,
     /// Open for appending; `None` after a failed write, until the file has been rewritten.
-    file: Option<File>,
+    file: Option<Box<dyn DiskFile>>,
     /// Lines in the file.
     lines: usize,
 }
 
 impl Manifest {
     /// Starts from `listing`, rewriting the file.
-    pub(crate) fn create(path: PathBuf, mut listing: Listing) -> Result<Manifest, StorageError> {
+    pub(crate) fn create(disk: Arc<dyn Disk>, path: PathBuf, mut listing: Listing) -> Result<Manifest, StorageError> {
         listing.damage = None;
-        let mut manifest = Manifest { path, listing, file: None, lines: 0 };
+        let mut manifest = Manifest { disk, path, listing, file: None, lines: 0 };
         manifest.rewrite()?;
         Ok(manifest)
     }
@@ -141,7 +143,7 @@ impl Manifest {
             self.rewrite()?;
         }
         let Some(file) = &mut self.file else { return Ok(()) };
-        let written = file.write_all(print(&line).as_bytes()).and_then(|()| file.sync_data());
+        let written = file.write_all(print(&line).as_bytes()).and_then(|()| file.sync());
         if let Err(error) = written {
             // The line may be there in part: what follows must not come after it.
             self.file = None;
@@ -154,7 +156,7 @@ impl Manifest {
 
     fn rewrite(&mut self) -> Result<(), StorageError> {
         let segments = self.path.with_file_name("segments");
-        self.listing.removed.retain(|removed| segments.join(&removed.file).exists());
+        self.listing.removed.retain(|removed| disk::exists(&*self.disk, &segments.join(&removed.file)).unwrap_or(true));
         let mut text = print(&Line::Manifest { format: FORMAT_VERSION, next_id: self.listing.next_id });
         for meta in self.listing.segments.values() {
             text += &print(&Line::Add(meta.clone()));
@@ -163,7 +165,7 @@ impl Manifest {
             text += &print(&Line::Remove { segments: self.listing.removed.clone() });
         }
         // The file is still open where its content ends, under its new name.
-        self.file = Some(replace(&self.path, text.as_bytes())?);
+        self.file = Some(replace(&*self.disk, &self.path, text.as_bytes())?);
         self.lines = self.listing.segments.len() + 2;
         Ok(())
     }
@@ -172,6 +174,8 @@ impl Manifest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::OsDisk;
+    use std::fs;
 
     fn meta(id: u64) -> SegmentMeta {
         SegmentMeta {
@@ -189,7 +193,7 @@ mod tests {
 
     fn write_three(dir: &Path) -> (PathBuf, Vec<Listing>) {
         let path = dir.join("manifest.ndjson");
-        let mut manifest = Manifest::create(path.clone(), Listing::default()).unwrap();
+        let mut manifest = Manifest::create(Arc::new(OsDisk), path.clone(), Listing::default()).unwrap();
         let mut states = vec![manifest.listing.clone()];
         manifest.add(meta(1)).unwrap();
         states.push(manifest.listing.clone());
@@ -205,11 +209,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, states) = write_three(dir.path());
         let text = fs::read(&path).unwrap();
-        assert_eq!(Listing::read(&path).unwrap(), states[3]);
+        assert_eq!(Listing::read(&OsDisk, &path).unwrap(), states[3]);
         assert_eq!(states[3].next_id, 8);
         for cut in 0..text.len() {
             fs::write(&path, &text[..cut]).unwrap();
-            let listing = Listing::read(&path).unwrap();
+            let listing = Listing::read(&OsDisk, &path).unwrap();
             assert!(states.contains(&Listing { damage: None, ..listing }), "cut at {cut}");
         }
     }
@@ -223,7 +227,7 @@ mod tests {
             let mut bad = text.clone();
             bad[at] ^= 1 << (at % 8);
             fs::write(&path, &bad).unwrap();
-            let listing = Listing::read(&path).unwrap();
+            let listing = Listing::read(&OsDisk, &path).unwrap();
             let whole = listing == states[3];
             // The checksum itself may be written in capitals.
             let case = text[at].is_ascii_alphabetic() && bad[at] == text[at] ^ 0x20;
@@ -235,9 +239,9 @@ mod tests {
     fn removals_are_forgotten_once_the_file_is_gone() {
         let dir = tempfile::tempdir().unwrap();
         let (path, states) = write_three(dir.path());
-        let again = Manifest::create(path.clone(), Listing::read(&path).unwrap()).unwrap();
+        let again = Manifest::create(Arc::new(OsDisk), path.clone(), Listing::read(&OsDisk, &path).unwrap()).unwrap();
         assert!(again.listing.removed.is_empty());
         assert_eq!(again.listing.segments, states[3].segments);
-        assert_eq!(Listing::read(&path).unwrap().next_id, 8, "numbers are not used twice");
+        assert_eq!(Listing::read(&OsDisk, &path).unwrap().next_id, 8, "numbers are not used twice");
     }
 }

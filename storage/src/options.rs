@@ -1,6 +1,8 @@
 use crate::StorageError;
+use crate::disk::{Disk, OsDisk};
 use crate::encode::SegmentProfile;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 /// How a data folder is written.
@@ -29,6 +31,8 @@ pub struct StoreOptions {
     pub profile: SegmentProfile,
     /// What to do when the disk does not take rows.
     pub on_error: OnError,
+    /// Where files are.
+    pub disk: Arc<dyn Disk>,
 }
 
 impl StoreOptions {
@@ -46,6 +50,7 @@ impl StoreOptions {
             retention: Retention::default(),
             profile: SegmentProfile::Tuned,
             on_error: OnError::Count,
+            disk: Arc::new(OsDisk),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use crate::StorageError;
 use crate::columns::FLOWS;
+use crate::disk::OsDisk;
 use crate::dns::DNS;
 use crate::folder::Layout;
 use crate::manifest::Listing;
@@ -57,8 +58,9 @@ impl StoreReader {
     /// If `dir` is no data folder this version can read.
     pub fn open(dir: impl AsRef<Path>) -> Result<StoreReader, StorageError> {
         let dir = dir.as_ref().to_owned();
-        Layout::of(&dir, &FLOWS).check()?;
-        let files = |table| Arc::new(Files { layout: Layout::of(&dir, table), logs: Mutex::default() });
+        let layout = |table| Layout::of(Arc::new(OsDisk), &dir, table);
+        layout(&FLOWS).check()?;
+        let files = |table| Arc::new(Files { layout: layout(table), logs: Mutex::default() });
         let (flows, dns) = (files(&FLOWS), files(&DNS));
         Ok(StoreReader { source: Source::Files { dir, flows, dns } })
     }
@@ -121,13 +123,13 @@ impl Files {
     /// manifest then lists; and one that is still there but listed is the same rows, and left out.
     fn snapshot(&self) -> Result<Snapshot, StorageError> {
         let mut logs = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
-        let present = Layout::numbered(&self.layout.wal_dir(), "wal")?;
+        let present = self.layout.numbered(&self.layout.wal_dir(), "wal")?;
         logs.retain(|id, _| present.iter().any(|(other, _)| other == id));
         for (id, path) in present {
             if logs.contains_key(&id) {
                 continue;
             }
-            match WalReader::open(&path, self.layout.table) {
+            match WalReader::open(&*self.layout.disk, &path, self.layout.table) {
                 Ok(Some(log)) => drop(logs.insert(id, log)),
                 Ok(None) => {}
                 Err(StorageError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
@@ -135,7 +137,7 @@ impl Files {
                 Err(error) => return Err(error),
             }
         }
-        let listing = Listing::read(&self.layout.manifest())?;
+        let listing = Listing::read(&*self.layout.disk, &self.layout.manifest())?;
         if let Some((at, reason)) = &listing.damage {
             let path = self.layout.manifest();
             return Err(StorageError::Damaged { path, offset: *at, reason: reason.clone() });
@@ -154,7 +156,7 @@ impl Files {
             }
         }
         let segments_dir = self.layout.segments_dir();
-        let unlinks = Arc::new(Unlinks::default());
+        let unlinks = Arc::new(Unlinks::new(self.layout.disk.clone()));
         let segment = |meta| Arc::new(Segment::new(&segments_dir, meta, unlinks.clone()));
         Ok(Snapshot { segments: listing.segments.values().map(segment).collect(), live })
     }

@@ -2,16 +2,15 @@
 //! is set aside. Nothing is destroyed that the manifest or a newer copy does not account for.
 
 use crate::StorageError;
+use crate::disk;
 use crate::encode::describe_file;
 use crate::error::IoContext;
 use crate::folder::Layout;
 use crate::manifest::Listing;
 use crate::shared::{StoreCounts, remove_wal};
-use crate::sys;
 use crate::wal::WalReader;
 use arrow::record_batch::RecordBatch;
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The state a start continues from.
@@ -28,7 +27,7 @@ pub(crate) struct Recovered {
 pub(crate) fn recover(layout: &Layout) -> Result<Recovered, StorageError> {
     let mut counts = StoreCounts::default();
     let manifest = layout.manifest();
-    let mut listing = Listing::read(&manifest)?;
+    let mut listing = Listing::read(&*layout.disk, &manifest)?;
     if let Some((at, reason)) = listing.damage.take() {
         let kept = layout.set_aside(&manifest)?;
         counts.files_damaged += 1;
@@ -40,17 +39,17 @@ pub(crate) fn recover(layout: &Layout) -> Result<Recovered, StorageError> {
             && *file == removed.file
         {
             let path = layout.segments_dir().join(file);
-            fs::remove_file(&path).at("remove", &path)?;
+            layout.disk.remove_file(&path).at("remove", &path)?;
             present.remove(&removed.id);
         }
     }
     check_listed(layout, &mut listing, &present, &mut counts)?;
     adopt_unlisted(layout, &mut listing, &present, &mut counts)?;
-    let mut wals = Layout::numbered(&layout.wal_dir(), "wal")?;
+    let mut wals = layout.numbered(&layout.wal_dir(), "wal")?;
     for (id, path) in &wals {
         listing.next_id = listing.next_id.max(id + 1);
         if is_published(&listing, *id) {
-            remove_wal(path);
+            remove_wal(layout, path);
         }
     }
     wals.retain(|(id, _)| !is_published(&listing, *id));
@@ -66,16 +65,15 @@ fn is_published(listing: &Listing, id: u64) -> bool {
 fn segment_files(layout: &Layout) -> Result<BTreeMap<u64, (String, u64)>, StorageError> {
     let root = layout.segments_dir();
     let mut found = BTreeMap::new();
-    for day in fs::read_dir(&root).at("list", &root)? {
-        let day = day.at("list", &root)?;
-        if !day.file_type().at("look at", &day.path())?.is_dir() {
+    for day in layout.disk.list(&root).at("list", &root)? {
+        if !layout.disk.stat(&day).at("look at", &day)?.is_dir {
             continue;
         }
-        for (_, tmp) in Layout::numbered(&day.path(), "tmp")? {
-            fs::remove_file(&tmp).at("remove", &tmp)?;
+        for (_, tmp) in layout.numbered(&day, "tmp")? {
+            layout.disk.remove_file(&tmp).at("remove", &tmp)?;
         }
-        for (id, path) in Layout::numbered(&day.path(), "parquet")? {
-            let bytes = fs::metadata(&path).at("look at", &path)?.len();
+        for (id, path) in layout.numbered(&day, "parquet")? {
+            let bytes = layout.disk.stat(&path).at("look at", &path)?.bytes;
             let Ok(file) = path.strip_prefix(&root).map(|file| file.to_string_lossy().into_owned()) else { continue };
             if let Some((other, _)) = found.insert(id, (file.clone(), bytes)) {
                 tracing::warn!(file, other, "two segment files have one number; only the first is used");
@@ -125,11 +123,11 @@ fn adopt_unlisted(
 ) -> Result<(), StorageError> {
     for (&id, (file, _)) in present {
         let path = layout.segments_dir().join(file);
-        if listing.segments.contains_key(&id) || !path.exists() {
+        if listing.segments.contains_key(&id) || !disk::exists(&*layout.disk, &path).at("look at", &path)? {
             continue;
         }
         listing.next_id = listing.next_id.max(id + 1);
-        match describe_file(layout.table, &path, id, file.clone()) {
+        match describe_file(layout, &path, id, file.clone()) {
             Ok(meta) => {
                 tracing::info!(path = %path.display(), rows = meta.rows, "listed a segment the manifest did not have");
                 listing.segments.insert(id, meta);
@@ -150,10 +148,10 @@ pub(crate) fn load_wal(
     path: &Path,
     counts: &mut StoreCounts,
 ) -> Result<Vec<RecordBatch>, StorageError> {
-    let mut log = match WalReader::open(path, layout.table) {
+    let mut log = match WalReader::open(&*layout.disk, path, layout.table) {
         Ok(Some(log)) => log,
         Ok(None) => {
-            remove_wal(path);
+            remove_wal(layout, path);
             return Ok(Vec::new());
         }
         Err(error @ StorageError::Damaged { .. }) => {
@@ -180,7 +178,7 @@ pub(crate) fn load_wal(
         tracing::info!(path = %path.display(), rows, "recovered a log");
     }
     if log.batches.is_empty() {
-        remove_wal(path);
+        remove_wal(layout, path);
     }
     Ok(log.batches)
 }
@@ -188,11 +186,11 @@ pub(crate) fn load_wal(
 /// A second name for a file, in `damaged/`, so that it outlives its use. Costs no space and may be repeated.
 fn keep_copy(layout: &Layout, path: &Path) -> Result<(), StorageError> {
     let dir = layout.damaged_dir();
-    fs::create_dir_all(&dir).at("create", &dir)?;
+    disk::make_dir(&*layout.disk, &dir).at("create", &dir)?;
     let target = dir.join(path.file_name().unwrap_or_default());
-    if !target.exists() {
-        fs::hard_link(path, &target).at("keep a copy of", path)?;
-        sys::sync_dir(&dir).at("sync", &dir)?;
+    if !disk::exists(&*layout.disk, &target).at("look at", &target)? {
+        layout.disk.hard_link(path, &target).at("keep a copy of", path)?;
     }
+    layout.disk.sync_dir(&dir).at("sync", &dir)?;
     Ok(())
 }

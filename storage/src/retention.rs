@@ -1,12 +1,13 @@
 //! Which segments go, and when.
 
+use crate::StorageError;
+use crate::disk::Disk;
 use crate::error::IoContext;
 use crate::manifest::Removed;
 use crate::options::Retention;
 use crate::segment::Segment;
 use crate::shared::{Rows, Shared};
 use crate::table::Columns;
-use crate::{StorageError, sys};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,6 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Drops what is due from the tables of the data folder `dir`, whose limits of size hold for all of them together.
 /// Files that readers hold go when the last of them lets go.
 pub(crate) fn apply(
+    disk: &dyn Disk,
     dir: &Path,
     tables: &[&dyn Rows],
     retention: &Retention,
@@ -29,7 +31,7 @@ pub(crate) fn apply(
     all.sort_unstable_by_key(|(table, segment)| (segment.t_end_max, *table, segment.id));
     let free = match retention.min_free_bytes {
         // Bytes of dropped files that readers still hold are as good as free: they need no further victims.
-        Some(_) => tables.iter().fold(sys::free_bytes(dir).at("ask for free space of", dir)?, |free, rows| {
+        Some(_) => tables.iter().fold(disk.free_bytes(dir).at("ask for free space of", dir)?, |free, rows| {
             free.saturating_add(rows.waiting_bytes())
         }),
         None => u64::MAX,
@@ -113,6 +115,7 @@ pub(crate) fn drop_segments<C: Columns>(shared: &Shared<C>, victims: Vec<Arc<Seg
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::OsDisk;
     use crate::segment::{SegmentMeta, Unlinks};
 
     fn segments(ends_s: &[i64]) -> Vec<(usize, Arc<Segment>)> {
@@ -127,7 +130,7 @@ mod tests {
             taps: Vec::new(),
             protos: Vec::new(),
         };
-        let new = |meta| Arc::new(Segment::new(Path::new("none"), &meta, Arc::new(Unlinks::default())));
+        let new = |meta| Arc::new(Segment::new(Path::new("none"), &meta, Arc::new(Unlinks::new(Arc::new(OsDisk)))));
         ends_s.iter().enumerate().map(meta).map(|meta| (0, new(meta))).collect()
     }
 

@@ -1,7 +1,7 @@
 //! A published segment: what is known of it without opening it, and its end.
 
+use crate::disk::Disk;
 use serde::{Deserialize, Serialize};
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -51,11 +51,18 @@ pub struct Segment {
 }
 
 /// Files retention has dropped: those waiting for a reader, and those gone.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Unlinks {
+    disk: Arc<dyn Disk>,
     pub(crate) waiting_files: AtomicU64,
     pub(crate) waiting_bytes: AtomicU64,
     pub(crate) failed: AtomicU64,
+}
+
+impl Unlinks {
+    pub(crate) fn new(disk: Arc<dyn Disk>) -> Unlinks {
+        Unlinks { disk, waiting_files: AtomicU64::new(0), waiting_bytes: AtomicU64::new(0), failed: AtomicU64::new(0) }
+    }
 }
 
 impl Segment {
@@ -89,14 +96,14 @@ impl Drop for Segment {
         if !*self.doomed.get_mut() {
             return;
         }
-        if let Err(error) = fs::remove_file(&self.path) {
+        if let Err(error) = self.unlinks.disk.remove_file(&self.path) {
             // The manifest's record of the removal makes the next start try again.
             self.unlinks.failed.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(path = %self.path.display(), %error, "cannot remove an expired segment");
         }
         // The day's folder goes with its last segment; while others are in it this fails, as it should.
         if let Some(day) = self.path.parent() {
-            let _ = fs::remove_dir(day);
+            let _ = self.unlinks.disk.remove_dir(day);
         }
         self.unlinks.waiting_files.fetch_sub(1, Ordering::Relaxed);
         self.unlinks.waiting_bytes.fetch_sub(self.bytes, Ordering::Relaxed);

@@ -11,8 +11,7 @@ use crate::segment::{Segment, Unlinks};
 use crate::table::{BatchBuilder, Columns};
 use arrow::record_batch::RecordBatch;
 use std::collections::VecDeque;
-use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -342,7 +341,7 @@ impl<C: Columns> Shared<C> {
             match self.publish(&frozen) {
                 Ok(segment) => {
                     backoff = RETRY_FIRST;
-                    remove_wal(&frozen.wal);
+                    remove_wal(&self.layout, &frozen.wal);
                     self.published(segment, since.elapsed());
                 }
                 Err(error) => {
@@ -406,8 +405,8 @@ impl<C: Columns> Shared<C> {
     }
 }
 
-pub(crate) fn remove_wal(path: &std::path::Path) {
-    if let Err(error) = fs::remove_file(path) {
+pub(crate) fn remove_wal(layout: &Layout, path: &Path) {
+    if let Err(error) = layout.disk.remove_file(path) {
         // Its rows are listed in the manifest, so the next start drops it.
         tracing::warn!(path = %path.display(), %error, "cannot remove a log whose rows are in a segment");
     }

@@ -39,9 +39,9 @@ impl Store {
     /// If the folder is somebody else's, of a newer format, in use, or cannot be written; or an option is out of range.
     pub fn open(options: StoreOptions) -> Result<Store, StorageError> {
         options.check()?;
-        let folder = DataFolder::open(&options.dir)?;
-        let flows = TableWriter::open(&options.dir, &options)?;
-        let dns = TableWriter::open(&options.dir, &options)?;
+        let folder = DataFolder::open(options.disk.clone(), &options.dir)?;
+        let flows = TableWriter::open(&options)?;
+        let dns = TableWriter::open(&options)?;
         Ok(Store { options, flows, dns, retained_at: None, retained_count: 0, _folder: folder })
     }
 
@@ -145,7 +145,9 @@ impl Store {
         }
         self.retained_at = Some(now.mono);
         self.retained_count = published;
-        if let Err(error) = retention::apply(&self.options.dir, &tables, &self.options.retention, now.wall) {
+        if let Err(error) =
+            retention::apply(&*self.options.disk, &self.options.dir, &tables, &self.options.retention, now.wall)
+        {
             tables[0].complain(&error);
             tracing::warn!(%error, "cannot drop old segments");
         }

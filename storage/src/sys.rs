@@ -1,16 +1,10 @@
 //! The few things the standard library does not say about a file system.
 
 use std::ffi::CString;
-use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-
-/// Makes names created, renamed or removed in `dir` durable (fsync(2): a file's own fsync does not cover its name).
-pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
-}
 
 /// Bytes an unprivileged process can still write to the file system that holds `path` (statvfs(3)).
 pub(crate) fn free_bytes(path: &Path) -> io::Result<u64> {

@@ -11,7 +11,6 @@ use crate::shared::{Shared, StoreCounts};
 use crate::table::{BatchBuilder, Columns};
 use crate::wal::WalWriter;
 use arrow::record_batch::RecordBatch;
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -41,11 +40,11 @@ const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 
 impl<C: Columns> TableWriter<C> {
     /// Opens a table of a data folder that is locked, and finishes what a crash left of it.
-    pub(crate) fn open(dir: &Path, options: &StoreOptions) -> Result<Self, StorageError> {
-        let layout = Layout::of(dir, C::TABLE);
+    pub(crate) fn open(options: &StoreOptions) -> Result<Self, StorageError> {
+        let layout = Layout::of(options.disk.clone(), &options.dir, C::TABLE);
         let recovered = recover(&layout)?;
         let next_id = recovered.listing.next_id.max(1);
-        let unlinks = Arc::new(Unlinks::default());
+        let unlinks = Arc::new(Unlinks::new(layout.disk.clone()));
         let segments_dir = layout.segments_dir();
         let segments: Vec<_> = recovered
             .listing
@@ -53,7 +52,7 @@ impl<C: Columns> TableWriter<C> {
             .values()
             .map(|meta| Arc::new(Segment::new(&segments_dir, meta, unlinks.clone())))
             .collect();
-        let manifest = Manifest::create(layout.manifest(), recovered.listing)?;
+        let manifest = Manifest::create(layout.disk.clone(), layout.manifest(), recovered.listing)?;
         let shared = Arc::new(Shared::new(layout.clone(), options.profile, options.on_error, manifest, unlinks));
         {
             let mut state = shared.state();
@@ -206,7 +205,7 @@ impl<C: Columns> TableWriter<C> {
             Some(wal) => wal,
             None => {
                 let id = self.next_id;
-                let wal = WalWriter::create(self.layout.wal(id), id, C::TABLE)?;
+                let wal = WalWriter::create(&*self.layout.disk, self.layout.wal(id), id, C::TABLE)?;
                 self.next_id += 1;
                 self.wal.insert(wal)
             }
@@ -244,7 +243,7 @@ impl<C: Columns> TableWriter<C> {
         let Some(wal) = self.wal.take() else { return };
         self.active_since = None;
         if !self.shared.freeze_active(wal.id, wal.path.clone(), usize::MAX) {
-            let _ = fs::remove_file(&wal.path);
+            let _ = self.layout.disk.remove_file(&wal.path);
         }
     }
 

@@ -5,15 +5,17 @@ mod chunk;
 mod column;
 mod dictionary;
 
+use crate::StorageError;
 use crate::cells::is_all_zero;
+use crate::disk::{self, Disk, DiskFile, Open};
 use crate::error::IoContext;
 use crate::folder::{FORMAT_VERSION, Layout};
 use crate::segment::SegmentMeta;
 use crate::table::TableInfo;
-use crate::{StorageError, sys};
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType, UInt8Type};
 use arrow::record_batch::RecordBatch;
+use bytes::Bytes;
 use chunk::Zstd;
 use column::{Column, Place, Scratch};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -21,9 +23,9 @@ use parquet::arrow::{ArrowSchemaConverter, ProjectionMask, add_encoded_arrow_sch
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{KeyValue, SortingColumn};
 use parquet::file::properties::{WriterProperties, WriterVersion};
+use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::writer::SerializedFileWriter;
-use std::fs::{self, File};
-use std::io::BufWriter;
+use std::io::{self, BufWriter, Read};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -54,32 +56,29 @@ pub(crate) fn write_segment(
     let mut meta = describe(layout.table, id, batches);
     let path = layout.segments_dir().join(&meta.file);
     let tmp = path.with_extension("tmp");
-    let day = path.parent().unwrap_or(&layout.dir);
-    let day_is_new = !day.exists();
-    fs::create_dir_all(day).at("create", day)?;
-    let written = write_rows(&tmp, layout.table, id, batches, profile);
+    let (disk, day) = (&*layout.disk, disk::parent(&path));
+    disk::make_dir(disk, day).at("create", day)?;
+    let written = write_rows(disk, &tmp, layout.table, id, batches, profile);
     if let Err(error) = written {
         // Frees what a full disk needs most; a start would remove it too.
-        let _ = fs::remove_file(&tmp);
+        let _ = disk.remove_file(&tmp);
         return Err(error);
     }
-    meta.bytes = fs::metadata(&tmp).at("look at", &tmp)?.len();
-    fs::rename(&tmp, &path).at("rename", &tmp)?;
-    sys::sync_dir(day).at("sync", day)?;
-    if day_is_new {
-        sys::sync_dir(&layout.segments_dir()).at("sync", &layout.segments_dir())?;
-    }
+    meta.bytes = disk.stat(&tmp).at("look at", &tmp)?.bytes;
+    disk.rename(&tmp, &path).at("rename", &tmp)?;
+    disk.sync_dir(day).at("sync", day)?;
     Ok(meta)
 }
 
 fn write_rows(
+    disk: &dyn Disk,
     path: &Path,
     table: &TableInfo,
     id: u64,
     batches: &[RecordBatch],
     profile: SegmentProfile,
 ) -> Result<(), StorageError> {
-    let file = File::create(path).at("create", path)?;
+    let file = disk.open(path, Open::Create).at("create", path)?;
     let failed = StorageError::parquet("write segment", path);
     let schema = (table.schema)();
     let mut properties = properties(profile, id);
@@ -93,12 +92,12 @@ fn write_rows(
     }
     let file = writer.into_inner().map_err(&failed)?;
     let file = file.into_inner().map_err(|error| error.into_error()).at("write", path)?;
-    file.sync_all().at("sync", path)
+    file.sync().at("sync", path)
 }
 
 /// All columns page by page, so that what is known of a page's rows stays in the cache.
 fn write_row_group(
-    writer: &mut SerializedFileWriter<BufWriter<File>>,
+    writer: &mut SerializedFileWriter<BufWriter<Box<dyn DiskFile>>>,
     table: &TableInfo,
     batches: &[RecordBatch],
     rows: &[Place],
@@ -215,14 +214,13 @@ fn describe(table: &TableInfo, id: u64, batches: &[RecordBatch]) -> SegmentMeta 
 ///
 /// # Errors
 /// If the file is no segment.
-pub(crate) fn describe_file(
-    table: &TableInfo,
-    path: &Path,
-    id: u64,
-    file: String,
-) -> Result<SegmentMeta, StorageError> {
+pub(crate) fn describe_file(layout: &Layout, path: &Path, id: u64, file: String) -> Result<SegmentMeta, StorageError> {
     let failed = StorageError::parquet("read segment", path);
-    let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(path).at("open", path)?).map_err(&failed)?;
+    let table = layout.table;
+    let content = layout.disk.open(path, Open::Read).at("open", path)?;
+    let bytes = content.bytes().at("look at", path)?;
+    let content = SegmentFile { file: content.into(), bytes };
+    let reader = ParquetRecordBatchReaderBuilder::try_new(content).map_err(&failed)?;
     let schema = (table.schema)();
     for name in described(table) {
         let [found, wanted] = [reader.schema(), &schema].map(|schema| schema.field_with_name(name).ok());
@@ -237,8 +235,51 @@ pub(crate) fn describe_file(
     if batches.iter().all(|batch| batch.num_rows() == 0) {
         return Err(StorageError::Damaged { path: path.to_owned(), offset: 0, reason: "it has no rows".to_owned() });
     }
-    let bytes = fs::metadata(path).at("look at", path)?.len();
     Ok(SegmentMeta { file, bytes, ..describe(table, id, &batches) })
+}
+
+/// A segment being read.
+struct SegmentFile {
+    file: Arc<dyn DiskFile>,
+    bytes: u64,
+}
+
+impl Length for SegmentFile {
+    fn len(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl ChunkReader for SegmentFile {
+    type T = SegmentPart;
+
+    fn get_read(&self, start: u64) -> Result<SegmentPart, ParquetError> {
+        Ok(SegmentPart { file: self.file.clone(), at: start })
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
+        // A footer that does not check out may ask for more than memory holds.
+        if start.saturating_add(length as u64) > self.bytes {
+            return Err(ParquetError::EOF(format!("{length} bytes at {start} of {}", self.bytes)));
+        }
+        let mut bytes = vec![0; length];
+        let read = disk::read_full(&*self.file, &mut bytes, start)?;
+        bytes.truncate(read);
+        Ok(bytes.into())
+    }
+}
+
+struct SegmentPart {
+    file: Arc<dyn DiskFile>,
+    at: u64,
+}
+
+impl Read for SegmentPart {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(bytes, self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
 }
 
 fn properties(profile: SegmentProfile, id: u64) -> WriterProperties {

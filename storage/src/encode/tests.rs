@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::columns::FLOWS;
+use crate::disk::OsDisk;
 use crate::dns::DNS;
 use arrow::array::*;
 use arrow::buffer::{BooleanBuffer, NullBuffer};
@@ -15,6 +16,7 @@ use parquet::file::metadata::{ColumnChunkMetaData, PageIndexPolicy};
 use parquet::file::properties::ReaderProperties;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::file::serialized_reader::ReadOptionsBuilder;
+use std::fs::File;
 
 /// xorshift64*.
 struct Random(u64);
@@ -126,7 +128,7 @@ fn as_text(array: &dyn Array) -> ArrayRef {
 fn check(table: &TableInfo, batches: &[RecordBatch], profile: SegmentProfile) -> Vec<Vec<(Encoding, i32)>> {
     let dir = tempfile::tempdir().unwrap();
     let [ours, theirs] = ["ours", "theirs"].map(|name| dir.path().join(name));
-    write_rows(&ours, table, 7, batches, profile).unwrap();
+    write_rows(&OsDisk, &ours, table, 7, batches, profile).unwrap();
     let wanted = sorted(batches);
     let properties = WriterProperties::builder()
         .set_data_page_row_count_limit(PAGE_ROWS)
