@@ -371,6 +371,8 @@ pub(crate) struct StorageSection {
     pub(crate) profile: SegmentProfile,
     /// Log of alerts, in two files of at most this size each.
     pub(crate) alert_log: Size,
+    /// Merging of small segments in the background.
+    pub(crate) compaction: CompactionSection,
     /// When old segments are removed, oldest first. `null` means no such limit.
     pub(crate) retention: RetentionSection,
 }
@@ -384,6 +386,7 @@ impl Default for StorageSection {
             sync_bytes: Size::mib(8),
             profile: SegmentProfile::Tuned,
             alert_log: Size::mib(64),
+            compaction: CompactionSection::default(),
             retention: RetentionSection::default(),
         }
     }
@@ -397,6 +400,25 @@ pub(crate) enum SegmentProfile {
     Tuned,
     /// Read by everything.
     Compatible,
+}
+
+/// Merging of small segments in the background, in those that have a tap and an hour in common.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct CompactionSection {
+    /// Whether segments are merged at all.
+    pub(crate) enabled: bool,
+    /// Segments of an hour that still receives rows, 2 to 512, that make it worth while. Later it is two.
+    pub(crate) min_segments: u16,
+    /// Bytes read and written a second at most.
+    pub(crate) rate: Size,
+}
+
+impl Default for CompactionSection {
+    fn default() -> CompactionSection {
+        let d = storage::Compaction::default();
+        CompactionSection { enabled: d.enabled, min_segments: d.segments_min as u16, rate: Size(d.bytes_per_s) }
+    }
 }
 
 /// When old segments are removed.
