@@ -9,7 +9,7 @@ use crate::error::IoContext;
 use crate::folder::{FORMAT_VERSION, replace};
 use crate::segment::SegmentMeta;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -119,12 +119,15 @@ pub(crate) struct Manifest {
 }
 
 impl Manifest {
-    /// Starts from `listing`, rewriting the file.
-    pub(crate) fn create(disk: Arc<dyn Disk>, path: PathBuf, mut listing: Listing) -> Result<Manifest, StorageError> {
+    /// Starts from `listing`, rewriting the file. If that fails, the next addition or removal tries again: a start on a
+    /// full disk must come as far as retention, which makes room.
+    pub(crate) fn create(disk: Arc<dyn Disk>, path: PathBuf, mut listing: Listing) -> Manifest {
         listing.damage = None;
         let mut manifest = Manifest { disk, path, listing, file: None, lines: 0 };
-        manifest.rewrite()?;
-        Ok(manifest)
+        if let Err(error) = manifest.rewrite() {
+            tracing::warn!(%error, "cannot rewrite the manifest; trying again with the next segment");
+        }
+        manifest
     }
 
     /// Lists a segment. Durable when it returns.
@@ -132,9 +135,17 @@ impl Manifest {
         self.push(Line::Add(meta))
     }
 
-    /// Takes segments off the list. Durable when it returns; only then may their files go.
+    /// Takes segments off the list. Durable when it returns; only then may their files go. Except on a full disk,
+    /// which only their going can help: the removal is written with what is next, and a crash before that makes the
+    /// next start find them missing, or there again.
     pub(crate) fn remove(&mut self, segments: Vec<Removed>) -> Result<(), StorageError> {
-        self.push(Line::Remove { segments })
+        match self.push(Line::Remove { segments: segments.clone() }) {
+            Err(error) if error.is_full() => {
+                self.listing.apply(Line::Remove { segments });
+                Ok(())
+            }
+            pushed => pushed,
+        }
     }
 
     fn push(&mut self, line: Line) -> Result<(), StorageError> {
@@ -155,8 +166,8 @@ impl Manifest {
     }
 
     fn rewrite(&mut self) -> Result<(), StorageError> {
-        let segments = self.path.with_file_name("segments");
-        self.listing.removed.retain(|removed| disk::exists(&*self.disk, &segments.join(&removed.file)).unwrap_or(true));
+        self.file = None;
+        self.forget_removed();
         let mut text = print(&Line::Manifest { format: FORMAT_VERSION, next_id: self.listing.next_id });
         for meta in self.listing.segments.values() {
             text += &print(&Line::Add(meta.clone()));
@@ -164,10 +175,31 @@ impl Manifest {
         if !self.listing.removed.is_empty() {
             text += &print(&Line::Remove { segments: self.listing.removed.clone() });
         }
-        // The file is still open where its content ends, under its new name.
+        // It is still open where its content ends, under its new name.
         self.file = Some(replace(&*self.disk, &self.path, text.as_bytes())?);
         self.lines = self.listing.segments.len() + 2;
         Ok(())
+    }
+
+    /// Forgets removals whose files are gone for good. One that is gone but not durably so may be back after a power
+    /// cut, as may its log: without the removal both would count again.
+    fn forget_removed(&mut self) {
+        let segments = self.path.with_file_name("segments");
+        let is_gone = |removed: &Removed| {
+            disk::exists(&*self.disk, &segments.join(&removed.file)).is_ok_and(|is_there| !is_there)
+        };
+        let (gone, waiting): (Vec<_>, Vec<_>) = self.listing.removed.iter().cloned().partition(is_gone);
+        let day = |removed: &Removed| disk::parent(&segments.join(&removed.file)).to_owned();
+        let mut dirs: BTreeSet<PathBuf> = gone.iter().map(day).collect();
+        dirs.extend([self.path.with_file_name("wal"), segments.clone()]);
+        // A day's folder that is gone too needs no sync but that of the folder it was in.
+        let is_durable = |dir: &PathBuf| match self.disk.sync_dir(dir) {
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+            Ok(()) => true,
+        };
+        if !gone.is_empty() && dirs.iter().all(is_durable) {
+            self.listing.removed = waiting;
+        }
     }
 }
 
@@ -193,7 +225,7 @@ mod tests {
 
     fn write_three(dir: &Path) -> (PathBuf, Vec<Listing>) {
         let path = dir.join("manifest.ndjson");
-        let mut manifest = Manifest::create(Arc::new(OsDisk), path.clone(), Listing::default()).unwrap();
+        let mut manifest = Manifest::create(Arc::new(OsDisk), path.clone(), Listing::default());
         let mut states = vec![manifest.listing.clone()];
         manifest.add(meta(1)).unwrap();
         states.push(manifest.listing.clone());
@@ -239,7 +271,7 @@ mod tests {
     fn removals_are_forgotten_once_the_file_is_gone() {
         let dir = tempfile::tempdir().unwrap();
         let (path, states) = write_three(dir.path());
-        let again = Manifest::create(Arc::new(OsDisk), path.clone(), Listing::read(&OsDisk, &path).unwrap()).unwrap();
+        let again = Manifest::create(Arc::new(OsDisk), path.clone(), Listing::read(&OsDisk, &path).unwrap());
         assert!(again.listing.removed.is_empty());
         assert_eq!(again.listing.segments, states[3].segments);
         assert_eq!(Listing::read(&OsDisk, &path).unwrap().next_id, 8, "numbers are not used twice");
