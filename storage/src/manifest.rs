@@ -10,7 +10,7 @@ use crate::error::IoContext;
 use crate::folder::{FORMAT_VERSION, replace};
 use crate::segment::{Segment, SegmentId, SegmentMeta, is_first};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -173,12 +173,15 @@ pub(crate) struct Manifest {
 }
 
 impl Manifest {
-    /// Starts from `listing`, rewriting the file.
-    pub(crate) fn create(disk: Arc<dyn Disk>, path: PathBuf, mut listing: Listing) -> Result<Manifest, StorageError> {
+    /// Starts from `listing`, rewriting the file. If that fails, the next addition or removal tries again: a start on a
+    /// full disk must come as far as retention, which makes room.
+    pub(crate) fn create(disk: Arc<dyn Disk>, path: PathBuf, mut listing: Listing) -> Manifest {
         listing.damage = None;
         let mut manifest = Manifest { disk, path, listing, file: None, dead: 0, in_doubt: None };
-        manifest.rewrite()?;
-        Ok(manifest)
+        if let Err(error) = manifest.rewrite() {
+            tracing::warn!(%error, "cannot rewrite the manifest; trying again with the next segment");
+        }
+        manifest
     }
 
     /// Lists the segments a log has become. Durable when it returns.
@@ -214,9 +217,17 @@ impl Manifest {
         Ok(())
     }
 
-    /// Takes segments off the list. Durable when it returns; only then may their files go.
+    /// Takes segments off the list. Durable when it returns; only then may their files go. Except on a full disk,
+    /// which only their going can help: the removal is written with what is next, and a crash before that makes the
+    /// next start find them missing, or there again.
     pub(crate) fn remove(&mut self, segments: Vec<Removed>) -> Result<(), StorageError> {
-        self.push(Line::Remove { segments })
+        match self.push(Line::Remove { segments: segments.clone() }) {
+            Err(error) if error.is_full() => {
+                self.listing.apply(Line::Remove { segments });
+                Ok(())
+            }
+            pushed => pushed,
+        }
     }
 
     fn push(&mut self, line: Line) -> Result<(), StorageError> {
@@ -239,8 +250,8 @@ impl Manifest {
     }
 
     fn rewrite(&mut self) -> Result<(), StorageError> {
-        let segments = self.path.with_file_name("segments");
-        self.listing.removed.retain(|removed| disk::exists(&*self.disk, &segments.join(&removed.file)).unwrap_or(true));
+        self.file = None;
+        self.forget_removed();
         self.listing.format = FORMAT_VERSION;
         let Listing { next_id, published, format, .. } = self.listing;
         let mut text = print(&Line::Manifest { format, next_id, published });
@@ -250,10 +261,33 @@ impl Manifest {
         if !self.listing.removed.is_empty() {
             text += &print(&Line::Remove { segments: self.listing.removed.clone() });
         }
-        // The file is still open where its content ends, under its new name.
+        // It is still open where its content ends, under its new name.
         self.file = Some(replace(&*self.disk, &self.path, text.as_bytes())?);
         self.dead = self.listing.removed.len();
         Ok(())
+    }
+
+    /// Forgets removals whose files are gone for good. One that is gone but not durably so may be back after a power
+    /// cut: without the removal its rows would count again.
+    fn forget_removed(&mut self) {
+        let segments = self.path.with_file_name("segments");
+        let is_gone = |removed: &Removed| {
+            disk::exists(&*self.disk, &segments.join(&removed.file)).is_ok_and(|is_there| !is_there)
+        };
+        let (gone, waiting): (Vec<_>, Vec<_>) = self.listing.removed.iter().cloned().partition(is_gone);
+        let mut dirs = BTreeSet::new();
+        for removed in &gone {
+            let path = segments.join(&removed.file);
+            dirs.extend(path.ancestors().skip(1).take_while(|dir| dir.starts_with(&segments)).map(Path::to_owned));
+        }
+        // A folder that is gone too needs no sync but that of the folder it was in.
+        let is_durable = |dir: &PathBuf| match self.disk.sync_dir(dir) {
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+            Ok(()) => true,
+        };
+        if !gone.is_empty() && dirs.iter().all(is_durable) {
+            self.listing.removed = waiting;
+        }
     }
 }
 
@@ -284,7 +318,7 @@ mod tests {
 
     fn write_three(dir: &Path) -> (PathBuf, Vec<Listing>) {
         let path = dir.join("manifest.ndjson");
-        let mut manifest = Manifest::create(Arc::new(OsDisk), path.clone(), Listing::default()).unwrap();
+        let mut manifest = Manifest::create(Arc::new(OsDisk), path.clone(), Listing::default());
         let mut states = vec![manifest.listing.clone()];
         let second = SegmentMeta { part: 1, file: "another".into(), ..meta(1) };
         manifest.publish(1, vec![meta(1), second.clone()]).unwrap();
@@ -336,7 +370,7 @@ mod tests {
     fn removals_are_forgotten_once_the_file_is_gone() {
         let dir = tempfile::tempdir().unwrap();
         let (path, states) = write_three(dir.path());
-        let again = Manifest::create(Arc::new(OsDisk), path.clone(), Listing::read(&OsDisk, &path).unwrap()).unwrap();
+        let again = Manifest::create(Arc::new(OsDisk), path.clone(), Listing::read(&OsDisk, &path).unwrap());
         assert!(again.listing.removed.is_empty());
         assert_eq!(again.listing.segments, states[4].segments);
         assert_eq!(Listing::read(&OsDisk, &path).unwrap().next_id, 9, "numbers are not used twice");
@@ -365,7 +399,7 @@ mod tests {
     fn a_merge_that_failed_is_settled_before_its_file_goes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("manifest.ndjson");
-        let mut manifest = Manifest::create(Arc::new(OsDisk), path.clone(), Listing::default()).unwrap();
+        let mut manifest = Manifest::create(Arc::new(OsDisk), path.clone(), Listing::default());
         manifest.publish(1, vec![meta(1)]).unwrap();
         let merged = dir.path().join("segments").join(meta(2).file);
         fs::create_dir_all(merged.parent().unwrap()).unwrap();

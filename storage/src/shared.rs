@@ -18,10 +18,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Counters and gauges of a store. Rows: `appended + recovered` = those in segments or live + every `rows_lost_*` +
-/// those retention removed.
+/// Counters and gauges of a store. Rows: `found + appended + recovered` = those in segments or live + every
+/// `rows_lost_*` + those retention removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoreCounts {
+    /// Rows in segments at the start.
+    pub rows_found: u64,
     /// Rows given to `append`.
     pub rows_appended: u64,
     /// Rows written to the log.
@@ -51,6 +53,9 @@ pub struct StoreCounts {
     pub encode_ns: u64,
     /// Rows in no segment yet.
     pub live_rows: u64,
+    /// Of those, rows a power cut now would take: not yet synced, or in a log that could not be synced, until their
+    /// segment is published.
+    pub unsynced_rows: u64,
     /// Segments waiting to be encoded.
     pub frozen: u64,
     /// Log bytes written since the start.
@@ -106,6 +111,8 @@ pub(crate) struct Frozen {
     pub(crate) batches: Arc<Vec<RecordBatch>>,
     /// Removed once the segment is published.
     pub(crate) wal: PathBuf,
+    /// Rows that the log does not hold for sure.
+    pub(crate) unsynced_rows: u64,
 }
 
 /// What a log has become.
@@ -124,6 +131,8 @@ pub(crate) struct State<C: Columns> {
     pub(crate) active: Vec<RecordBatch>,
     /// Rows in them.
     pub(crate) active_rows: u64,
+    /// Of those, rows not synced.
+    pub(crate) active_unsynced: u64,
     /// Rows not in the log yet; `None` only before the store has been opened.
     pub(crate) pending: Option<BatchBuilder<C>>,
     pub(crate) counts: StoreCounts,
@@ -141,6 +150,7 @@ impl<C: Columns> Default for State<C> {
             frozen: VecDeque::new(),
             active: Vec::new(),
             active_rows: 0,
+            active_unsynced: 0,
             pending: None,
             counts: StoreCounts::default(),
             failing: None,
@@ -284,6 +294,9 @@ impl<C: Columns> Shared<C> {
             segment_rows: state.segments.iter().map(|segment| segment.rows).sum(),
             segment_bytes: state.segments.iter().map(|segment| segment.bytes).sum(),
             live_rows: state.frozen_rows() + state.active_rows + pending,
+            unsynced_rows: state.frozen.iter().map(|frozen| frozen.unsynced_rows).sum::<u64>()
+                + state.active_unsynced
+                + pending,
             frozen: state.frozen.len() as u64,
             unlinks_waiting: self.unlinks.waiting_files.load(Ordering::Relaxed),
             unlinks_waiting_bytes: self.unlinks.waiting_bytes.load(Ordering::Relaxed),
@@ -298,6 +311,7 @@ impl<C: Columns> Shared<C> {
         let Some(pending) = state.pending.as_mut().filter(|pending| !pending.is_empty()) else { return Ok(None) };
         let batch = pending.finish()?;
         state.active_rows += batch.num_rows() as u64;
+        state.active_unsynced += batch.num_rows() as u64;
         state.active.push(batch.clone());
         Ok(Some(batch))
     }
@@ -307,7 +321,16 @@ impl<C: Columns> Shared<C> {
         let mut state = self.state();
         let rows = state.active.pop().map_or(0, |batch| batch.num_rows() as u64);
         state.active_rows -= rows;
+        state.active_unsynced -= rows;
         rows
+    }
+
+    /// The active rows are durable.
+    pub(crate) fn synced(&self, took: Duration) {
+        let mut state = self.state();
+        state.active_unsynced = 0;
+        state.counts.syncs += 1;
+        state.counts.sync_ns += took.as_nanos() as u64;
     }
 
     /// Drops the pending rows; returns how many.
@@ -332,7 +355,8 @@ impl<C: Columns> Shared<C> {
         }
         let batches = std::mem::take(&mut state.active);
         state.active_rows = 0;
-        state.frozen.push_back(Frozen { id, batches: Arc::new(batches), wal });
+        let unsynced_rows = std::mem::take(&mut state.active_unsynced);
+        state.frozen.push_back(Frozen { id, batches: Arc::new(batches), wal, unsynced_rows });
         self.changed.notify_all();
         true
     }
@@ -340,7 +364,9 @@ impl<C: Columns> Shared<C> {
     /// Hands rows of an earlier run to the encoder, whether or not it is stuck: they must be visible.
     pub(crate) fn freeze(&self, id: u64, batches: Vec<RecordBatch>, wal: PathBuf, frozen_max: usize) {
         let mut state = self.wait_for_room(frozen_max);
-        state.frozen.push_back(Frozen { id, batches: Arc::new(batches), wal });
+        // Who wrote the log may have died before it synced it.
+        let unsynced_rows = batches.iter().map(|batch| batch.num_rows() as u64).sum();
+        state.frozen.push_back(Frozen { id, batches: Arc::new(batches), wal, unsynced_rows });
         self.changed.notify_all();
     }
 

@@ -98,7 +98,8 @@ impl Store {
         self.retained_at = None;
     }
 
-    /// Writes every row to the logs and makes it durable.
+    /// Writes every row to the logs and makes it durable. Rows of a log that cannot be synced are durable once their
+    /// segment is: until then `StoreCounts::unsynced_rows` is not 0.
     ///
     /// # Errors
     /// With `OnError::Fail`, as `append`.

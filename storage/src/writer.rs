@@ -52,12 +52,13 @@ impl<C: Columns> TableWriter<C> {
             .values()
             .map(|meta| Arc::new(Segment::new(&segments_dir, meta, unlinks.clone())))
             .collect();
-        let manifest = Manifest::create(layout.disk.clone(), layout.manifest(), recovered.listing)?;
+        let manifest = Manifest::create(layout.disk.clone(), layout.manifest(), recovered.listing);
         let shared = Arc::new(Shared::new(layout.clone(), options, next_id, manifest, unlinks, pace));
         {
             let mut state = shared.state();
+            state.counts =
+                StoreCounts { rows_found: segments.iter().map(|segment| segment.rows).sum(), ..recovered.counts };
             state.segments = segments;
-            state.counts = recovered.counts;
             state.pending = Some(BatchBuilder::new(&options.tap_names, options.batch_rows));
         }
         let encoder = {
@@ -173,6 +174,11 @@ impl<C: Columns> TableWriter<C> {
         let Some(batch) = self.shared.seal_pending()? else { return Ok(()) };
         if let Err(error) = self.log(&batch) {
             let rows = self.shared.discard_last_active();
+            // What the log has may well be safe in it.
+            let since = Instant::now();
+            if self.wal.as_mut().is_some_and(|wal| wal.sync().is_ok()) {
+                self.shared.synced(since.elapsed());
+            }
             self.abandon_wal();
             self.shared.state().counts.rows_lost_disk += rows;
             let reason = error.reason(&self.options.dir);
@@ -203,9 +209,9 @@ impl<C: Columns> TableWriter<C> {
         let wal = match &mut self.wal {
             Some(wal) => wal,
             None => {
+                // Taken even if this fails: the file may be there then and not let itself be removed.
                 let id = self.shared.take_number();
-                let wal = WalWriter::create(&*self.layout.disk, self.layout.wal(id), id, C::TABLE)?;
-                self.wal.insert(wal)
+                self.wal.insert(WalWriter::create(&*self.layout.disk, self.layout.wal(id), id, C::TABLE)?)
             }
         };
         let before = wal.bytes;
@@ -222,9 +228,7 @@ impl<C: Columns> TableWriter<C> {
         let since = Instant::now();
         match wal.sync() {
             Ok(()) => {
-                let mut state = self.shared.state();
-                state.counts.syncs += 1;
-                state.counts.sync_ns += since.elapsed().as_nanos() as u64;
+                self.shared.synced(since.elapsed());
                 Ok(())
             }
             Err(error) => {
