@@ -6,6 +6,7 @@ mod column;
 mod dictionary;
 
 use crate::StorageError;
+use crate::bloom::Blooms;
 use crate::cells::is_all_zero;
 use crate::compact::Gate;
 use crate::disk::{self, DiskFile, Open};
@@ -13,6 +14,7 @@ use crate::error::IoContext;
 use crate::folder::{FORMAT_VERSION, Layout};
 use crate::segment::{SegmentId, SegmentMeta};
 use crate::table::TableInfo;
+use crate::zones::Zones;
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType, UInt8Type};
 use arrow::record_batch::RecordBatch;
@@ -94,16 +96,14 @@ pub(crate) fn write_segment(
         }
         created => created,
     };
-    let written = write_rows(created.at("create", &tmp)?, &tmp, layout.table, new, gate);
-    if let Err(error) = written {
+    let blooms = write_rows(created.at("create", &tmp)?, &tmp, layout.table, new, gate).inspect_err(|_| {
         // Frees what a full disk needs most; a start would remove it too.
         let _ = disk.remove_file(&tmp);
-        return Err(error);
-    }
+    })?;
     let bytes = disk.stat(&tmp).at("look at", &tmp)?.bytes;
     disk.rename(&tmp, &path).at("rename", &tmp)?;
     disk.sync_dir(dir).at("sync", dir)?;
-    Ok(SegmentMeta { id: id.number, part: id.part, file, bytes, ..described })
+    Ok(SegmentMeta { id: id.number, part: id.part, file, bytes, blooms, ..described })
 }
 
 fn write_rows(
@@ -112,7 +112,7 @@ fn write_rows(
     table: &TableInfo,
     new: &NewSegment<'_>,
     gate: Option<&Gate<'_>>,
-) -> Result<(), StorageError> {
+) -> Result<Blooms, StorageError> {
     let failed = StorageError::parquet("write segment", path);
     let schema = (table.schema)();
     let mut properties = properties(new);
@@ -124,9 +124,12 @@ fn write_rows(
     for rows in new.rows.chunks(ROW_GROUP_ROWS) {
         write_row_group(&mut writer, table, &NewSegment { rows, ..*new }, gate).map_err(&failed)?;
     }
+    // Filters follow their row group, so their places are known before the footer is.
+    let blooms = Blooms::of(writer.flushed_row_groups());
     let file = writer.into_inner().map_err(&failed)?;
     let Gated { file, .. } = file.into_inner().map_err(|error| error.into_error()).at("write", path)?;
-    file.sync().at("sync", path)
+    file.sync().at("sync", path)?;
+    Ok(blooms)
 }
 
 /// A file that is written no faster than its gate lets it.
@@ -216,7 +219,8 @@ fn described(table: &TableInfo) -> Vec<&'static str> {
     [Some(table.time()), table.duration, Some("tap"), Some("proto")].into_iter().flatten().collect()
 }
 
-/// What the manifest keeps of the rows, for which file is not known yet. The batches have the columns `described`.
+/// What the manifest keeps of the rows; file and filters are not known yet. The batches have the columns `described`,
+/// and those of zones unless they are of an older version.
 fn describe(table: &TableInfo, batches: &[RecordBatch], rows: &[Place]) -> SegmentMeta {
     let times: Vec<&[i64]> = batches
         .iter()
@@ -260,6 +264,7 @@ fn describe(table: &TableInfo, batches: &[RecordBatch], rows: &[Place]) -> Segme
         t_start_min: start_min,
         taps: names,
         protos: (0..=255u8).filter(|&proto| seen[usize::from(proto)]).collect(),
+        zones: Zones::of(table.zones, batches, rows),
         ..SegmentMeta::default()
     }
 }
@@ -291,7 +296,9 @@ pub(crate) fn describe_file(layout: &Layout, id: SegmentId, file: String) -> Res
         }
     }
     let (logs, parts) = origin(&reader, id);
-    let columns = ProjectionMask::columns(reader.parquet_schema(), described(table));
+    let blooms = Blooms::of(reader.metadata().row_groups());
+    let wanted = described(table).into_iter().chain(table.zones.iter().copied());
+    let columns = ProjectionMask::columns(reader.parquet_schema(), wanted);
     let batches = reader.with_projection(columns).build().map_err(&failed)?.collect::<Result<Vec<_>, _>>();
     let batches = batches.map_err(StorageError::arrow("read rows of a segment"))?;
     let rows = order_by_time(&batches);
@@ -299,7 +306,11 @@ pub(crate) fn describe_file(layout: &Layout, id: SegmentId, file: String) -> Res
         return Err(StorageError::Damaged { path, offset: 0, reason: "it has no rows".to_owned() });
     }
     let described = describe(table, &batches, &rows);
-    Ok(FoundSegment { meta: SegmentMeta { id: id.number, part: id.part, file, bytes, ..described }, logs, parts })
+    Ok(FoundSegment {
+        meta: SegmentMeta { id: id.number, part: id.part, file, bytes, blooms, ..described },
+        logs,
+        parts,
+    })
 }
 
 /// The logs whose rows of its partition a segment has, as its file says.
