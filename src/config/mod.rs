@@ -518,6 +518,19 @@ impl Config {
                 format!("{}; allowed are 1 to 16777216", self.storage.segment_rows),
             ));
         }
+        let compaction = &self.storage.compaction;
+        if !(2..=512).contains(&compaction.min_segments) {
+            return Err(invalid(
+                "storage.compaction.min_segments",
+                format!("{}; allowed are 2 to 512", compaction.min_segments),
+            ));
+        }
+        if compaction.rate.0 == 0 {
+            return Err(invalid(
+                "storage.compaction.rate",
+                "0; at least 1B, or set storage.compaction.enabled to false".to_owned(),
+            ));
+        }
         for (key, address) in [("rpc.grpc_listen", self.rpc.grpc_listen), ("rpc.http_listen", self.rpc.http_listen)] {
             if !address.ip().is_loopback() {
                 return Err(invalid(
@@ -655,6 +668,8 @@ mod tests {
             ("ipfix: {collector: 'collector.example'}", "ipfix.collector"),
             ("ipfix: {message_bytes_max: 100}", "ipfix.message_bytes_max"),
             ("ipfix: {collector: '192.0.2.1:4739', ring: 1}", "ipfix.ring"),
+            ("storage: {compaction: {min_segments: 1}}", "storage.compaction.min_segments"),
+            ("storage: {compaction: {rate: 0}}", "storage.compaction.rate"),
         ] {
             let error = Config::parse(text).unwrap().validate().unwrap_err().to_string();
             assert!(error.contains(key), "{error}");
