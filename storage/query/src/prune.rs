@@ -206,7 +206,8 @@ fn compile(expr: &Expr, schema: &Schema, negated: bool) -> Test {
                 op => (*op, false),
             };
             let op = if negated { op.negate() } else { Some(op) };
-            let has_null = || [left, right].iter().any(|side| matches!(side.as_ref(), Expr::Literal(v, _) if v.is_null()));
+            let has_null =
+                || [left, right].iter().any(|side| matches!(side.as_ref(), Expr::Literal(v, _) if v.is_null()));
             match op {
                 // True of null as well.
                 Some(Operator::NotEq) if is_null_told => Test::Maybe,
@@ -286,7 +287,9 @@ fn column_of(expr: &Expr, schema: &Schema) -> Option<(String, DataType)> {
     };
     let (name, data_type) = match inner {
         Expr::Column(column) => (column.name.clone(), schema.field_with_name(&column.name).ok()?.data_type().clone()),
-        Expr::ScalarFunction(f) if f.func.name() == T_START => (T_START.to_owned(), schema.field(0).data_type().clone()),
+        Expr::ScalarFunction(f) if f.func.name() == T_START => {
+            (T_START.to_owned(), schema.field(0).data_type().clone())
+        }
         _ => return None,
     };
     let same = match to {
