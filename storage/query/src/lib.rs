@@ -10,6 +10,7 @@ mod functions;
 mod locate;
 mod parse;
 mod prune;
+pub mod question;
 mod reader;
 pub mod render;
 mod stop;
