@@ -28,8 +28,13 @@ fn main() -> ExitCode {
         Err(error) => return Failure::usage(&error).report(Output::asked(std::env::args_os())),
     };
     let output = cli.output.output;
-    if output.is_for_flows() && !matches!(cli.command, Command::Flows(_)) {
-        return commands::query::not_flows(output).report(output);
+    let has_it = match cli.command {
+        Command::Flows(_) => true,
+        Command::Sql(_) => !output.is_for_flows(),
+        _ => !output.is_for_flows() && !output.is_columns(),
+    };
+    if !has_it {
+        return commands::query::not_here(output).report(output);
     }
     let result = match cli.command {
         Command::Run(args) => commands::run::run(&args),

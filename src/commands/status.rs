@@ -18,13 +18,13 @@ pub(crate) fn status(args: &StatusArgs, output: Output) -> Result<(), Failure> {
     match output {
         Output::Table => write!(out, "{}", text(&status))?,
         Output::Json => writeln!(out, "{:#}", document(&status))?,
-        Output::Ndjson | Output::Ecs | Output::Eve => writeln!(out, "{}", document(&status))?,
         Output::Csv => {
             writeln!(out, "tap,queue,cause,packets,loss")?;
             for (q, c) in status.queues.iter().flat_map(|q| q.causes.iter().map(move |c| (q, c))) {
                 writeln!(out, "\"{}\",{},{},{},{}", q.tap.replace('"', "\"\""), q.queue, c.name, c.count, c.loss)?;
             }
         }
+        _ => writeln!(out, "{}", document(&status))?,
     }
     Ok(())
 }

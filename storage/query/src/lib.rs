@@ -14,6 +14,7 @@ mod parse;
 mod ports;
 mod probe;
 mod prune;
+pub mod question;
 mod reader;
 pub mod render;
 mod stop;
