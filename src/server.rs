@@ -15,7 +15,7 @@ use capture::slice::Recorder;
 use capture::{Held, InterfaceChange, InterfaceFailed, InterfaceReport, NicWatch, Source, Supervised, Supervisor};
 use detect::DetectConfig;
 use rpc::metrics::QueryMetrics;
-use rpc::{AlertHub, RpcError, Services, StatusFn};
+use rpc::{AlertHub, HttpServices, RpcError, Services, StatusFn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::sync::Arc;
@@ -447,11 +447,12 @@ fn start_services(
         (crate::commands::query::limits(&config.query), crate::commands::query::geo_files(&config.query));
     let engine = query::Engine::with_geo(reader, limits, &geo)?;
     let slices = Some(slices as Arc<dyn rpc::SliceControl>);
-    let services = Services { engine, alerts: hub, status: status.clone(), slices, queries: queries.clone() };
-    let metrics = rpc::metrics::exporter(status, queries);
+    let metrics = rpc::metrics::exporter(status.clone(), queries.clone());
+    let web = HttpServices { metrics, engine: engine.clone(), queries: queries.clone() };
+    let services = Services { engine, alerts: hub, status, slices, queries };
     let tasks = vec![
         runtime.spawn(rpc::serve_grpc(grpc, services, wait(signal.clone()))),
-        runtime.spawn(rpc::serve_http(http, metrics, wait(signal))),
+        runtime.spawn(rpc::serve_http(http, web, wait(signal))),
     ];
     Ok(Control { runtime, shutdown, tasks, grpc: grpc_address, http: http_address })
 }

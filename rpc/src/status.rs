@@ -27,6 +27,7 @@ fn to_status(failure: Failure<'_>) -> Status {
             match error {
                 QueryError::Sql(_)
                 | QueryError::Filter(_)
+                | QueryError::Parameters(_)
                 | QueryError::ReadOnly { .. }
                 | QueryError::TooLong { .. } => Code::InvalidArgument,
                 QueryError::Busy { .. }

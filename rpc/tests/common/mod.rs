@@ -21,6 +21,7 @@ pub(crate) struct Fixture {
     pub(crate) addr: SocketAddr,
     pub(crate) client: Client,
     pub(crate) store: Store,
+    pub(crate) engine: Engine,
     pub(crate) hub: AlertHub,
     pub(crate) queries: Arc<QueryMetrics>,
     stop: Option<oneshot::Sender<()>>,
@@ -51,7 +52,7 @@ impl Fixture {
         let addr = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
         let services = Services {
-            engine,
+            engine: engine.clone(),
             alerts: hub.clone(),
             status: Arc::new(status),
             slices: Some(Arc::new(FakeSlices::default())),
@@ -61,7 +62,7 @@ impl Fixture {
             let _ = stopped.await;
         }));
         let client = rpc::client::connect(&addr.to_string()).await.unwrap();
-        Fixture { addr, client, store, hub, queries, stop: Some(stop), serving, _dir: dir }
+        Fixture { addr, client, store, engine, hub, queries, stop: Some(stop), serving, _dir: dir }
     }
 
     /// Another connection.

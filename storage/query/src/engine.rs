@@ -7,7 +7,7 @@ use crate::reader::ScanBudget;
 use crate::stop::{self, Stop};
 use crate::stream::{self, AbortOnDrop, QueryStream, Running};
 use crate::table::{DNS, FLOWS, StoredTable, flows_view};
-use crate::{FlowQuery, GeoFiles, Located, QueryError, Reading};
+use crate::{FlowQuery, GeoFiles, Located, Parameters, QueryError, Reading};
 use arrow::datatypes::SchemaRef;
 use datafusion::catalog::{CatalogProvider, CatalogProviderList, SchemaProvider};
 use datafusion::catalog::{MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider};
@@ -19,8 +19,9 @@ use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::optimizer::Analyzer;
-use datafusion::physical_plan::execute_stream;
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::SessionConfig;
+use datafusion::sql::parser::Statement;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use storage::{Snapshot, StorageError, StoreReader};
@@ -40,8 +41,11 @@ const BATCH_ROWS: usize = 8192;
 /// Functions that make gigabytes out of one small argument, past every budget: not offered.
 const UNBOUNDED: [&str; 3] = ["repeat", "lpad", "rpad"];
 
-const CATALOG: &str = "taphouse";
-const SCHEMA: &str = "public";
+/// The catalog that the tables are in, as in `taphouse.public.flows`.
+pub const CATALOG: &str = "taphouse";
+
+/// The schema that the tables are in.
+pub const SCHEMA: &str = "public";
 
 /// What gives queries their rows: each snapshot is consistent and stays readable as long as it lives.
 pub trait FlowSource: Send + Sync + 'static {
@@ -184,7 +188,15 @@ impl Engine {
     /// [`QueryError::Sql`] with the place where the text is wrong, [`QueryError::ReadOnly`] for what does more than
     /// read, [`QueryError::Busy`], and what goes wrong in reading the data folder.
     pub async fn sql(&self, text: &str) -> Result<QueryStream, QueryError> {
-        self.run(Request::Sql(text.to_owned())).await
+        self.sql_with(text, Parameters::default()).await
+    }
+
+    /// The same with values for the `?` or `$1` of the statement.
+    ///
+    /// # Errors
+    /// [`QueryError::Parameters`] when the values do not fit the statement, otherwise as [`Engine::sql`].
+    pub async fn sql_with(&self, text: &str, parameters: Parameters) -> Result<QueryStream, QueryError> {
+        self.run(Request::Sql(text.to_owned(), parameters)).await
     }
 
     /// Lists flows, newest first; see [`FlowQuery`].
@@ -198,25 +210,36 @@ impl Engine {
 
     /// Plans on a query thread, and leaves the rows to be computed there.
     async fn run(&self, request: Request) -> Result<QueryStream, QueryError> {
+        let running = self.on_query_thread(async move |shared| start(&shared, request).await).await?;
+        Ok(QueryStream::new(running, self.shared.clone()))
+    }
+
+    /// Does `work` on a query thread, within the time limit of a query. It is dropped with the future given back.
+    pub(crate) async fn on_query_thread<T: Send + 'static, W>(
+        &self,
+        work: impl FnOnce(Arc<Shared>) -> W + Send + 'static,
+    ) -> Result<T, QueryError>
+    where
+        W: Future<Output = Result<T, QueryError>> + Send,
+    {
         let Some(threads) = &self.shared.threads else { return Err(QueryError::Stopped) };
         let shared = self.shared.clone();
         let mut task = AbortOnDrop(threads.spawn(async move {
             match shared.limits.time_max {
-                None => start(&shared, request).await,
-                Some(limit) => match tokio::time::timeout(limit, start(&shared, request)).await {
+                None => work(shared).await,
+                Some(limit) => match tokio::time::timeout(limit, work(shared)).await {
                     Ok(result) => result,
                     Err(_) => Err(QueryError::TimeLimit { limit, read: Reading::default() }),
                 },
             }
         }));
-        let running = (&mut task.0).await.map_err(|_| QueryError::Stopped)??;
-        Ok(QueryStream::new(running, self.shared.clone()))
+        (&mut task.0).await.map_err(|_| QueryError::Stopped)?
     }
 }
 
 /// What was asked.
-enum Request {
-    Sql(String),
+pub(crate) enum Request {
+    Sql(String, Parameters),
     Flows(FlowQuery),
 }
 
@@ -224,21 +247,14 @@ impl Request {
     async fn plan(&self, session: &Session) -> Result<LogicalPlan, Failure> {
         match self {
             Request::Flows(query) => query.plan(session).await,
-            Request::Sql(text) => {
-                let plan = session.state.statement_to_plan(parse::statement(text)?).await?;
-                // The parser has refused these already; this holds should it overlook one.
-                let only_read =
-                    SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-                only_read.verify_plan(&plan)?;
-                Ok(plan)
-            }
+            Request::Sql(text, parameters) => session.plan(parse::statement(text, parameters)?).await,
         }
     }
 
     /// An error of planning as a mistake in the text.
     fn mistake(&self, error: &DataFusionError, state: &SessionState) -> QueryError {
         let (kind, text) = match self {
-            Request::Sql(text) => (TextKind::Sql, text.as_str()),
+            Request::Sql(text, _) => (TextKind::Sql, text.as_str()),
             Request::Flows(query) => (TextKind::Filter, query.filter.as_deref().unwrap_or_default()),
         };
         let functions = || function_names(state);
@@ -267,35 +283,30 @@ impl From<DataFusionError> for Failure {
 async fn start(shared: &Arc<Shared>, request: Request) -> Result<Running, QueryError> {
     let limits = &shared.limits;
     let begun = Instant::now();
-    let busy = |_| QueryError::Busy { max: limits.concurrent_max.max(1) };
-    let permit = shared.slots.clone().try_acquire_owned().map_err(busy)?;
-    let (source, geo) = (shared.source.clone(), shared.geo.clone());
-    let snapshots = move || {
-        geo.refresh();
-        Ok::<_, StorageError>([source.snapshot()?, source.dns_snapshot()?].map(Arc::new))
-    };
-    let snapshots = tokio::task::spawn_blocking(snapshots).await.map_err(|_| QueryError::Stopped)??;
-    let mut session = Session::new(shared, snapshots, permit).map_err(|e| failed(&e))?;
+    let mut session = Session::open(shared).await?;
+    let plan = physical(&session, &request).await?;
+    session.explains = matches!(plan.name(), "ExplainExec" | "AnalyzeExec");
+    let stop = Arc::new(Stop::new());
+    let plan = stop::stoppable(plan, &stop).map_err(|e| failed(&e))?;
+    let rows = execute_stream(plan, session.state.task_ctx()).map_err(|e| failed(&e))?;
+    let time_left = limits.time_max.map(|max| max.saturating_sub(begun.elapsed()));
+    Ok(stream::spawn(rows, limits, time_left, stop, session))
+}
+
+/// The plan that would be executed.
+pub(crate) async fn physical(session: &Session, request: &Request) -> Result<Arc<dyn ExecutionPlan>, QueryError> {
     let state = &session.state;
-    let plan = match request.plan(&session).await {
+    let plan = match request.plan(session).await {
         Ok(plan) => plan,
         Err(Failure::Said(error)) => return Err(error),
         Err(Failure::Planner(error)) => return Err(request.mistake(&error, state)),
     };
     // Analysis and optimization still find mistakes, such as a literal in an IN list that is no address.
     let plan = state.optimize(&plan).map_err(|e| request.mistake(&e, state))?;
-    let explains = matches!(plan, LogicalPlan::Explain(_) | LogicalPlan::Analyze(_));
-    let plan =
-        state.query_planner().create_physical_plan(&plan, state).await.map_err(|e| request.mistake(&e, state))?;
-    let stop = Arc::new(Stop::new());
-    let plan = stop::stoppable(plan, &stop).map_err(|e| failed(&e))?;
-    let rows = execute_stream(plan, state.task_ctx()).map_err(|e| failed(&e))?;
-    session.explains = explains;
-    let time_left = limits.time_max.map(|max| max.saturating_sub(begun.elapsed()));
-    Ok(stream::spawn(rows, limits, time_left, stop, session))
+    state.query_planner().create_physical_plan(&plan, state).await.map_err(|e| request.mistake(&e, state))
 }
 
-fn failed(error: &DataFusionError) -> QueryError {
+pub(crate) fn failed(error: &DataFusionError) -> QueryError {
     QueryError::Execution { message: plain(&message_of(error)) }
 }
 
@@ -311,6 +322,28 @@ pub(crate) struct Session {
 }
 
 impl Session {
+    /// Takes the place of a query, and looks at the data folder.
+    pub(crate) async fn open(shared: &Shared) -> Result<Session, QueryError> {
+        let busy = |_| QueryError::Busy { max: shared.limits.concurrent_max.max(1) };
+        let permit = shared.slots.clone().try_acquire_owned().map_err(busy)?;
+        let (source, geo) = (shared.source.clone(), shared.geo.clone());
+        let snapshots = move || {
+            geo.refresh();
+            Ok::<_, StorageError>([source.snapshot()?, source.dns_snapshot()?].map(Arc::new))
+        };
+        let snapshots = tokio::task::spawn_blocking(snapshots).await.map_err(|_| QueryError::Stopped)??;
+        Session::new(shared, snapshots, permit).map_err(|e| failed(&e))
+    }
+
+    /// The logical plan of a statement.
+    pub(crate) async fn plan(&self, statement: Statement) -> Result<LogicalPlan, Failure> {
+        let plan = self.state.statement_to_plan(statement).await?;
+        // The parser has refused these already; this holds should it overlook one.
+        let only_read = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+        only_read.verify_plan(&plan)?;
+        Ok(plan)
+    }
+
     fn new(
         shared: &Shared,
         snapshots: [Arc<Snapshot>; 2],

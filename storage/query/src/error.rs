@@ -1,4 +1,5 @@
 use crate::locate::Located;
+use crate::parameters::ParameterError;
 use crate::table::TABLES;
 use datafusion::common::{DataFusionError, SchemaError};
 use std::fmt;
@@ -31,6 +32,9 @@ pub enum QueryError {
         /// The most allowed.
         max: usize,
     },
+    /// The values of its parameters do not fit the statement.
+    #[error(transparent)]
+    Parameters(#[from] ParameterError),
     /// As many queries as allowed are running.
     #[error(
         "{max} queries are running already, which is the most allowed: try again when one has finished, or raise \
