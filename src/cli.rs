@@ -94,6 +94,9 @@ pub(crate) enum Command {
     /// What a running server captures, lost, holds.
     #[command(after_help = EXIT_CODES)]
     Status(StatusArgs),
+    /// Which segments retention would drop, and why.
+    #[command(after_help = format!("{RETENTION_HELP}\n\n{EXIT_CODES}"))]
+    Retention(RetentionArgs),
     /// Check a configuration file.
     #[command(after_help = EXIT_CODES)]
     Validate(ValidateArgs),
@@ -131,6 +134,13 @@ Examples:
   taphouse slice start --filter \"host 10.0.0.1 and port 53\" --before 5s --duration 30s --save dns.pcapng.zst
   taphouse slice list
   taphouse slice get 3 incident.pcapng.zst && zstd -dc incident.pcapng.zst | tcpdump -nr -";
+
+const RETENTION_HELP: &str = "\
+Examples:
+  taphouse retention --dry-run --data-dir taphouse-data --max-age 7d
+  taphouse retention --dry-run --config /etc/taphouse/taphouse.yaml --output json
+
+Nothing is changed, and a server may be running. Sizes and ages are those of storage.retention.";
 
 /// What both kinds of server take.
 #[derive(Clone, Debug, Args)]
@@ -305,6 +315,31 @@ pub(crate) struct StatusArgs {
     /// The server's address.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
     pub(crate) server: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RetentionArgs {
+    /// Show what would go; nothing is changed.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// The data folder; that of the configuration by default.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Age of the newest flow in a segment, such as 7d. With any of the three limits here, the configuration's do not count.
+    #[arg(long, value_name = "AGE")]
+    pub(crate) max_age: Option<String>,
+    /// Bytes of all segments together, such as 10GiB.
+    #[arg(long, visible_alias = "max-bytes", value_name = "SIZE")]
+    pub(crate) max_size: Option<String>,
+    /// Free space the disk must keep, such as 50GiB.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) min_free: Option<String>,
+    /// Configuration file (YAML) with the limits to apply.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Override any key of the configuration, for example storage.retention.max_age=30d.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -40,6 +40,7 @@ fn main() -> ExitCode {
         Command::Alerts(args) => commands::alerts::alerts(&args, output),
         Command::Slice(args) => commands::slice::slice(&args, output),
         Command::Status(args) => commands::status::status(&args, output),
+        Command::Retention(args) => commands::retention::retention(&args, output),
         Command::Validate(args) => commands::misc::validate(&args, output),
         Command::ExampleConfig => commands::misc::example_config(),
         Command::Completions { shell } => commands::misc::completions(shell),

@@ -218,6 +218,20 @@ impl Status {
             dns_segments: dns.segments,
             dns_rows: dns.segment_rows + dns.live_rows,
             dns_bytes: dns.segment_bytes,
+            compaction: Some(v1::CompactionStatus {
+                compactions: c.compactions + dns.compactions,
+                segments_merged: c.segments_merged + dns.segments_merged,
+                rows: c.rows_merged + dns.rows_merged,
+                bytes_read: c.bytes_merged + dns.bytes_merged,
+                bytes_written: c.bytes_merged_into + dns.bytes_merged_into,
+                abandoned: c.compactions_abandoned + dns.compactions_abandoned,
+                errors: c.compaction_errors + dns.compaction_errors,
+            }),
+            waiting_bytes: c.unlinks_waiting_bytes + dns.unlinks_waiting_bytes,
+            segments_removed: c.segments_removed + dns.segments_removed,
+            rows_removed: c.rows_removed + dns.rows_removed,
+            bytes_removed: c.bytes_removed + dns.bytes_removed,
+            last_error: c.last_error.or(dns.last_error).unwrap_or_default(),
         }
     }
 }

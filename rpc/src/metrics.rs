@@ -590,7 +590,33 @@ impl Families<'_> {
                 self.plain_gauge(name, help, Some(Unit::Seconds), seconds(time))?;
             }
         }
-        Ok(())
+        self.reworked(storage)
+    }
+
+    /// Segments merged and dropped.
+    fn reworked(&mut self, storage: &v1::StorageStatus) -> fmt::Result {
+        let c = storage.compaction.unwrap_or_default();
+        let bytes = Some(Unit::Bytes);
+        for (name, help, unit, count) in [
+            ("taphouse_storage_compactions", "Segments made by merging others", None, c.compactions),
+            ("taphouse_storage_segments_merged", "Segments merged into larger ones", None, c.segments_merged),
+            ("taphouse_storage_rows_merged", "Rows rewritten by merging", None, c.rows),
+            ("taphouse_storage_compactions_abandoned", "Merges given up for retention", None, c.abandoned),
+            ("taphouse_storage_compaction_errors", "Merges that failed", None, c.errors),
+            ("taphouse_storage_segments_removed", "Segments dropped by retention", None, storage.segments_removed),
+            ("taphouse_storage_rows_removed", "Rows in them", None, storage.rows_removed),
+            ("taphouse_storage_removed", "Their size", bytes.clone(), storage.bytes_removed),
+        ] {
+            self.counter(name, help, unit, [(&[] as Labels<'_>, count)])?;
+        }
+        self.counter(
+            "taphouse_storage_compaction",
+            "Bytes of segments read and written by merging",
+            bytes.clone(),
+            [(&[("direction", "read")] as Labels<'_>, c.bytes_read), (&[("direction", "written")], c.bytes_written)],
+        )?;
+        let help = "Size of files dropped or merged that queries hold";
+        self.plain_gauge("taphouse_storage_waiting", help, bytes, storage.waiting_bytes as f64)
     }
 
     fn detectors(&mut self, d: &v1::DetectorStatus) -> fmt::Result {

@@ -77,7 +77,15 @@ fn document(s: &v1::Status) -> Value {
         "hints": s.hints.as_ref().map(hint_counts),
         "storage": { "segments": storage.segments, "rows": storage.rows, "bytes": storage.bytes,
                      "wal_bytes": storage.wal_bytes, "oldest": time(&storage.oldest), "newest": time(&storage.newest),
-                     "dns_segments": storage.dns_segments, "dns_rows": storage.dns_rows, "dns_bytes": storage.dns_bytes },
+                     "dns_segments": storage.dns_segments, "dns_rows": storage.dns_rows, "dns_bytes": storage.dns_bytes,
+                     "compaction": storage.compaction.map(|c| json!({
+                         "compactions": c.compactions, "segments_merged": c.segments_merged, "rows": c.rows,
+                         "bytes_read": c.bytes_read, "bytes_written": c.bytes_written, "abandoned": c.abandoned,
+                         "errors": c.errors,
+                     })),
+                     "waiting_bytes": storage.waiting_bytes, "segments_removed": storage.segments_removed,
+                     "rows_removed": storage.rows_removed, "bytes_removed": storage.bytes_removed,
+                     "last_error": storage.last_error },
         "detectors": { "openings": detectors.openings, "openings_dropped": detectors.openings_dropped,
                        "ticks_late": detectors.ticks_late, "ticks_dropped": detectors.ticks_dropped,
                        "sources_tracked": detectors.sources_tracked, "sources_evicted": detectors.sources_evicted },
@@ -197,6 +205,28 @@ fn text(s: &v1::Status) -> String {
         bytesize::ByteSize(storage.bytes + storage.dns_bytes),
         bytesize::ByteSize(storage.wal_bytes)
     ));
+    if let Some(c) = storage.compaction.filter(|c| c.compactions + c.errors > 0) {
+        out.push_str(&format!(
+            "         {} segments merged into {}, {} read and {} written for it; {} attempts failed\n",
+            c.segments_merged,
+            c.compactions,
+            bytesize::ByteSize(c.bytes_read),
+            bytesize::ByteSize(c.bytes_written),
+            c.errors
+        ));
+    }
+    if storage.segments_removed > 0 {
+        out.push_str(&format!(
+            "         {} segments dropped by retention, {} rows, {}; {} held by queries\n",
+            storage.segments_removed,
+            storage.rows_removed,
+            bytesize::ByteSize(storage.bytes_removed),
+            bytesize::ByteSize(storage.waiting_bytes)
+        ));
+    }
+    if !storage.last_error.is_empty() {
+        out.push_str(&format!("! storage: {}\n", storage.last_error));
+    }
     if let Some(e) = &s.export {
         let state = if e.up { "reached" } else { "not reached" };
         out.push_str(&format!(

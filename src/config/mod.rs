@@ -371,6 +371,8 @@ pub(crate) struct StorageSection {
     pub(crate) profile: SegmentProfile,
     /// Log of alerts, in two files of at most this size each.
     pub(crate) alert_log: Size,
+    /// Merging of small segments in the background.
+    pub(crate) compaction: CompactionSection,
     /// When old segments are removed, oldest first. `null` means no such limit.
     pub(crate) retention: RetentionSection,
 }
@@ -384,6 +386,7 @@ impl Default for StorageSection {
             sync_bytes: Size::mib(8),
             profile: SegmentProfile::Tuned,
             alert_log: Size::mib(64),
+            compaction: CompactionSection::default(),
             retention: RetentionSection::default(),
         }
     }
@@ -397,6 +400,25 @@ pub(crate) enum SegmentProfile {
     Tuned,
     /// Read by everything.
     Compatible,
+}
+
+/// Merging of small segments in the background, in those that have a tap and an hour in common.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct CompactionSection {
+    /// Whether segments are merged at all.
+    pub(crate) enabled: bool,
+    /// Segments of an hour that still receives rows, 2 to 512, that make it worth while. Later it is two.
+    pub(crate) min_segments: u16,
+    /// Bytes read and written a second at most.
+    pub(crate) rate: Size,
+}
+
+impl Default for CompactionSection {
+    fn default() -> CompactionSection {
+        let d = storage::Compaction::default();
+        CompactionSection { enabled: d.enabled, min_segments: d.segments_min as u16, rate: Size(d.bytes_per_s) }
+    }
 }
 
 /// When old segments are removed.
@@ -494,6 +516,19 @@ impl Config {
             return Err(invalid(
                 "storage.segment_rows",
                 format!("{}; allowed are 1 to 16777216", self.storage.segment_rows),
+            ));
+        }
+        let compaction = &self.storage.compaction;
+        if !(2..=512).contains(&compaction.min_segments) {
+            return Err(invalid(
+                "storage.compaction.min_segments",
+                format!("{}; allowed are 2 to 512", compaction.min_segments),
+            ));
+        }
+        if compaction.rate.0 == 0 {
+            return Err(invalid(
+                "storage.compaction.rate",
+                "0; at least 1B, or set storage.compaction.enabled to false".to_owned(),
             ));
         }
         for (key, address) in [("rpc.grpc_listen", self.rpc.grpc_listen), ("rpc.http_listen", self.rpc.http_listen)] {
@@ -633,6 +668,8 @@ mod tests {
             ("ipfix: {collector: 'collector.example'}", "ipfix.collector"),
             ("ipfix: {message_bytes_max: 100}", "ipfix.message_bytes_max"),
             ("ipfix: {collector: '192.0.2.1:4739', ring: 1}", "ipfix.ring"),
+            ("storage: {compaction: {min_segments: 1}}", "storage.compaction.min_segments"),
+            ("storage: {compaction: {rate: 0}}", "storage.compaction.rate"),
         ] {
             let error = Config::parse(text).unwrap().validate().unwrap_err().to_string();
             assert!(error.contains(key), "{error}");

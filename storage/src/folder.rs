@@ -1,18 +1,19 @@
 //! The data folder: its layout, its marker, and the lock that makes one process its writer.
 
+use crate::StorageError;
 use crate::columns::FLOWS;
 use crate::disk::{self, Disk, DiskFile, Open};
 use crate::dns::DNS;
 use crate::error::IoContext;
+use crate::segment::SegmentId;
 use crate::table::TableInfo;
-use crate::{StorageError, sys};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Version of everything in a data folder. Raised when an older taphouse could no longer read it.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Every table of a data folder.
 static TABLES: [&TableInfo; 2] = [&FLOWS, &DNS];
@@ -50,9 +51,10 @@ impl Layout {
     pub(crate) fn segments_dir(&self) -> PathBuf {
         self.dir.join("segments")
     }
-    /// Path of segment `id` below `segments_dir`: a folder per day (UTC, by latest end), so that listings stay short.
-    pub(crate) fn segment_file(id: u64, t_end_max: i64) -> String {
-        format!("{}/{id:016}.parquet", sys::day(t_end_max))
+    /// Path of a segment below `segments_dir`, in the folder of its partition.
+    pub(crate) fn segment_file(dir: &str, id: SegmentId) -> String {
+        let SegmentId { number, part } = id;
+        format!("{dir}/{number:016}-{part:02}.parquet")
     }
     pub(crate) fn damaged_dir(&self) -> PathBuf {
         self.dir.join("damaged")
@@ -92,8 +94,8 @@ impl Layout {
         Ok(target)
     }
 
-    /// Checks that this is a data folder this version can read.
-    pub(crate) fn check(&self) -> Result<(), StorageError> {
+    /// Checks that this is a data folder this version can read; returns its format.
+    pub(crate) fn check(&self) -> Result<u32, StorageError> {
         let path = self.marker();
         let text = match disk::read(&*self.disk, &path) {
             Ok(text) => text,
@@ -111,7 +113,7 @@ impl Layout {
         if marker.format > FORMAT_VERSION {
             return Err(StorageError::Newer { dir: self.dir.clone(), found: marker.format, supported: FORMAT_VERSION });
         }
-        Ok(())
+        Ok(marker.format)
     }
 
     fn without_marker(&self) -> StorageError {
@@ -150,8 +152,8 @@ impl DataFolder {
             return Err(StorageError::Foreign { dir: dir.to_owned(), found });
         }
         let lock = lock(&layout)?;
-        // Only the owner of the lock writes the marker, and never over one that is there.
-        if !is_marked()? {
+        // Only the owner of the lock writes the marker; over one of an older format before anything newer is written.
+        if !is_marked()? || layout.check()? < FORMAT_VERSION {
             let content = Marker { product: PRODUCT.to_owned(), format: FORMAT_VERSION };
             let text = serde_json::to_string(&content).unwrap_or_default() + "\n";
             replace(disk, &marker, text.as_bytes())?;

@@ -2,6 +2,7 @@
 
 mod cells;
 mod columns;
+mod compact;
 mod disk;
 mod dns;
 mod encode;
@@ -9,6 +10,7 @@ mod error;
 mod folder;
 mod manifest;
 mod options;
+mod partition;
 mod reader;
 mod recover;
 mod retention;
@@ -27,8 +29,9 @@ pub use dns::dns_schema;
 pub use encode::SegmentProfile;
 pub use error::StorageError;
 pub use folder::FORMAT_VERSION;
-pub use options::{Now, OnError, Retention, StoreOptions};
+pub use options::{Compaction, Now, OnError, Retention, StoreOptions};
 pub use reader::{Snapshot, StoreReader};
-pub use segment::Segment;
+pub use retention::{Expiring, Limit, RetentionPlan};
+pub use segment::{Segment, SegmentId};
 pub use shared::StoreCounts;
 pub use store::Store;

@@ -27,6 +27,8 @@ pub struct StoreOptions {
     pub frozen_max: usize,
     /// What to drop, and when.
     pub retention: Retention,
+    /// Merging of small segments.
+    pub compaction: Compaction,
     /// Parquet features to use.
     pub profile: SegmentProfile,
     /// What to do when the disk does not take rows.
@@ -48,6 +50,7 @@ impl StoreOptions {
             batch_rows: 8_192,
             frozen_max: 2,
             retention: Retention::default(),
+            compaction: Compaction::default(),
             profile: SegmentProfile::Tuned,
             on_error: OnError::Count,
             disk: Arc::new(OsDisk),
@@ -64,6 +67,12 @@ impl StoreOptions {
         }
         if !(1..=64).contains(&self.frozen_max) {
             return option("frozen_max", self.frozen_max.to_string(), "1 to 64");
+        }
+        if !(2..=512).contains(&self.compaction.segments_min) {
+            return option("compaction.segments_min", self.compaction.segments_min.to_string(), "2 to 512");
+        }
+        if self.compaction.bytes_per_s == 0 {
+            return option("compaction.bytes_per_s", "0".to_owned(), "at least 1");
         }
         if self.tap_names.len() > usize::from(u16::MAX) {
             return option("tap_names", format!("{} names", self.tap_names.len()), "at most 65535 names");
@@ -83,6 +92,23 @@ pub struct Retention {
     pub max_bytes: Option<u64>,
     /// Bytes to keep free on the file system.
     pub min_free_bytes: Option<u64>,
+}
+
+/// How small segments are merged, in the background: those that have their partition, a tap and an hour, in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compaction {
+    /// Whether they are.
+    pub enabled: bool,
+    /// Segments that make it worth while in a partition that still receives rows, 2 to 512. In one at rest it is two.
+    pub segments_min: usize,
+    /// Bytes read and written a second at most. Memory is that of `segment_rows_max` rows, about 250 bytes each.
+    pub bytes_per_s: u64,
+}
+
+impl Default for Compaction {
+    fn default() -> Compaction {
+        Compaction { enabled: true, segments_min: 8, bytes_per_s: 32 << 20 }
+    }
 }
 
 /// What to do when the disk does not take rows.

@@ -6,14 +6,18 @@ use crate::disk::OsDisk;
 use crate::dns::DNS;
 use crate::folder::Layout;
 use crate::manifest::Listing;
+use crate::options::Retention;
+use crate::retention::{self, Held, RetentionPlan};
 use crate::segment::{Segment, Unlinks};
 use crate::shared::{Rows, StoreCounts};
+use crate::table::TableInfo;
 use crate::wal::WalReader;
 use arrow::record_batch::RecordBatch;
 use hashbrown::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 /// All rows of a table at one moment: each row is in exactly one of the two.
 #[derive(Clone, Debug)]
@@ -52,7 +56,7 @@ impl StoreReader {
 
     /// Reads a folder that another process may be writing; takes no lock and changes nothing. Rows show up once the
     /// writer has put them into its log: within its sync interval. A file may vanish under such a reader when
-    /// retention drops it: take a new snapshot then.
+    /// retention drops it, or compaction merges it with others: take a new snapshot then.
     ///
     /// # Errors
     /// If `dir` is no data folder this version can read.
@@ -93,6 +97,26 @@ impl StoreReader {
             Source::Memory { dns, .. } => dns.snapshot(),
             Source::Files { dns, .. } => dns.snapshot(),
         }
+    }
+
+    /// What retention would drop now, by these limits and this time; nothing is changed. From files, of a moment at which
+    /// a server may be about to drop it.
+    ///
+    /// # Errors
+    /// If files cannot be read.
+    pub fn retention_plan(&self, retention: &Retention, wall: SystemTime) -> Result<RetentionPlan, StorageError> {
+        let (dir, held) = match &self.source {
+            Source::Memory { dir, flows, dns } => {
+                let held = |table: &'static TableInfo, rows: &dyn Rows| Held {
+                    table: table.name,
+                    segments: rows.segments(),
+                    waiting_bytes: rows.waiting_bytes(),
+                };
+                (dir, [held(&FLOWS, &**flows), held(&DNS, &**dns)])
+            }
+            Source::Files { dir, flows, dns } => (dir, [flows.held()?, dns.held()?]),
+        };
+        retention::plan(&OsDisk, dir, &held, retention, wall)
     }
 
     /// The store's counters of flow records; `None` when it runs in another process.
@@ -137,17 +161,12 @@ impl Files {
                 Err(error) => return Err(error),
             }
         }
-        let listing = Listing::read(&*self.layout.disk, &self.layout.manifest())?;
-        if let Some((at, reason)) = &listing.damage {
-            let path = self.layout.manifest();
-            return Err(StorageError::Damaged { path, offset: *at, reason: reason.clone() });
-        }
+        let listing = self.listing()?;
         let mut live = Vec::new();
         let mut ids: Vec<u64> = logs.keys().copied().collect();
         ids.sort_unstable();
         for id in ids {
-            let listed = listing.segments.contains_key(&id) || listing.removed.iter().any(|removed| removed.id == id);
-            if let (false, Some(log)) = (listed, logs.get_mut(&id)) {
+            if let (true, Some(log)) = (id > listing.published, logs.get_mut(&id)) {
                 let end = log.read_more()?;
                 if let Some((at, reason)) = end.damage {
                     tracing::warn!(path = %self.layout.wal(id).display(), at, reason, "log is damaged; rows are missing");
@@ -155,9 +174,31 @@ impl Files {
                 live.extend(log.batches.iter().cloned());
             }
         }
+        Ok(Snapshot { segments: self.segments(&listing), live })
+    }
+
+    fn listing(&self) -> Result<Listing, StorageError> {
+        let path = self.layout.manifest();
+        let listing = Listing::read(&*self.layout.disk, &path)?;
+        match listing.damage {
+            Some((offset, reason)) => Err(StorageError::Damaged { path, offset, reason }),
+            None => Ok(listing),
+        }
+    }
+
+    fn segments(&self, listing: &Listing) -> Vec<Arc<Segment>> {
         let segments_dir = self.layout.segments_dir();
         let unlinks = Arc::new(Unlinks::new(self.layout.disk.clone()));
         let segment = |meta| Arc::new(Segment::new(&segments_dir, meta, unlinks.clone()));
-        Ok(Snapshot { segments: listing.segments.values().map(segment).collect(), live })
+        listing.segments.values().map(segment).collect()
+    }
+
+    fn held(&self) -> Result<Held, StorageError> {
+        let listing = self.listing()?;
+        let segments_dir = self.layout.segments_dir();
+        let waiting =
+            listing.removed.iter().filter_map(|one| self.layout.disk.stat(&segments_dir.join(&one.file)).ok());
+        let waiting_bytes = waiting.map(|stat| stat.bytes).sum();
+        Ok(Held { table: self.layout.table.name, segments: self.segments(&listing), waiting_bytes })
     }
 }

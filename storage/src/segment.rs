@@ -2,14 +2,41 @@
 
 use crate::disk::Disk;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+/// What tells a segment from all others of its table, for the life of the data folder. Prints as `41-3`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SegmentId {
+    /// Number of the log file its rows came from, or of the compaction that made it; rises with the order of writing.
+    pub number: u64,
+    /// Which of the segments of one log, from 0: each has another tap or hour.
+    pub part: u8,
+}
+
+impl SegmentId {
+    /// A name that begins as a segment's file does, without its extension. Segments of format 1 have no part.
+    pub(crate) fn parse(stem: &str) -> Option<SegmentId> {
+        let (number, part) = stem.split_once('-').unwrap_or((stem, "0"));
+        Some(SegmentId { number: number.parse().ok()?, part: part.parse().ok()? })
+    }
+}
+
+impl fmt::Display for SegmentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.number, self.part)
+    }
+}
+
 /// What the manifest says of a segment.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SegmentMeta {
+    /// Its number.
     pub(crate) id: u64,
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub(crate) part: u8,
     /// Below `segments/`.
     pub(crate) file: String,
     pub(crate) rows: u64,
@@ -23,14 +50,26 @@ pub(crate) struct SegmentMeta {
     pub(crate) protos: Vec<u8>,
 }
 
-/// An immutable Parquet file of flow records. As long as an `Arc` of it lives, its file stays: retention only marks
-/// it, and the last owner removes it.
+impl SegmentMeta {
+    pub(crate) fn key(&self) -> SegmentId {
+        SegmentId { number: self.id, part: self.part }
+    }
+}
+
+/// Parts from the second on stand in the manifest.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+pub(crate) fn is_first(part: &u8) -> bool {
+    *part == 0
+}
+
+/// An immutable Parquet file of flow records. As long as an `Arc` of it lives, its file stays: retention and compaction
+/// only mark it, and the last owner removes it.
 #[derive(Debug)]
 pub struct Segment {
     /// Its file.
     pub path: PathBuf,
-    /// Number of the log file its rows came from; rises with the order of writing, never used twice.
-    pub id: u64,
+    /// Which it is.
+    pub id: SegmentId,
     /// Rows in it, at least 1.
     pub rows: u64,
     /// Size of the file.
@@ -45,12 +84,16 @@ pub struct Segment {
     pub taps: Vec<String>,
     /// All values of `proto` in it, sorted; empty if not known.
     pub protos: Vec<u8>,
-    /// Set once retention has taken it out of the manifest.
+    /// Folders below `segments/` that its file is in.
+    dirs: usize,
+    /// Set once it is out of the manifest.
     doomed: AtomicBool,
+    /// Set once it is known not to be merged with others.
+    left_alone: AtomicBool,
     unlinks: Arc<Unlinks>,
 }
 
-/// Files retention has dropped: those waiting for a reader, and those gone.
+/// Files out of the manifest: those waiting for a reader, and those gone.
 #[derive(Debug)]
 pub(crate) struct Unlinks {
     disk: Arc<dyn Disk>,
@@ -69,7 +112,7 @@ impl Segment {
     pub(crate) fn new(segments_dir: &Path, meta: &SegmentMeta, unlinks: Arc<Unlinks>) -> Segment {
         Segment {
             path: segments_dir.join(&meta.file),
-            id: meta.id,
+            id: meta.key(),
             rows: meta.rows,
             bytes: meta.bytes,
             t_end_min: meta.t_end_min,
@@ -77,9 +120,20 @@ impl Segment {
             t_start_min: meta.t_start_min,
             taps: meta.taps.clone(),
             protos: meta.protos.clone(),
+            dirs: meta.file.matches('/').count(),
             doomed: AtomicBool::new(false),
+            left_alone: AtomicBool::new(false),
             unlinks,
         }
+    }
+
+    /// Compaction is not to look at it again.
+    pub(crate) fn leave_alone(&self) {
+        self.left_alone.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_left_alone(&self) -> bool {
+        self.left_alone.load(Ordering::Relaxed)
     }
 
     /// Lets the last owner remove the file. Call only after the manifest no longer names it.
@@ -91,6 +145,14 @@ impl Segment {
     }
 }
 
+#[cfg(test)]
+impl Segment {
+    /// One without a file.
+    pub(crate) fn of_test(segments_dir: &Path, meta: &SegmentMeta) -> Arc<Segment> {
+        Arc::new(Segment::new(segments_dir, meta, Arc::new(Unlinks::new(Arc::new(crate::disk::OsDisk)))))
+    }
+}
+
 impl Drop for Segment {
     fn drop(&mut self) {
         if !*self.doomed.get_mut() {
@@ -99,11 +161,13 @@ impl Drop for Segment {
         if let Err(error) = self.unlinks.disk.remove_file(&self.path) {
             // The manifest's record of the removal makes the next start try again.
             self.unlinks.failed.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove an expired segment");
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove a segment that is no longer listed");
         }
-        // The day's folder goes with its last segment; while others are in it this fails, as it should.
-        if let Some(day) = self.path.parent() {
-            let _ = self.unlinks.disk.remove_dir(day);
+        // Folders go with their last segment; while there is something in one this fails, as it should.
+        for dir in self.path.ancestors().skip(1).take(self.dirs) {
+            if self.unlinks.disk.remove_dir(dir).is_err() {
+                break;
+            }
         }
         self.unlinks.waiting_files.fetch_sub(1, Ordering::Relaxed);
         self.unlinks.waiting_bytes.fetch_sub(self.bytes, Ordering::Relaxed);

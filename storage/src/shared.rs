@@ -1,18 +1,20 @@
 //! What the writer, the encoder thread and readers share: the rows, wherever they are.
 
 use crate::StorageError;
-use crate::encode::{SegmentProfile, write_segment};
+use crate::compact::{Pace, compact};
+use crate::encode::{NewSegment, Origin, SegmentProfile, write_segment};
 use crate::folder::Layout;
 use crate::manifest::Manifest;
-use crate::options::OnError;
+use crate::options::{Compaction, OnError, StoreOptions};
+use crate::partition;
 use crate::reader::Snapshot;
 use crate::retention::drop_segments;
-use crate::segment::{Segment, Unlinks};
+use crate::segment::{Segment, SegmentId, SegmentMeta, Unlinks};
 use crate::table::{BatchBuilder, Columns};
 use arrow::record_batch::RecordBatch;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -82,6 +84,22 @@ pub struct StoreCounts {
     pub unlinks_waiting_bytes: u64,
     /// Files that could not be removed; the next start tries again.
     pub unlinks_failed: u64,
+    /// Rows of more hours than a log has partitions for, in those without a date.
+    pub rows_undated: u64,
+    /// Segments made by merging others.
+    pub compactions: u64,
+    /// Segments merged into them.
+    pub segments_merged: u64,
+    /// Rows rewritten by that.
+    pub rows_merged: u64,
+    /// Bytes read for it.
+    pub bytes_merged: u64,
+    /// Bytes written by it.
+    pub bytes_merged_into: u64,
+    /// Compactions given up because retention dropped a segment meanwhile, or the store was closed.
+    pub compactions_abandoned: u64,
+    /// Compactions that failed; each is tried again.
+    pub compaction_errors: u64,
     /// The latest error, for people.
     pub last_error: Option<String>,
 }
@@ -95,6 +113,13 @@ pub(crate) struct Frozen {
     pub(crate) wal: PathBuf,
     /// Rows that the log does not hold for sure.
     pub(crate) unsynced_rows: u64,
+}
+
+/// What a log has become.
+struct Published {
+    segments: Vec<Arc<Segment>>,
+    /// Of their rows, those without a date in their partition.
+    rows_undated: u64,
 }
 
 pub(crate) struct State<C: Columns> {
@@ -147,6 +172,8 @@ pub(crate) trait Rows: Send + Sync {
     fn published(&self) -> u64;
     /// Bytes of dropped files that readers still hold.
     fn waiting_bytes(&self) -> u64;
+    /// Merges segments where it is worth while: one job at most, `true` if there was one.
+    fn compact(&self, compaction: &Compaction, min_free: u64, pace: &Pace) -> Result<bool, StorageError>;
     /// Drops segments: off the manifest first, the files when no reader holds them.
     fn drop_segments(&self, victims: Vec<Arc<Segment>>) -> Result<(), StorageError>;
     /// Remembers an error for people.
@@ -169,6 +196,9 @@ impl<C: Columns> Rows for Shared<C> {
     fn waiting_bytes(&self) -> u64 {
         self.unlinks.waiting_bytes.load(Ordering::Relaxed)
     }
+    fn compact(&self, compaction: &Compaction, min_free: u64, pace: &Pace) -> Result<bool, StorageError> {
+        compact(self, compaction, min_free, pace)
+    }
     fn drop_segments(&self, victims: Vec<Arc<Segment>>) -> Result<(), StorageError> {
         drop_segments(self, victims)
     }
@@ -178,6 +208,13 @@ impl<C: Columns> Rows for Shared<C> {
 }
 
 impl<C: Columns> State<C> {
+    /// Lists segments, which are in order.
+    pub(crate) fn insert(&mut self, segments: Vec<Arc<Segment>>) {
+        let Some(first) = segments.first() else { return };
+        let at = self.segments.partition_point(|other| other.id < first.id);
+        self.segments.splice(at..at, segments);
+    }
+
     fn frozen_rows(&self) -> u64 {
         self.frozen.iter().flat_map(|frozen| frozen.batches.iter()).map(|batch| batch.num_rows() as u64).sum()
     }
@@ -186,8 +223,14 @@ impl<C: Columns> State<C> {
 /// Lock order: `manifest`, then `state`; `state` is never held across I/O.
 pub(crate) struct Shared<C: Columns> {
     pub(crate) layout: Layout,
-    profile: SegmentProfile,
+    pub(crate) profile: SegmentProfile,
     on_error: OnError,
+    /// Rows of a segment at most.
+    pub(crate) segment_rows_max: u64,
+    /// Number of the next log or compaction.
+    next_number: AtomicU64,
+    /// Told of new segments; a store without compaction has none.
+    pub(crate) pace: Option<Arc<Pace>>,
     pub(crate) unlinks: Arc<Unlinks>,
     pub(crate) manifest: Mutex<Manifest>,
     state: Mutex<State<C>>,
@@ -201,15 +244,19 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 impl<C: Columns> Shared<C> {
     pub(crate) fn new(
         layout: Layout,
-        profile: SegmentProfile,
-        on_error: OnError,
+        options: &StoreOptions,
+        next_number: u64,
         manifest: Manifest,
         unlinks: Arc<Unlinks>,
+        pace: Option<Arc<Pace>>,
     ) -> Self {
         Shared {
             layout,
-            profile,
-            on_error,
+            profile: options.profile,
+            on_error: options.on_error,
+            segment_rows_max: options.segment_rows_max,
+            next_number: AtomicU64::new(next_number),
+            pace,
             unlinks,
             manifest: Mutex::new(manifest),
             state: Mutex::default(),
@@ -365,10 +412,10 @@ impl<C: Columns> Shared<C> {
         while let Some(frozen) = self.next_frozen() {
             let since = Instant::now();
             match self.publish(&frozen) {
-                Ok(segment) => {
+                Ok(published) => {
                     backoff = RETRY_FIRST;
                     remove_wal(&self.layout, &frozen.wal);
-                    self.published(segment, since.elapsed());
+                    self.published(published, since.elapsed());
                 }
                 Err(error) => {
                     self.stuck(&error, Instant::now() + backoff);
@@ -395,24 +442,57 @@ impl<C: Columns> Shared<C> {
         }
     }
 
-    fn publish(&self, frozen: &Frozen) -> Result<Segment, StorageError> {
-        let meta = write_segment(&self.layout, frozen.id, &frozen.batches, self.profile)?;
-        let segment = Segment::new(&self.layout.segments_dir(), &meta, self.unlinks.clone());
-        self.manifest().add(meta)?;
-        Ok(segment)
+    fn publish(&self, frozen: &Frozen) -> Result<Published, StorageError> {
+        let partitions = partition::split(self.layout.table, &frozen.batches);
+        let mut metas = Vec::with_capacity(partitions.len());
+        for (part, partition) in partitions.iter().enumerate() {
+            let new = NewSegment {
+                id: SegmentId { number: frozen.id, part: part as u8 },
+                dir: &partition.dir,
+                origin: Origin::Log { parts: partitions.len() },
+                batches: &frozen.batches,
+                rows: &partition.rows,
+                profile: self.profile,
+            };
+            metas.push(write_segment(&self.layout, &new, None)?);
+        }
+        let undated = partitions.iter().filter(|partition| partition.is_undated);
+        let rows_undated = undated.map(|partition| partition.rows.len() as u64).sum();
+        let segments = metas.iter().map(|meta| self.segment(meta)).collect();
+        self.manifest().publish(frozen.id, metas)?;
+        Ok(Published { segments, rows_undated })
     }
 
-    /// The switch: in one step the rows leave the frozen ones and come in as a segment.
-    fn published(&self, segment: Segment, took: Duration) {
+    pub(crate) fn segment(&self, meta: &SegmentMeta) -> Arc<Segment> {
+        Arc::new(Segment::new(&self.layout.segments_dir(), meta, self.unlinks.clone()))
+    }
+
+    /// The switch: in one step the rows leave the frozen ones and come in as segments.
+    fn published(&self, published: Published, took: Duration) {
         let mut state = self.state();
         state.frozen.pop_front();
-        let at = state.segments.partition_point(|other| other.id < segment.id);
-        state.segments.insert(at, Arc::new(segment));
-        state.counts.segments_published += 1;
+        state.counts.segments_published += published.segments.len() as u64;
+        state.counts.rows_undated += published.rows_undated;
+        state.insert(published.segments);
         state.counts.encode_ns += took.as_nanos() as u64;
         state.failing = None;
         state.retry_at = None;
         self.changed.notify_all();
+        drop(state);
+        if let Some(pace) = &self.pace {
+            pace.wake();
+        }
+    }
+
+    /// Whether a log waits to be encoded, and can be.
+    pub(crate) fn is_encoding(&self) -> bool {
+        let state = self.state();
+        !state.frozen.is_empty() && state.failing.is_none()
+    }
+
+    /// A number no log and no compaction has had.
+    pub(crate) fn take_number(&self) -> u64 {
+        self.next_number.fetch_add(1, Ordering::Relaxed)
     }
 
     fn stuck(&self, error: &StorageError, retry_at: Instant) {

@@ -1,6 +1,7 @@
 //! The one writer of a data folder, with all its tables.
 
 use crate::columns::FlowColumns;
+use crate::compact::{Compactor, Pace};
 use crate::dns::DnsColumns;
 use crate::folder::DataFolder;
 use crate::options::{Now, StoreOptions};
@@ -10,15 +11,18 @@ use crate::writer::TableWriter;
 use crate::{StorageError, retention};
 use flowtable::FlowRecord;
 use hints::DnsRecord;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Writes flow records and DNS transactions into a data folder, which it owns until it is dropped. One thread calls
-/// it; it keeps one more for each table, which encodes segments.
+/// it; it keeps one more for each table, which encodes segments, and one that merges small segments.
 ///
 /// A row is visible to readers as soon as [`append`](Store::append) returns and survives a crash once it is synced,
 /// within `wal_sync_interval` if [`tick`](Store::tick) is called more often than that.
 pub struct Store {
     options: StoreOptions,
+    /// Before the tables, so that it ends first.
+    compactor: Option<Compactor>,
     flows: TableWriter<FlowColumns>,
     dns: TableWriter<DnsColumns>,
     retained_at: Option<Instant>,
@@ -40,9 +44,19 @@ impl Store {
     pub fn open(options: StoreOptions) -> Result<Store, StorageError> {
         options.check()?;
         let folder = DataFolder::open(options.disk.clone(), &options.dir)?;
-        let flows = TableWriter::open(&options)?;
-        let dns = TableWriter::open(&options)?;
-        Ok(Store { options, flows, dns, retained_at: None, retained_count: 0, _folder: folder })
+        let compaction = options.compaction;
+        let pace = compaction.enabled.then(|| Arc::new(Pace::new(compaction.bytes_per_s)));
+        let flows = TableWriter::open(&options, pace.clone())?;
+        let dns = TableWriter::open(&options, pace.clone())?;
+        let compactor = match pace {
+            Some(pace) => {
+                let tables: Vec<Arc<dyn Rows>> = vec![flows.shared.clone(), dns.shared.clone()];
+                let min_free = options.retention.min_free_bytes.unwrap_or(0);
+                Some(Compactor::start(&options.dir, tables, compaction, min_free, pace)?)
+            }
+            None => None,
+        };
+        Ok(Store { options, compactor, flows, dns, retained_at: None, retained_count: 0, _folder: folder })
     }
 
     /// Takes flow records and their texts: those of all records one after the other, each record's part as long as its
@@ -78,6 +92,9 @@ impl Store {
     /// Replaces the limits of retention; they apply from the next tick on.
     pub fn set_retention(&mut self, retention: crate::Retention) {
         self.options.retention = retention;
+        if let Some(compactor) = &self.compactor {
+            compactor.set_min_free(retention.min_free_bytes.unwrap_or(0));
+        }
         self.retained_at = None;
     }
 
@@ -100,11 +117,12 @@ impl Store {
         flows.and(self.dns.flush())
     }
 
-    /// Flushes and lets go of the folder.
+    /// Flushes, ends what is done in the background, and lets go of the folder.
     ///
     /// # Errors
     /// As `flush`. Rows that could not be published are synced in the log, and become a segment at the next start.
     pub fn close(mut self) -> Result<(), StorageError> {
+        self.compactor = None;
         self.flush()
     }
 

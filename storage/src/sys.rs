@@ -21,6 +21,21 @@ pub(crate) fn free_bytes(path: &Path) -> io::Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// Lets the calling thread run, and use the disk, only where others leave something (setpriority(2), ioprio_set(2)). Where
+/// that is not possible it runs as any other: it is slowed down by its own limit too.
+pub(crate) fn lowest_priority() {
+    const NICE_MAX: i32 = 19;
+    const IOPRIO_WHO_PROCESS: i32 = 1;
+    const IOPRIO_CLASS_IDLE: i32 = 3 << 13;
+    // SAFETY: setpriority takes numbers alone; process 0 is the calling thread.
+    let nice = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE_MAX) };
+    // SAFETY: ioprio_set takes numbers alone; process 0 is the calling thread.
+    let idle = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_CLASS_IDLE) };
+    if nice != 0 || idle != 0 {
+        tracing::debug!(nice, idle, "cannot lower the priority of a thread");
+    }
+}
+
 /// Day of a time in microseconds since 1970 as `YYYY-MM-DD`, UTC (days-to-civil, proleptic Gregorian).
 pub(crate) fn day(micros: i64) -> String {
     // Days are counted from 0000-03-01, so that the leap day ends a year.

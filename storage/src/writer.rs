@@ -1,6 +1,7 @@
 //! The writer of one table: its log, and the thread that makes segments of it.
 
 use crate::StorageError;
+use crate::compact::Pace;
 use crate::error::IoContext;
 use crate::folder::Layout;
 use crate::manifest::Manifest;
@@ -24,7 +25,6 @@ pub(crate) struct TableWriter<C: Columns> {
     encoder: Option<JoinHandle<()>>,
     /// Log of the active rows; `None` while there are none.
     pub(crate) wal: Option<WalWriter>,
-    next_id: u64,
     /// Last tick that synced.
     synced_at: Instant,
     /// First tick that saw active rows.
@@ -40,7 +40,7 @@ const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 
 impl<C: Columns> TableWriter<C> {
     /// Opens a table of a data folder that is locked, and finishes what a crash left of it.
-    pub(crate) fn open(options: &StoreOptions) -> Result<Self, StorageError> {
+    pub(crate) fn open(options: &StoreOptions, pace: Option<Arc<Pace>>) -> Result<Self, StorageError> {
         let layout = Layout::of(options.disk.clone(), &options.dir, C::TABLE);
         let recovered = recover(&layout)?;
         let next_id = recovered.listing.next_id.max(1);
@@ -53,7 +53,7 @@ impl<C: Columns> TableWriter<C> {
             .map(|meta| Arc::new(Segment::new(&segments_dir, meta, unlinks.clone())))
             .collect();
         let manifest = Manifest::create(layout.disk.clone(), layout.manifest(), recovered.listing);
-        let shared = Arc::new(Shared::new(layout.clone(), options.profile, options.on_error, manifest, unlinks));
+        let shared = Arc::new(Shared::new(layout.clone(), options, next_id, manifest, unlinks, pace));
         {
             let mut state = shared.state();
             state.counts =
@@ -71,7 +71,6 @@ impl<C: Columns> TableWriter<C> {
             shared,
             encoder: Some(encoder),
             wal: None,
-            next_id,
             synced_at: Instant::now(),
             active_since: None,
             complained_at: None,
@@ -211,8 +210,7 @@ impl<C: Columns> TableWriter<C> {
             Some(wal) => wal,
             None => {
                 // Taken even if this fails: the file may be there then and not let itself be removed.
-                let id = self.next_id;
-                self.next_id += 1;
+                let id = self.shared.take_number();
                 self.wal.insert(WalWriter::create(&*self.layout.disk, self.layout.wal(id), id, C::TABLE)?)
             }
         };

@@ -8,6 +8,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use storage::{Now, Store, StoreOptions, StoreReader};
 
+/// Where rows of tap `core` in the first hour lie.
+const HOUR: &str = "segments/tap_name=core/date=1970-01-01/hour=00";
+
 fn only_file(dir: &Path) -> PathBuf {
     let files: Vec<PathBuf> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert_eq!(files.len(), 1, "{files:?}");
@@ -143,7 +146,7 @@ fn a_file_that_is_no_log_is_set_aside() {
     assert!(dir.path().join("damaged/0000000000000009.wal").exists());
     store.append(&flows(0..1), &[]).unwrap();
     store.flush().unwrap();
-    assert_eq!(store.reader().snapshot().unwrap().segments[0].id, 10, "numbers are not used twice");
+    assert_eq!(store.reader().snapshot().unwrap().segments[0].id.number, 10, "numbers are not used twice");
 }
 
 /// A copy of the folder at each step of publishing: the log still there, the segment there or not, listed or not.
@@ -181,13 +184,12 @@ fn a_crash_at_any_step_of_publishing_shows_each_row_once() {
         }
         if !step.contains(&"manifest.ndjson") {
             // A segment that was being written.
-            let day = crash.path().join("segments/1970-01-01");
-            fs::write(day.join("0000000000000002.tmp"), b"PAR1 half a segment").unwrap();
+            fs::write(crash.path().join(HOUR).join("0000000000000002-00.tmp"), b"PAR1 half a segment").unwrap();
         }
         assert_eq!(ids(&StoreReader::open(crash.path()).unwrap().snapshot().unwrap()), wanted, "{step:?}, read only");
         assert_eq!(reopen_ids(crash.path()), wanted, "{step:?}");
         assert_eq!(reopen_ids(crash.path()), wanted, "{step:?}, once more");
-        let left: Vec<_> = fs::read_dir(crash.path().join("segments/1970-01-01")).unwrap().collect();
+        let left: Vec<_> = fs::read_dir(crash.path().join(HOUR)).unwrap().collect();
         assert_eq!(left.len(), 2, "no leftovers: {left:?}");
     }
 }

@@ -47,7 +47,7 @@ fn tuned_segments_have_what_readers_prune_by() {
     assert_eq!(file.num_rows() as u64, ROWS);
     assert_eq!(file.schema_descr().num_columns(), flow_schema().fields().len());
     let pairs = file.key_value_metadata().unwrap();
-    assert!(pairs.iter().any(|pair| pair.key == "taphouse.format" && pair.value.as_deref() == Some("1")));
+    assert!(pairs.iter().any(|pair| pair.key == "taphouse.format" && pair.value.as_deref() == Some("2")));
     let group = meta.row_group(0);
     let sorting = group.sorting_columns().unwrap();
     assert_eq!((sorting[0].column_idx, sorting[0].descending), (0, false));

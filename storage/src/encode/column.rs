@@ -30,7 +30,7 @@ const BLOOM_FALSE_POSITIVES: f64 = 0.01;
 const DICTIONARY_BYTES_MAX: usize = 16 << 20;
 
 /// Where a row lies: number of the batch, of those the page takes rows from, and of the row in it.
-pub(super) type Place = (u32, u32);
+pub(crate) type Place = (u32, u32);
 
 /// A column of a row group under construction.
 pub(super) struct Column {

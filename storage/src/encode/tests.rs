@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::columns::FLOWS;
-use crate::disk::OsDisk;
+use crate::disk::{Disk, OsDisk};
 use crate::dns::DNS;
 use arrow::array::*;
 use arrow::buffer::{BooleanBuffer, NullBuffer};
@@ -128,7 +128,15 @@ fn as_text(array: &dyn Array) -> ArrayRef {
 fn check(table: &TableInfo, batches: &[RecordBatch], profile: SegmentProfile) -> Vec<Vec<(Encoding, i32)>> {
     let dir = tempfile::tempdir().unwrap();
     let [ours, theirs] = ["ours", "theirs"].map(|name| dir.path().join(name));
-    write_rows(&OsDisk, &ours, table, 7, batches, profile).unwrap();
+    let new = NewSegment {
+        id: SegmentId { number: 7, part: 0 },
+        dir: "",
+        origin: Origin::Log { parts: 1 },
+        batches,
+        rows: &order_by_time(batches),
+        profile,
+    };
+    write_rows(OsDisk.open(&ours, Open::Create).unwrap(), &ours, table, &new, None).unwrap();
     let wanted = sorted(batches);
     let properties = WriterProperties::builder()
         .set_data_page_row_count_limit(PAGE_ROWS)
