@@ -175,6 +175,11 @@ impl Rig {
         [store.counts(), store.dns_counts()]
     }
 
+    /// Rows of each table that were lost.
+    pub(crate) fn lost(&self) -> [u64; 2] {
+        self.counts().map(|counts| counts.rows_lost_disk + counts.rows_lost_backlog)
+    }
+
     fn snapshots(&self) -> [Snapshot; 2] {
         let reader: StoreReader = self.store.as_ref().expect("open until dropped").reader();
         [reader.snapshot().unwrap(), reader.dns_snapshot().unwrap()]
