@@ -10,7 +10,8 @@ use parquet::file::properties::WriterProperties;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use storage::{Now, StorageError, Store, StoreOptions, StoreReader};
+use std::time::Duration;
+use storage::{Compaction, Now, Retention, StorageError, Store, StoreOptions, StoreReader};
 
 /// Where rows of tap `core` in the first hour lie.
 const HOUR: &str = "segments/tap_name=core/date=1970-01-01/hour=00";
@@ -319,6 +320,42 @@ fn foreign_newer_and_broken_segments_are_set_aside() {
         let kept = dir.path().join(format!("damaged/{number:016}-00.parquet"));
         assert_eq!(&fs::read(kept).unwrap(), content, "{what}");
     }
+}
+
+/// Retention drops what is just being merged, and the power goes: the merged file is there, complete, and its rows must
+/// not come back.
+#[test]
+fn a_merged_segment_whose_rows_were_dropped_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::open(options(dir.path())).unwrap();
+    for part in 0..2 {
+        store.append(&flows(part * 10..part * 10 + 10), &[]).unwrap();
+        store.flush().unwrap();
+    }
+    drop(store);
+    let merging = tempfile::tempdir().unwrap();
+    copy_folder(dir.path(), merging.path());
+    let compaction = Compaction { segments_min: 2, ..Compaction::default() };
+    let store = Store::open(StoreOptions { compaction, ..options(merging.path()) }).unwrap();
+    let merged = loop {
+        let snapshot = store.reader().snapshot().unwrap();
+        match &snapshot.segments[..] {
+            [one] => break one.path.clone(),
+            _ => std::thread::yield_now(),
+        }
+    };
+    let retention = Retention { max_age: Some(Duration::ZERO), ..Retention::default() };
+    let mut store = Store::open(StoreOptions { retention, ..options(dir.path()) }).unwrap();
+    let held = store.reader().snapshot().unwrap();
+    store.tick(Now::read()).unwrap();
+    assert_eq!(store.counts().rows_removed, 20);
+    let crash = tempfile::tempdir().unwrap();
+    copy_folder(dir.path(), crash.path());
+    drop(held);
+    let target = crash.path().join(merged.strip_prefix(merging.path()).unwrap());
+    fs::copy(&merged, &target).unwrap();
+    assert_eq!(reopen_ids(crash.path()), [0u64; 0]);
+    assert!(!target.exists());
 }
 
 #[test]

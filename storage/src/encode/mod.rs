@@ -82,14 +82,15 @@ pub(crate) fn write_segment(
     let described = describe(layout.table, new.batches, new.rows);
     let NewSegment { id, dir, .. } = *new;
     let file = Layout::segment_file(dir, id);
-    let path = layout.segments_dir().join(&file);
+    let segments = layout.segments_dir();
+    let path = segments.join(&file);
     let tmp = path.with_extension("tmp");
     let (disk, dir) = (&*layout.disk, disk::parent(&path));
-    disk::make_dir(disk, dir).at("create", dir)?;
+    disk::make_dirs(disk, &segments, dir).at("create", dir)?;
     let created = match disk.open(&tmp, Open::Create) {
         // Its last segment went, and the folder with it, since it was looked at.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            disk::make_dir(disk, dir).at("create", dir)?;
+            disk::make_dirs(disk, &segments, dir).at("create", dir)?;
             disk.open(&tmp, Open::Create)
         }
         created => created,
