@@ -175,7 +175,7 @@ pub(crate) fn read_full(file: &dyn DiskFile, bytes: &mut [u8], offset: u64) -> i
 }
 
 /// Creates a folder, and those above it, where they are missing. Its name is durable afterwards, also if an earlier
-/// call created it and went no further.
+/// call created it and went no further; of those above, the names of the ones this call has created.
 pub(crate) fn make_dir(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
     match disk.create_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && disk.stat(dir)?.is_dir => {}
@@ -186,6 +186,13 @@ pub(crate) fn make_dir(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
         created => created?,
     }
     disk.sync_dir(parent(dir))
+}
+
+/// Creates a folder and those between it and `root`, where they are missing. All their names are durable afterwards,
+/// whatever earlier calls have left undone.
+pub(crate) fn make_dirs(disk: &dyn Disk, root: &Path, dir: &Path) -> io::Result<()> {
+    let below: Vec<&Path> = dir.ancestors().take_while(|above| *above != root).collect();
+    below.into_iter().rev().try_for_each(|dir| make_dir(disk, dir))
 }
 
 /// The folder a path is in.

@@ -6,8 +6,8 @@ use crate::disk;
 use crate::encode::{FoundSegment, describe_file, logs_of};
 use crate::error::IoContext;
 use crate::folder::Layout;
-use crate::manifest::Listing;
-use crate::segment::{SegmentId, SegmentMeta};
+use crate::manifest::{Listing, Removed};
+use crate::segment::SegmentId;
 use crate::shared::{StoreCounts, remove_wal};
 use crate::wal::WalReader;
 use arrow::record_batch::RecordBatch;
@@ -39,19 +39,22 @@ pub(crate) fn recover(layout: &Layout) -> Result<Recovered, StorageError> {
         listing.segments.clear();
     }
     let mut present = segment_files(layout)?;
-    for removed in &listing.removed {
-        if let Some((file, _)) = present.get(&removed.key())
-            && *file == removed.file
-        {
-            let path = layout.segments_dir().join(file);
-            layout.disk.remove_file(&path).at("remove", &path)?;
-            present.remove(&removed.key());
+    let mut removed = Vec::new();
+    for one in &listing.removed {
+        if present.get(&one.key()).is_some_and(|(file, _)| *file == one.file) {
+            present.remove(&one.key());
+            removed.push(one.clone());
         }
     }
     check_listed(layout, &mut listing, &present, &mut counts)?;
     let mut wals = layout.numbered(&layout.wal_dir(), "wal")?;
     let numbers: Vec<u64> = wals.iter().map(|(id, _)| *id).collect();
-    adopt_unlisted(layout, &mut listing, &present, &numbers, &mut counts)?;
+    adopt_unlisted(layout, &mut listing, &present, &removed, &numbers, &mut counts)?;
+    // Last: until here they tell which logs' rows have been dropped.
+    for one in &removed {
+        let path = layout.segments_dir().join(&one.file);
+        layout.disk.remove_file(&path).at("remove", &path)?;
+    }
     for (id, path) in &wals {
         listing.next_id = listing.next_id.max(id + 1);
         if *id <= listing.published {
@@ -131,11 +134,13 @@ fn check_listed(
 }
 
 /// Lists segments that a crash, or a damaged manifest, left unlisted, or that someone put back; those whose rows are
-/// elsewhere too are removed. `wals`: numbers of the logs that are there.
+/// elsewhere too are removed. `removed`: files of dropped segments that are still there; `wals`: numbers of the logs
+/// that are there.
 fn adopt_unlisted(
     layout: &Layout,
     listing: &mut Listing,
     present: &Present,
+    removed: &[Removed],
     wals: &[u64],
     counts: &mut StoreCounts,
 ) -> Result<(), StorageError> {
@@ -148,6 +153,8 @@ fn adopt_unlisted(
         listing.next_id = listing.next_id.max(id.number + 1);
         match describe_file(layout, id, file.clone()) {
             Ok(segment) => found.push(segment),
+            // The disk, not the file: the next start may have more luck.
+            Err(error @ StorageError::Io { .. }) => return Err(error),
             Err(error) => {
                 let kept = layout.set_aside(&path)?;
                 counts.files_damaged += 1;
@@ -155,7 +162,7 @@ fn adopt_unlisted(
             }
         }
     }
-    let found = without_merged(layout, listing, found)?;
+    let found = without_merged(layout, listing, removed, found)?;
     let found = without_unpublished(layout, listing, found, wals)?;
     for FoundSegment { meta, .. } in found {
         tracing::info!(file = meta.file, rows = meta.rows, "listed a segment the manifest did not have");
@@ -165,28 +172,32 @@ fn adopt_unlisted(
 }
 
 /// Removes segments whose rows another one of their partition has: those it was merged from, if it is complete but the
-/// manifest that tells is lost, or the merged one, if the manifest does not list it. The rows a log has in a partition
-/// are never divided among segments, so it is enough to look whose logs they are.
+/// manifest that tells is lost, or the merged one, if the manifest does not list it: also where retention has dropped
+/// what it was merged from. The rows a log has in a partition are never divided among segments, so it is enough to look
+/// whose logs they are.
 fn without_merged(
     layout: &Layout,
     listing: &Listing,
+    removed: &[Removed],
     mut found: Vec<FoundSegment>,
 ) -> Result<Vec<FoundSegment>, StorageError> {
-    let dir_of = |meta: &SegmentMeta| meta.file.rsplit_once('/').map(|(dir, _)| dir.to_owned()).unwrap_or_default();
-    let dirs: HashSet<String> = found.iter().map(|segment| dir_of(&segment.meta)).collect();
+    let dir_of = |file: &str| file.rsplit_once('/').map(|(dir, _)| dir.to_owned()).unwrap_or_default();
+    let dirs: HashSet<String> = found.iter().map(|segment| dir_of(&segment.meta.file)).collect();
     let mut taken: HashMap<String, HashSet<u64>> = HashMap::new();
-    for meta in listing.segments.values().filter(|meta| dirs.contains(&dir_of(meta))) {
-        let logs = logs_of(layout, meta.key(), &layout.segments_dir().join(&meta.file)).unwrap_or_else(|error| {
-            tracing::warn!(%error, "a listed segment does not read");
-            vec![meta.id]
+    let listed = listing.segments.values().map(|meta| (meta.key(), &meta.file));
+    let known = listed.chain(removed.iter().map(|removed| (removed.key(), &removed.file)));
+    for (id, file) in known.filter(|(_, file)| dirs.contains(&dir_of(file))) {
+        let logs = logs_of(layout, id, &layout.segments_dir().join(file)).unwrap_or_else(|error| {
+            tracing::warn!(%error, "a segment does not read");
+            vec![id.number]
         });
-        taken.entry(dir_of(meta)).or_default().extend(logs);
+        taken.entry(dir_of(file)).or_default().extend(logs);
     }
     // The one with most logs first: it has the rows of the others.
     found.sort_by_key(|segment| (Reverse(segment.logs.len()), segment.meta.key()));
     let mut kept = Vec::new();
     for segment in found {
-        let taken = taken.entry(dir_of(&segment.meta)).or_default();
+        let taken = taken.entry(dir_of(&segment.meta.file)).or_default();
         if segment.logs.iter().any(|log| taken.contains(log)) {
             let path = layout.segments_dir().join(&segment.meta.file);
             layout.disk.remove_file(&path).at("remove", &path)?;

@@ -18,7 +18,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
-use storage::{Now, Snapshot, Store, StoreReader};
+use storage::{Compaction, Now, Snapshot, Store, StoreOptions, StoreReader};
 use wire::Nanos;
 
 const KILLS: u64 = 200;
@@ -38,9 +38,13 @@ impl Random {
     }
 }
 
+fn compacting(folder: &Path) -> StoreOptions {
+    StoreOptions { compaction: Compaction { segments_min: 2, ..Compaction::default() }, ..options(folder) }
+}
+
 /// Writes rows to both tables until it is killed. Says `ack ROWS DNS_ROWS` when all before these numbers are durable.
 fn write_until_killed(folder: &Path, mut next: [u64; 2], mut random: Random) -> ! {
-    let mut store = Store::open(options(folder)).unwrap();
+    let mut store = Store::open(compacting(folder)).unwrap();
     let mut told = std::io::stdout().lock();
     loop {
         for _ in 0..random.below(6) {
@@ -124,7 +128,7 @@ fn rows_survive_200_kills() {
     for _ in 0..KILLS / KILLS_PER_FOLDER {
         let dir = tempfile::tempdir().unwrap();
         // A first start that is killed may not even have marked its folder.
-        drop(Store::open(options(dir.path())).unwrap());
+        drop(Store::open(compacting(dir.path())).unwrap());
         let (mut durable, mut next) = ([0, 0], [0, 0]);
         for kill in 0..KILLS_PER_FOLDER {
             let (mut child, mut told) = start_child(dir.path(), next, random.below(u64::MAX) | 1);
@@ -148,7 +152,7 @@ fn rows_survive_200_kills() {
             }
             next = check(files(dir.path()), durable);
         }
-        let mut store = Store::open(options(dir.path())).unwrap();
+        let mut store = Store::open(compacting(dir.path())).unwrap();
         let counts = [store.counts(), store.dns_counts()];
         assert!(counts.iter().all(|c| c.files_damaged == 0 && c.segments_missing == 0), "{counts:?}");
         assert_eq!(counts.map(|c| c.rows_found + c.rows_recovered), next);

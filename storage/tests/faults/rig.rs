@@ -11,7 +11,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use storage::{Now, Retention, Snapshot, Store, StoreCounts, StoreOptions, StoreReader};
+use storage::{Compaction, Now, Retention, Snapshot, Store, StoreCounts, StoreOptions, StoreReader};
 use wire::{Addr, Nanos, TapId};
 
 pub(crate) const DIR: &str = "/data/taphouse";
@@ -112,7 +112,8 @@ impl Step {
     }
 }
 
-/// A store at work.
+/// A store at work. Its encoders take turns with the caller, as the history says, so that a seed gives the same run each
+/// time. The compactor runs as it likes: which of its operations are done when is the scheduler's.
 pub(crate) struct Rig {
     pub(crate) disk: SimDisk,
     store: Option<Store>,
@@ -133,6 +134,7 @@ pub(crate) fn options(disk: &SimDisk, retention: Retention) -> StoreOptions {
         segment_rows_max: 64,
         frozen_max: 64,
         retention,
+        compaction: Compaction { segments_min: 2, ..Compaction::default() },
         disk: Arc::new(disk.clone()),
         ..StoreOptions::new(DIR, taps)
     }
