@@ -85,11 +85,11 @@ pub(crate) fn write_segment(
     let path = layout.segments_dir().join(&file);
     let tmp = path.with_extension("tmp");
     let (disk, dir) = (&*layout.disk, disk::parent(&path));
-    disk::make_dir(disk, dir).at("create", dir)?;
+    make_partition(layout, dir)?;
     let created = match disk.open(&tmp, Open::Create) {
         // Its last segment went, and the folder with it, since it was looked at.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            disk::make_dir(disk, dir).at("create", dir)?;
+            make_partition(layout, dir)?;
             disk.open(&tmp, Open::Create)
         }
         created => created,
@@ -104,6 +104,15 @@ pub(crate) fn write_segment(
     disk.rename(&tmp, &path).at("rename", &tmp)?;
     disk.sync_dir(dir).at("sync", dir)?;
     Ok(SegmentMeta { id: id.number, part: id.part, file, bytes, ..described })
+}
+
+/// Creates the folder of a partition where it is missing, and makes the names of all its levels durable, whoever created
+/// them.
+fn make_partition(layout: &Layout, dir: &Path) -> Result<(), StorageError> {
+    let root = layout.segments_dir();
+    let mut levels: Vec<&Path> = dir.ancestors().take_while(|level| *level != root).collect();
+    levels.reverse();
+    levels.into_iter().try_for_each(|level| disk::make_dir(&*layout.disk, level).at("create", level))
 }
 
 fn write_rows(
