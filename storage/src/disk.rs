@@ -183,7 +183,13 @@ pub(crate) fn make_dir(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
             make_dir(disk, parent(dir))?;
             disk.create_dir(dir)?;
         }
-        created => created?,
+        created => {
+            created?;
+            // Those above may have been created by a call that went no further, or may be none of ours.
+            for above in dir.ancestors().skip(2) {
+                let _ = disk.sync_dir(if above == Path::new("") { Path::new(".") } else { above });
+            }
+        }
     }
     disk.sync_dir(parent(dir))
 }

@@ -45,7 +45,7 @@ impl Store {
         options.check()?;
         let folder = DataFolder::open(options.disk.clone(), &options.dir)?;
         let compaction = options.compaction;
-        let pace = compaction.enabled.then(|| Arc::new(Pace::new(compaction.bytes_per_s)));
+        let pace = compaction.enabled.then(|| Arc::new(Pace::new(Some(compaction.bytes_per_s))));
         let flows = TableWriter::open(&options, pace.clone())?;
         let dns = TableWriter::open(&options, pace.clone())?;
         let compactor = match pace {
@@ -115,6 +115,24 @@ impl Store {
     pub fn flush(&mut self) -> Result<(), StorageError> {
         let flows = self.flows.flush();
         flows.and(self.dns.flush())
+    }
+
+    /// Merges segments until no merge is worth it, on the calling thread, at any rate, and whether or not
+    /// `compaction.enabled`. Returns how many merges that took.
+    ///
+    /// # Errors
+    /// If segments cannot be read or written; all rows stay where they are.
+    pub fn compact(&mut self) -> Result<u64, StorageError> {
+        let min_free = self.options.retention.min_free_bytes.unwrap_or(0);
+        let pace = Pace::new(None);
+        let tables: [&dyn Rows; 2] = [&*self.flows.shared, &*self.dns.shared];
+        let mut merges = 0;
+        for table in tables {
+            while table.compact(&self.options.compaction, min_free, &pace)? {
+                merges += 1;
+            }
+        }
+        Ok(merges)
     }
 
     /// Flushes, ends what is done in the background, and lets go of the folder.

@@ -21,7 +21,7 @@ pub(crate) struct Gate<'a> {
 impl Gate<'_> {
     /// Waits until nothing has precedence, and as long as reading or writing `bytes` may take.
     pub(crate) fn spend(&self, bytes: u64) -> Result<(), Stopped> {
-        while (self.is_busy)() {
+        while self.pace.rate.is_some() && (self.is_busy)() {
             self.pace.pause(YIELD)?;
         }
         self.pace.spend(bytes)
@@ -30,8 +30,8 @@ impl Gate<'_> {
 
 /// Shared by the thread that compacts and the one that owns it.
 pub(crate) struct Pace {
-    /// Bytes a second, at least 1.
-    rate: u64,
+    /// Bytes a second, at least 1; without it a job goes as fast as it can, and waits for nobody.
+    rate: Option<u64>,
     state: Mutex<PaceState>,
     changed: Condvar,
 }
@@ -45,9 +45,9 @@ struct PaceState {
 }
 
 impl Pace {
-    pub(crate) fn new(bytes_per_s: u64) -> Pace {
+    pub(crate) fn new(bytes_per_s: Option<u64>) -> Pace {
         let state = PaceState { stop: false, is_due: true, paid_at: Instant::now() };
-        Pace { rate: bytes_per_s.max(1), state: Mutex::new(state), changed: Condvar::new() }
+        Pace { rate: bytes_per_s.map(|rate| rate.max(1)), state: Mutex::new(state), changed: Condvar::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, PaceState> {
@@ -56,9 +56,10 @@ impl Pace {
 
     /// Waits as long as reading or writing `bytes` may take; at the next call if they came at once.
     pub(crate) fn spend(&self, bytes: u64) -> Result<(), Stopped> {
+        let Some(rate) = self.rate else { return Ok(()) };
         let mut state = self.state();
         let from = state.paid_at.max(Instant::now());
-        state.paid_at = from + Duration::from_secs_f64(bytes as f64 / self.rate as f64);
+        state.paid_at = from + Duration::from_secs_f64(bytes as f64 / rate as f64);
         let until = state.paid_at;
         self.wait(state, until)
     }
@@ -115,7 +116,7 @@ mod tests {
 
     #[test]
     fn bytes_are_paid_for_in_time_and_a_stop_ends_the_wait() {
-        let pace = Pace::new(1_000_000);
+        let pace = Pace::new(Some(1_000_000));
         let since = Instant::now();
         for _ in 0..10 {
             pace.spend(1_000).unwrap();

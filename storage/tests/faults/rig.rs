@@ -91,6 +91,8 @@ pub(crate) enum Step {
     Flush,
     /// That many operations of an encoder.
     Encode(usize, u64),
+    /// Merges what is worth it.
+    Compact,
     /// A query begins, or ends.
     Hold,
     LetGo,
@@ -98,7 +100,7 @@ pub(crate) enum Step {
 
 impl Step {
     pub(crate) fn any(random: &mut Random) -> Step {
-        match random.below(20) {
+        match random.below(23) {
             0..=6 => Step::Append(1 + random.below(24)),
             7..=8 => Step::AppendDns(1 + random.below(24)),
             9..=11 => Step::Sync,
@@ -107,13 +109,14 @@ impl Step {
             14 => Step::Flush,
             15..=17 => Step::Encode(random.below(2) as usize, 1 + random.below(12)),
             18 => Step::Hold,
-            _ => Step::LetGo,
+            19 => Step::LetGo,
+            _ => Step::Compact,
         }
     }
 }
 
 /// A store at work. Its encoders take turns with the caller, as the history says, so that a seed gives the same run each
-/// time. The compactor runs as it likes: which of its operations are done when is the scheduler's.
+/// time.
 pub(crate) struct Rig {
     pub(crate) disk: SimDisk,
     store: Option<Store>,
@@ -134,7 +137,8 @@ pub(crate) fn options(disk: &SimDisk, retention: Retention) -> StoreOptions {
         segment_rows_max: 64,
         frozen_max: 64,
         retention,
-        compaction: Compaction { segments_min: 2, ..Compaction::default() },
+        // Where it is called for, so that a history is the same in every run.
+        compaction: Compaction { enabled: false, segments_min: 3, ..Compaction::default() },
         disk: Arc::new(disk.clone()),
         ..StoreOptions::new(DIR, taps)
     }
@@ -247,6 +251,12 @@ impl Rig {
             Step::Tick(millis) => self.tick(millis, hits),
             Step::Flush => drop(self.flush()),
             Step::Encode(table, operations) => self.encode(table, operations),
+            Step::Compact => {
+                // A merge waits for the manifest, which an encoder may have: it must not be held in between.
+                self.drain();
+                let merged = self.store().compact();
+                assert!(merged.is_ok() || self.disk.hits() > hits, "{merged:?}");
+            }
             Step::Hold if self.held.len() < 2 => self.held.push(self.snapshots()),
             Step::Hold => {}
             Step::LetGo => drop(self.held.pop()),
