@@ -10,6 +10,7 @@ mod flows;
 mod functions;
 mod geo;
 mod locate;
+mod memory;
 mod parse;
 mod ports;
 mod probe;
