@@ -2,6 +2,7 @@ use crate::address::{AddressRule, TextAsAddress};
 use crate::error::{Complaint, message_of, plain};
 use crate::functions::{self, Name};
 use crate::geo::{self, GeoDatabases};
+use crate::memory::SharedMemory;
 use crate::parse::{self, TextKind};
 use crate::reader::ScanBudget;
 use crate::stop::{self, Stop};
@@ -14,7 +15,6 @@ use datafusion::catalog::{MemoryCatalogProvider, MemoryCatalogProviderList, Memo
 use datafusion::common::DataFusionError;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::LogicalPlan;
@@ -399,7 +399,7 @@ fn template(limits: &QueryLimits, geo: &Arc<GeoDatabases>) -> Result<SessionStat
 
 fn runtime(limits: &QueryLimits) -> Result<Arc<RuntimeEnv>, DataFusionError> {
     RuntimeEnvBuilder::new()
-        .with_memory_pool(Arc::new(GreedyMemoryPool::new(limits.memory_bytes)))
+        .with_memory_pool(Arc::new(SharedMemory::new(limits.memory_bytes)))
         // A query that does not fit is refused; spilling would compete with the writer for the disk.
         .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled))
         .with_metadata_cache_limit(FOOTER_CACHE_BYTES)

@@ -73,14 +73,16 @@ pub enum QueryError {
     },
     /// Grouping, sorting or joining did not fit into the memory all queries share.
     #[error(
-        "the query needs more memory than the {limit} bytes all queries share{wanted}: narrow its time range, group or \
-         sort fewer rows, or raise `query.memory`"
+        "the query needs more memory than the {limit} bytes all queries share: {in_use} were in use when {wanted} more were \
+         asked for; narrow its time range, group or sort fewer rows, or raise `query.memory`"
     )]
     MemoryLimit {
         /// The limit.
         limit: usize,
-        /// What did not fit, as a part of the sentence; empty if that is not known.
-        wanted: String,
+        /// Bytes in use when it was reached.
+        in_use: usize,
+        /// Bytes asked for that did not fit.
+        wanted: usize,
     },
     /// The data folder could not be read.
     #[error(transparent)]
@@ -127,14 +129,6 @@ impl fmt::Display for Reading {
             1 => write!(f, ", and had read {bytes_read} of up to {bytes} bytes in 1 segment"),
             _ => write!(f, ", and had read {bytes_read} of up to {bytes} bytes in {segments} segments"),
         }
-    }
-}
-
-/// What did not fit, of an error that tells of memory running out: a part of a sentence.
-pub(crate) fn memory_wanted(message: &str) -> String {
-    match between(message, "allocate additional ", " for ") {
-        Some(more) => format!(", {more} more than is left"),
-        None => String::new(),
     }
 }
 

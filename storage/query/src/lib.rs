@@ -10,6 +10,7 @@ mod flows;
 mod functions;
 mod geo;
 mod locate;
+mod memory;
 mod parameters;
 mod parse;
 mod ports;

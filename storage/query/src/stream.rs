@@ -1,7 +1,8 @@
 use crate::QueryError;
 use crate::engine::{QueryLimits, Session, Shared};
-use crate::error::{memory_wanted, message_of, plain};
+use crate::error::{message_of, plain};
 use crate::explain;
+use crate::memory::SharedMemory;
 use crate::reader::{ScanBudget, ScanStats};
 use crate::stop::Stop;
 use arrow::datatypes::SchemaRef;
@@ -192,8 +193,11 @@ impl Producer {
             return QueryError::TimeLimit { limit, read: self.session.budget.reading() };
         }
         match error.find_root() {
-            DataFusionError::ResourcesExhausted(message) => {
-                QueryError::MemoryLimit { limit: self.limits.memory_bytes, wanted: memory_wanted(message) }
+            DataFusionError::ResourcesExhausted(_) => {
+                let pool = &self.session.state.runtime_env().memory_pool;
+                let (wanted, in_use) =
+                    pool.downcast_ref::<SharedMemory>().map(SharedMemory::refused).unwrap_or_default();
+                QueryError::MemoryLimit { limit: self.limits.memory_bytes, in_use, wanted }
             }
             root if file_is_gone(root) => QueryError::SegmentGone,
             _ => QueryError::Execution { message: plain(&message_of(error)) },

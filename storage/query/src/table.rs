@@ -73,7 +73,8 @@ impl StoredTable {
     }
 
     /// The segments `filters` may match in, newest first: a listing of the newest rows then fills up from the first
-    /// files, and what it has learnt prunes the others before they are opened. Also whether bloom filters were asked.
+    /// files, and what it has learnt prunes the others before they are opened. Also whether filters are left that Parquet's
+    /// reader may ask: those of segments whose filters the manifest does not know.
     async fn candidates(&self, filters: &[Expr], threads: usize) -> Result<(Vec<Candidate>, bool)> {
         let all = &self.snapshot.segments;
         let pruner = Arc::new(Pruner::new(filters, &self.schema));
@@ -81,9 +82,9 @@ impl StoredTable {
         let in_zones: Vec<Arc<Segment>> =
             in_time.iter().map(|&at| &all[at]).filter(|segment| pruner.by_zones(segment)).cloned().collect();
         let (in_time, in_zones_count) = (in_time.len(), in_zones.len());
-        // Of a segment whose filters are not known, Parquet's reader may know them.
-        let is_asked = pruner.asks_blooms() && in_zones.iter().all(|segment| segment.bloom_row_groups() > 0);
-        let mut kept = match pruner.asks_blooms() {
+        let asks = pruner.asks_blooms();
+        let blooms_left = asks && in_zones.iter().any(|segment| segment.bloom_row_groups() == 0);
+        let mut kept = match asks {
             true => probe::ask(&pruner, in_zones, threads, &self.budget)
                 .await
                 .map_err(|e| DataFusionError::Execution(format!("cannot ask bloom filters: {e}")))?,
@@ -100,14 +101,14 @@ impl StoredTable {
             bytes: kept.iter().map(|c| c.segment.bytes).sum(),
             live_rows: self.snapshot.live.iter().map(|batch| batch.num_rows() as u64).sum(),
         });
-        Ok((kept, is_asked))
+        Ok((kept, blooms_left))
     }
 
     fn parquet_scan(
         &self,
         state: &dyn Session,
         candidates: &[Candidate],
-        blooms_asked: bool,
+        blooms_left: bool,
         projection: Option<&Vec<usize>>,
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
@@ -121,8 +122,8 @@ impl StoredTable {
             .with_pushdown_filters(true)
             .with_reorder_filters(true)
             .with_enable_page_index(true)
-            // They have said what they know; the reader would read them whole.
-            .with_bloom_filter_on_read(!blooms_asked)
+            // It would read them whole.
+            .with_bloom_filter_on_read(blooms_left)
             .with_parquet_file_reader_factory(Arc::new(readers));
         let groups = state.config().target_partitions().clamp(1, candidates.len());
         let mut files: Vec<Vec<PartitionedFile>> = vec![Vec::new(); groups];
@@ -209,14 +210,14 @@ impl TableProvider for StoredTable {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let (candidates, blooms_asked) = self.candidates(filters, state.config().target_partitions()).await?;
+        let (candidates, blooms_left) = self.candidates(filters, state.config().target_partitions()).await?;
         let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::new();
         if !self.snapshot.live.is_empty() {
             let live = std::slice::from_ref(&self.snapshot.live);
             inputs.push(MemorySourceConfig::try_new_exec(live, self.schema.clone(), projection.cloned())?);
         }
         if !candidates.is_empty() {
-            inputs.push(self.parquet_scan(state, &candidates, blooms_asked, projection, limit)?);
+            inputs.push(self.parquet_scan(state, &candidates, blooms_left, projection, limit)?);
         }
         match inputs.len() {
             0 => {

@@ -174,7 +174,7 @@ fn limits_end_a_query_with_a_sentence() {
         run(QueryLimits { memory_bytes: 10_000, ..all.clone() }, "SELECT flow_id, count(*) FROM flows GROUP BY 1");
     assert!(matches!(error, QueryError::MemoryLimit { limit: 10_000, .. }), "{error}");
     let text = error.to_string();
-    assert!(text.contains(" more than is left: ") && text.ends_with("raise `query.memory`"), "{text}");
+    assert!(text.contains(" were in use when ") && text.ends_with("raise `query.memory`"), "{text}");
     // Joins that never end, on one thread and on two: with and without a condition, matching nothing and everything.
     for (threads, text) in [
         (1, "SELECT count(*) FROM flows a, flows b, flows c WHERE a.bytes_o + b.bytes_o + c.bytes_o = -1"),
