@@ -484,9 +484,9 @@ impl Default for QuerySection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RpcSection {
-    /// gRPC.
+    /// gRPC, Arrow Flight SQL.
     pub(crate) grpc_listen: SocketAddr,
-    /// HTTP: `/metrics` for Prometheus, `/healthz`.
+    /// HTTP: REST under `/api/v1`, `/metrics` for Prometheus, `/healthz`.
     pub(crate) http_listen: SocketAddr,
 }
 

@@ -130,7 +130,8 @@ def test_prepared_statements(serving):
         with pytest.raises(adbc_driver_manager.Error, match=r"did you mean `src_ip`\?"):
             cursor.adbc_prepare("SELECT srcip FROM flows WHERE proto = ?")
     until(lambda: metric(serving, "taphouse_prepared_statements_open") == 0, "closed statements are still held")
-    assert metric(serving, "taphouse_prepared_statements_total") == 2
+    # Two of them here, and one by which the driver finds out a schema.
+    assert metric(serving, "taphouse_prepared_statements_total") == 3
 
 
 def test_catalogs_schemas_tables_and_info(serving):
@@ -166,8 +167,11 @@ def test_errors_are_those_of_the_command_line(serving):
             with pytest.raises(adbc_driver_manager.Error) as e:
                 cursor.execute(text)
             assert all(part in str(e.value) for part in told), str(e.value)
-        with pytest.raises(adbc_driver_manager.Error, match="updates are refused: queries only read"):
+        with pytest.raises(adbc_driver_manager.Error, match="INSERT is refused: queries only read"):
             cursor.executemany("INSERT INTO flows VALUES (?)", [(1,)])
+        with pytest.raises(adbc_driver_manager.Error, match="updates are refused: queries only read"):
+            cursor.adbc_statement.set_sql_query("SELECT 1")
+            cursor.adbc_statement.execute_update()
         with pytest.raises(adbc_driver_manager.Error):
             cursor.adbc_ingest("flows", pa.table({"a": [1]}), mode="append")
     with connect(serving, **{HEADER: "hex"}) as connection, connection.cursor() as cursor:
@@ -212,11 +216,11 @@ def test_pyarrow_flight_by_hand(serving, stored):
     # A ticket holds nothing on the server: it can be used again.
     assert client.do_get(info.endpoints[0].ticket).read_all().num_rows == table.num_rows
     assert {action.type for action in client.list_actions()} >= {"CreatePreparedStatement", "CancelFlightInfo"}
-    with pytest.raises(flight.FlightError, match="no Flight SQL command"):
+    with pytest.raises(pa.ArrowInvalid, match="no Flight SQL command"):
         client.get_flight_info(flight.FlightDescriptor.for_command(b"\xff\xff"))
-    with pytest.raises(flight.FlightError, match="not given out|no Flight SQL"):
+    with pytest.raises(pa.ArrowInvalid, match="no Flight SQL command"):
         client.do_get(flight.Ticket(b"\xff\xff")).read_all()
-    with pytest.raises(flight.FlightError, match="there is no table"):
+    with pytest.raises(pa.ArrowInvalid, match="there is no table"):
         client.get_flight_info(flight.FlightDescriptor.for_path('flows" WHERE 1=1 --'))
 
 
