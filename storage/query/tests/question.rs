@@ -14,7 +14,7 @@ use query::render::{OutputFormat, Renderer, cell};
 use std::collections::{BTreeMap, BTreeSet};
 use wire::Nanos;
 
-const SEEDS: [u64; 3] = [0x51, 0x52, 0x53];
+const SEEDS: [u64; 2] = [0x51, 0x52];
 
 /// Flows of one to four records, in segments and not, some cut off by the begin of what is kept.
 fn long_flows(seed: u64) -> Flows {
@@ -310,7 +310,8 @@ fn listings_are_sorted_as_a_loop_sorts() {
 
 #[test]
 fn a_filter_stays_one_expression() {
-    let engine = long_flows(1).engine();
+    let flows = long_flows(1);
+    let engine = flows.engine();
     for text in ["1 = 1) OR (1 = 1", "true; DROP TABLE flows", "true UNION SELECT 1", "flow_id IN (SELECT 1)", "true)"]
     {
         assert!(Filter::parse(text).is_err(), "{text}");

@@ -27,8 +27,8 @@ pub enum ColumnFormat {
 pub struct ColumnWriter<W: Write + Send>(Inner<W>);
 
 enum Inner<W: Write + Send> {
-    Stream(StreamWriter<W>),
-    File(FileWriter<W>),
+    Stream(Box<StreamWriter<W>>),
+    File(Box<FileWriter<W>>),
     Parquet(Box<ArrowWriter<W>>),
 }
 
@@ -39,8 +39,8 @@ impl<W: Write + Send> ColumnWriter<W> {
     /// When `out` cannot be written, or the format has nothing for the type of a column.
     pub fn new(format: ColumnFormat, schema: &SchemaRef, out: W) -> io::Result<ColumnWriter<W>> {
         Ok(ColumnWriter(match format {
-            ColumnFormat::ArrowStream => Inner::Stream(StreamWriter::try_new(out, schema).map_err(of_arrow)?),
-            ColumnFormat::ArrowFile => Inner::File(FileWriter::try_new(out, schema).map_err(of_arrow)?),
+            ColumnFormat::ArrowStream => Inner::Stream(Box::new(StreamWriter::try_new(out, schema).map_err(of_arrow)?)),
+            ColumnFormat::ArrowFile => Inner::File(Box::new(FileWriter::try_new(out, schema).map_err(of_arrow)?)),
             ColumnFormat::Parquet => {
                 let properties = WriterProperties::builder()
                     .set_compression(Compression::ZSTD(ZstdLevel::default()))

@@ -9,14 +9,17 @@ use std::io::{self, Write};
 /// wider value then pushes its row to the right.
 const SAMPLE_ROWS: usize = 1000;
 
+/// Bars become no shorter than this many characters.
+const BAR_WIDTH_MIN: usize = 10;
+
 /// Length of a time to the second, as in `2026-01-01T00:00:00Z`.
 const SECONDS_WIDTH: usize = 20;
 
 /// How a table is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TableLayout {
-    /// Characters of a line. In a table that is wider texts are cut (at an ellipsis), times told to the second, and bars
-    /// left out; what is too wide even then is written with a line for each value. `None` for as wide as it is.
+    /// Characters of a line. In a table that is wider bars are drawn shorter, texts cut (at an ellipsis), times told to
+    /// the second, and in the end bars left out; what is too wide even then is written with a line for each value. `None` for as wide as it is.
     pub width: Option<usize>,
     /// Whether a line at the end tells the number of rows.
     pub row_count: bool,
@@ -47,8 +50,11 @@ struct TableColumn {
     name: String,
     kind: Kind,
     width: usize,
-    /// Times are told to the second; texts are cut to the width; bars are left out.
+    /// What the width would be if all of it were shown.
+    whole: usize,
+    /// Times are told to the second; texts are cut to the width, and bars drawn to it.
     short: bool,
+    left_out: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -82,7 +88,14 @@ impl TableWriter {
         let columns = schema.fields().iter().map(|f| {
             let name = escaped(f.name());
             let width = width(&name);
-            TableColumn { kind: Kind::of(f.name(), f.data_type()), name, width, short: false }
+            TableColumn {
+                kind: Kind::of(f.name(), f.data_type()),
+                name,
+                width,
+                whole: width,
+                short: false,
+                left_out: false,
+            }
         });
         let columns: Vec<TableColumn> = columns.collect();
         let multi_line = columns.iter().map(|c| c.name.as_str()).eq(["plan_type", "plan"]);
@@ -140,7 +153,7 @@ impl TableWriter {
         if !self.vertical {
             let names: Vec<String> = self.columns.iter().map(|c| c.name.clone()).collect();
             self.line(&names, out)?;
-            let rule = self.columns.iter().filter(|c| !c.is_left_out()).map(|c| "-".repeat(c.width));
+            let rule = self.columns.iter().filter(|c| !c.left_out).map(|c| "-".repeat(c.width));
             writeln!(out, "{}", rule.collect::<Vec<_>>().join("  "))?;
         }
         held.iter().try_for_each(|row| self.row(row, out))
@@ -166,7 +179,7 @@ impl TableWriter {
         let lines = texts.iter().map(|t| t.lines().count()).max().unwrap_or(0).max(1);
         for line in 0..lines {
             let mut printed = String::new();
-            for (text, column) in texts.iter().zip(&self.columns).filter(|(_, c)| !c.is_left_out()) {
+            for (text, column) in texts.iter().zip(&self.columns).filter(|(_, c)| !c.left_out) {
                 let part = text.lines().nth(line).unwrap_or("");
                 let pad = " ".repeat(column.width.saturating_sub(width(part)));
                 if !printed.is_empty() {
@@ -188,10 +201,6 @@ impl TableColumn {
         width(&self.name)
     }
 
-    fn is_left_out(&self) -> bool {
-        self.short && self.kind == Kind::Bar
-    }
-
     fn shortened<'a>(&self, text: &'a str) -> Cow<'a, str> {
         match self.kind {
             Kind::Time if self.short => to_seconds(text).into(),
@@ -199,6 +208,7 @@ impl TableColumn {
                 let kept: String = text.chars().take(self.width.saturating_sub(1)).collect();
                 format!("{kept}\u{2026}").into()
             }
+            Kind::Bar if self.short => bar(eighths(text) as f64 / (self.whole * 8) as f64, self.width).into(),
             _ => text.into(),
         }
     }
@@ -223,13 +233,14 @@ const STEPS: [Step; 4] = [
 
 /// Makes the columns fit into a line, if they can be made to.
 fn fit(columns: &mut [TableColumn], line: usize) -> bool {
-    let whole: Vec<usize> = columns.iter().map(|c| c.width).collect();
+    columns.iter_mut().for_each(|c| c.whole = c.width);
     STEPS.into_iter().any(|step| {
-        for (column, width) in columns.iter_mut().zip(&whole) {
-            let is_short_time = column.kind == Kind::Time && step.short_times && *width > SECONDS_WIDTH;
-            column.short = is_short_time || column.kind == Kind::Bar && !step.bars;
-            column.width = if is_short_time { SECONDS_WIDTH.max(column.width_of_name()) } else { *width };
+        for column in columns.iter_mut() {
+            column.short = column.kind == Kind::Time && step.short_times && column.whole > SECONDS_WIDTH;
+            column.width = if column.short { SECONDS_WIDTH.max(column.width_of_name()) } else { column.whole };
+            column.left_out = column.kind == Kind::Bar && !step.bars;
         }
+        cut_bars(columns, line);
         cut_texts(columns, line, step.text_width);
         excess(columns, line) == 0
     })
@@ -237,9 +248,17 @@ fn fit(columns: &mut [TableColumn], line: usize) -> bool {
 
 /// Characters by which a line is too long.
 fn excess(columns: &[TableColumn], line: usize) -> usize {
-    let shown = columns.iter().filter(|c| !c.is_left_out());
+    let shown = columns.iter().filter(|c| !c.left_out);
     let (widths, count) = shown.fold((0, 0), |(widths, count), c| (widths + c.width, count + 1));
     (widths + 2 * usize::from(count > 0) * (count.max(1) - 1)).saturating_sub(line)
+}
+
+fn cut_bars(columns: &mut [TableColumn], line: usize) {
+    let too_much = excess(columns, line);
+    for column in columns.iter_mut().filter(|c| c.kind == Kind::Bar && !c.left_out && too_much > 0) {
+        column.width = column.whole.saturating_sub(too_much).max(BAR_WIDTH_MIN).min(column.whole);
+        column.short = true;
+    }
 }
 
 /// Takes from the widest text, as long as that is too much and the text has more than `least`.
@@ -258,6 +277,11 @@ fn to_seconds(text: &str) -> String {
         Some((seconds, fraction)) => format!("{seconds}{}", fraction.trim_start_matches(|c: char| c.is_ascii_digit())),
         None => text.to_owned(),
     }
+}
+
+/// What a bar shows, eighths of a character.
+fn eighths(bar: &str) -> usize {
+    bar.chars().map(|c| 0x2590_usize.saturating_sub(c as usize).min(8)).sum()
 }
 
 /// A bar for a part of the whole, 0 to 1, to eighths of a character.
