@@ -1,11 +1,12 @@
 use crate::address::{AddressRule, TextAsAddress};
-use crate::error::{Complaint, message_of, plain};
+use crate::error::{Complaint, Names, message_of, plain};
 use crate::functions::{self, Name};
+use crate::live::{self, LiveProvider, LiveTable};
 use crate::parse::{self, TextKind};
 use crate::reader::ScanBudget;
 use crate::stop::{self, Stop};
 use crate::stream::{self, AbortOnDrop, QueryStream, Running};
-use crate::table::{DNS, FLOWS, StoredTable, flows_view};
+use crate::table::{DNS, FLOWS, STORED, SnapshotCell, StoredTable, with_t_start};
 use crate::{FlowQuery, Located, QueryError};
 use arrow::datatypes::SchemaRef;
 use datafusion::catalog::{CatalogProvider, CatalogProviderList, SchemaProvider};
@@ -55,6 +56,17 @@ pub trait FlowSource: Send + Sync + 'static {
     /// # Errors
     /// When the data folder cannot be read.
     fn dns_snapshot(&self) -> Result<Snapshot, StorageError>;
+
+    /// Tables beside the stored ones. Asked once, by the engine that is made of this source.
+    fn live_tables(&self) -> Vec<Arc<dyn LiveTable>> {
+        Vec::new()
+    }
+
+    /// Where a table is to be had that is not here, if anywhere; told to who asks for it.
+    fn absent(&self, table: &str) -> Option<String> {
+        let _ = table;
+        None
+    }
 }
 
 impl FlowSource for StoreReader {
@@ -115,6 +127,7 @@ impl std::fmt::Debug for Engine {
 
 pub(crate) struct Shared {
     source: Arc<dyn FlowSource>,
+    live: Vec<Arc<dyn LiveTable>>,
     schema: SchemaRef,
     limits: QueryLimits,
     slots: Arc<Semaphore>,
@@ -164,9 +177,9 @@ impl Engine {
             .map_err(|e| failed("cannot start query threads", &e))?;
         let template = template(&limits).map_err(|e| failed("cannot set up the query engine", &message_of(&e)))?;
         let slots = Arc::new(Semaphore::new(limits.concurrent_max.max(1)));
-        let source = Arc::new(source);
-        let schema = storage::flow_schema();
-        Ok(Engine { shared: Arc::new(Shared { source, schema, limits, slots, template, threads: Some(threads) }) })
+        let (live, source, schema) = (source.live_tables(), Arc::new(source), storage::flow_schema());
+        let threads = Some(threads);
+        Ok(Engine { shared: Arc::new(Shared { source, live, schema, limits, slots, template, threads }) })
     }
 
     /// The limits it was made with.
@@ -237,13 +250,12 @@ impl Request {
     }
 
     /// An error of planning as a mistake in the text.
-    fn mistake(&self, error: &DataFusionError, state: &SessionState) -> QueryError {
+    fn mistake(&self, error: &DataFusionError, session: &Session) -> QueryError {
         let (kind, text) = match self {
             Request::Sql(text) => (TextKind::Sql, text.as_str()),
             Request::Flows(query) => (TextKind::Filter, query.filter.as_deref().unwrap_or_default()),
         };
-        let functions = || function_names(state);
-        kind.error(Located::complaint(text, Complaint::new(error, &functions)))
+        kind.error(Located::complaint(text, Complaint::new(error, session)))
     }
 }
 
@@ -270,20 +282,19 @@ async fn start(shared: &Arc<Shared>, request: Request) -> Result<Running, QueryE
     let begun = Instant::now();
     let busy = |_| QueryError::Busy { max: limits.concurrent_max.max(1) };
     let permit = shared.slots.clone().try_acquire_owned().map_err(busy)?;
-    let source = shared.source.clone();
-    let snapshots = move || Ok::<_, StorageError>([source.snapshot()?, source.dns_snapshot()?].map(Arc::new));
-    let snapshots = tokio::task::spawn_blocking(snapshots).await.map_err(|_| QueryError::Stopped)??;
-    let session = Session::new(shared, snapshots, permit).map_err(|e| failed(&e))?;
+    let session = Session::new(shared, permit).map_err(|e| failed(&e))?;
     let state = &session.state;
     let plan = match request.plan(&session).await {
         Ok(plan) => plan,
         Err(Failure::Said(error)) => return Err(error),
-        Err(Failure::Planner(error)) => return Err(request.mistake(&error, state)),
+        Err(Failure::Planner(error)) => return Err(request.mistake(&error, &session)),
     };
     // Analysis and optimization still find mistakes, such as a literal in an IN list that is no address.
-    let plan = state.optimize(&plan).map_err(|e| request.mistake(&e, state))?;
+    let plan = state.optimize(&plan).map_err(|e| request.mistake(&e, &session))?;
+    live::load(&plan, state, limits.memory_bytes).await?;
+    session.take_snapshots().await?;
     let plan =
-        state.query_planner().create_physical_plan(&plan, state).await.map_err(|e| request.mistake(&e, state))?;
+        state.query_planner().create_physical_plan(&plan, state).await.map_err(|e| request.mistake(&e, &session))?;
     let stop = Arc::new(Stop::new());
     let plan = stop::stoppable(plan, &stop).map_err(|e| failed(&e))?;
     let rows = execute_stream(plan, state.task_ctx()).map_err(|e| failed(&e))?;
@@ -300,23 +311,27 @@ pub(crate) struct Session {
     pub(crate) state: SessionState,
     pub(crate) budget: Arc<ScanBudget>,
     /// Held until the answer is complete, so that the files stay, and one query is one query.
-    _snapshots: [Arc<Snapshot>; 2],
+    snapshots: [SnapshotCell; 2],
+    source: Arc<dyn FlowSource>,
+    tables: Vec<&'static str>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Session {
-    fn new(
-        shared: &Shared,
-        snapshots: [Arc<Snapshot>; 2],
-        permit: OwnedSemaphorePermit,
-    ) -> Result<Session, DataFusionError> {
+    fn new(shared: &Shared, permit: OwnedSemaphorePermit) -> Result<Session, DataFusionError> {
         let budget = Arc::new(ScanBudget::new(shared.limits.scan_bytes_max));
+        let snapshots: [SnapshotCell; 2] = Default::default();
         let [flows, dns] = &snapshots;
         let flows = StoredTable::new(flows.clone(), shared.schema.clone(), budget.clone());
         let dns = StoredTable::new(dns.clone(), storage::dns_schema(), budget.clone());
         let schema = MemorySchemaProvider::new();
-        schema.register_table(FLOWS.to_owned(), Arc::new(flows_view(Arc::new(flows))?))?;
+        schema.register_table(FLOWS.to_owned(), with_t_start(FLOWS, Arc::new(flows))?)?;
         schema.register_table(DNS.to_owned(), Arc::new(dns))?;
+        for table in &shared.live {
+            let provider = Arc::new(LiveProvider::new(table.clone()));
+            schema.register_table(table.name().to_owned(), with_t_start(table.name(), provider)?)?;
+        }
+        let tables = STORED.into_iter().chain(shared.live.iter().map(|table| table.name())).collect();
         let catalog = MemoryCatalogProvider::new();
         catalog.register_schema(SCHEMA, Arc::new(schema))?;
         let catalogs = MemoryCatalogProviderList::new();
@@ -325,7 +340,33 @@ impl Session {
         state.register_catalog_list(Arc::new(catalogs));
         // What `now()` is.
         state.mark_start_execution();
-        Ok(Session { state, budget, _snapshots: snapshots, _permit: permit })
+        Ok(Session { state, budget, snapshots, source: shared.source.clone(), tables, _permit: permit })
+    }
+
+    /// What the stored tables hold from here on, as far as this query goes.
+    async fn take_snapshots(&self) -> Result<(), QueryError> {
+        let (source, [flows, dns]) = (self.source.clone(), self.snapshots.clone());
+        let take = move || {
+            // Nobody else sets them.
+            let _ = flows.set(source.snapshot()?);
+            let _ = dns.set(source.dns_snapshot()?);
+            Ok::<_, StorageError>(())
+        };
+        Ok(tokio::task::spawn_blocking(take).await.map_err(|_| QueryError::Stopped)??)
+    }
+}
+
+impl Names for Session {
+    fn functions(&self) -> Vec<String> {
+        function_names(&self.state)
+    }
+
+    fn tables(&self) -> Vec<&'static str> {
+        self.tables.clone()
+    }
+
+    fn absent(&self, table: &str) -> Option<String> {
+        self.source.absent(table)
     }
 }
 

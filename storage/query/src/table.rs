@@ -22,7 +22,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::union::UnionExec;
 use std::cmp::Reverse;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use storage::{Segment, Snapshot};
 
 /// Name of the table of flows.
@@ -31,39 +31,46 @@ pub(crate) const FLOWS: &str = "flows";
 /// Name of the table of DNS transactions.
 pub(crate) const DNS: &str = "dns";
 
-/// Every table, for hints.
-pub(crate) const TABLES: [&str; 2] = [FLOWS, DNS];
+/// The stored tables.
+pub(crate) const STORED: [&str; 2] = [FLOWS, DNS];
 
 /// Name of the computed column.
 pub(crate) const T_START: &str = "t_start";
 
-/// `flows` with its computed column `t_start` behind the stored ones: a view, so that the optimizer replaces the
-/// column by its expression wherever it is used, and nothing is computed where it is not.
-pub(crate) fn flows_view(stored: Arc<StoredTable>) -> Result<ViewTable> {
+/// A table of flows with the computed column `t_start` behind its own: a view, so that the optimizer replaces the
+/// column by its expression wherever it is used, and nothing is computed where it is not. Other tables as they are.
+pub(crate) fn with_t_start(name: &str, table: Arc<dyn TableProvider>) -> Result<Arc<dyn TableProvider>> {
+    let schema = table.schema();
+    if ["t_end", "dur_us"].iter().any(|column| schema.column_with_name(column).is_none()) {
+        return Ok(table);
+    }
     let start = ScalarFunction::new_udf(functions::function(Name::TStart), vec![col("t_end"), col("dur_us")]);
-    let mut columns: Vec<Expr> = stored.schema.fields().iter().map(|f| col(f.name())).collect();
+    let mut columns: Vec<Expr> = schema.fields().iter().map(|f| col(f.name())).collect();
     columns.push(Expr::ScalarFunction(start).alias(T_START));
-    let plan = LogicalPlanBuilder::scan(FLOWS, provider_as_source(stored), None)?.project(columns)?.build()?;
-    Ok(ViewTable::new(plan, None))
+    let plan = LogicalPlanBuilder::scan(name, provider_as_source(table), None)?.project(columns)?.build()?;
+    Ok(Arc::new(ViewTable::new(plan, None)))
 }
+
+/// A snapshot to be: the plan is made before it is taken, and what live tables the plan names is read before.
+pub(crate) type SnapshotCell = Arc<OnceLock<Snapshot>>;
 
 /// The stored columns of one snapshot.
 #[derive(Debug)]
 pub(crate) struct StoredTable {
-    snapshot: Arc<Snapshot>,
+    snapshot: SnapshotCell,
     schema: SchemaRef,
     budget: Arc<ScanBudget>,
 }
 
 impl StoredTable {
-    pub(crate) fn new(snapshot: Arc<Snapshot>, schema: SchemaRef, budget: Arc<ScanBudget>) -> StoredTable {
+    pub(crate) fn new(snapshot: SnapshotCell, schema: SchemaRef, budget: Arc<ScanBudget>) -> StoredTable {
         StoredTable { snapshot, schema, budget }
     }
 
     /// Newest first: a listing of the newest rows then fills up from the first files, and what it has learnt prunes
     /// the others before they are opened.
-    fn newest_first(&self, keep: &[bool]) -> Vec<Arc<Segment>> {
-        let kept = self.snapshot.segments.iter().zip(keep).filter(|(_, keep)| **keep);
+    fn newest_first(snapshot: &Snapshot, keep: &[bool]) -> Vec<Arc<Segment>> {
+        let kept = snapshot.segments.iter().zip(keep).filter(|(_, keep)| **keep);
         let mut segments: Vec<Arc<Segment>> = kept.map(|(s, _)| s.clone()).collect();
         segments.sort_by_key(|s| Reverse((s.t_end_max, s.id)));
         segments
@@ -163,12 +170,15 @@ impl TableProvider for StoredTable {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let keep = prune::segments(&self.snapshot.segments, &self.schema, filters, state);
-        let segments = self.newest_first(&keep);
-        self.budget.planned(self.snapshot.segments.len() as u64, segments.len() as u64);
+        let Some(snapshot) = self.snapshot.get() else {
+            return Err(DataFusionError::Internal("a table is scanned before its snapshot was taken".to_owned()));
+        };
+        let keep = prune::segments(&snapshot.segments, &self.schema, filters, state);
+        let segments = Self::newest_first(snapshot, &keep);
+        self.budget.planned(snapshot.segments.len() as u64, segments.len() as u64);
         let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::new();
-        if !self.snapshot.live.is_empty() {
-            let live = std::slice::from_ref(&self.snapshot.live);
+        if !snapshot.live.is_empty() {
+            let live = std::slice::from_ref(&snapshot.live);
             inputs.push(MemorySourceConfig::try_new_exec(live, self.schema.clone(), projection.cloned())?);
         }
         if !segments.is_empty() {
