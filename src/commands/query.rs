@@ -3,6 +3,7 @@
 use crate::cli::{FlowsArgs, FromArgs, Output, SqlArgs};
 use crate::config::QuerySection;
 use crate::failure::{Code, Failure};
+use crate::tables::Tables;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use chrono::Utc;
@@ -123,7 +124,7 @@ fn ask(from: &FromArgs, output: Output, question: Question) -> Result<(), Failur
 
 async fn local_answer(dir: &Path, question: Question) -> Result<Answer, Failure> {
     let reader = StoreReader::open(dir)?;
-    let engine = Engine::new(reader, limits(&QuerySection::default()))?;
+    let engine = Engine::new(Tables::of_folder(reader), limits(&QuerySection::default()))?;
     let stream = match question {
         Question::Flows(flows) => engine.flows(flows).await,
         Question::Sql(text) => engine.sql(&text).await,
