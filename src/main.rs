@@ -11,6 +11,7 @@ mod pipeline;
 mod server;
 mod slices;
 mod status;
+mod tables;
 mod taps;
 mod time;
 

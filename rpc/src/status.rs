@@ -33,12 +33,13 @@ fn to_status(failure: Failure<'_>) -> Status {
                 QueryError::Busy { .. }
                 | QueryError::ScanLimit { .. }
                 | QueryError::RowLimit { .. }
-                | QueryError::MemoryLimit { .. } => Code::ResourceExhausted,
+                | QueryError::MemoryLimit { .. }
+                | QueryError::LiveTableMemory { .. } => Code::ResourceExhausted,
                 QueryError::TimeLimit { .. } => Code::DeadlineExceeded,
                 QueryError::Storage(inner) => return to_status(Failure::Storage(inner)),
                 QueryError::Execution { .. } => Code::Internal,
                 QueryError::GeoFile { .. } => Code::FailedPrecondition,
-                QueryError::Stopped | QueryError::SegmentGone => Code::Unavailable,
+                QueryError::Stopped | QueryError::SegmentGone | QueryError::LiveTable { .. } => Code::Unavailable,
             },
             error.to_string(),
         ),

@@ -4,6 +4,7 @@ use super::{local, remote};
 use crate::cli::FromArgs;
 use crate::config::QuerySection;
 use crate::failure::{Code, Failure};
+use crate::tables::Tables;
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
 use futures::StreamExt;
@@ -179,7 +180,7 @@ impl Asked {
             Source::Server(addr) => Asked::Server(Box::new(rpc::client::connect(addr).await.map_err(remote)?)),
             Source::Folder(dir) => {
                 let reader = StoreReader::open(dir)?;
-                Asked::Folder(Engine::new(reader, super::limits(&QuerySection::default()))?)
+                Asked::Folder(Engine::new(Tables::of_folder(reader), super::limits(&QuerySection::default()))?)
             }
         })
     }

@@ -1,13 +1,14 @@
 use crate::address::{AddressRule, TextAsAddress};
-use crate::error::{Complaint, message_of, plain};
+use crate::error::{Complaint, Names, message_of, plain};
 use crate::functions::{self, Name};
 use crate::geo::{self, GeoDatabases};
+use crate::live::{self, LiveProvider, LiveTable};
 use crate::memory::SharedMemory;
 use crate::parse::{self, TextKind};
 use crate::reader::ScanBudget;
 use crate::stop::{self, Stop};
 use crate::stream::{self, AbortOnDrop, QueryStream, Running};
-use crate::table::{DNS, FLOWS, StoredTable, flows_view};
+use crate::table::{DNS, FLOWS, STORED, SnapshotCell, StoredTable, with_t_start};
 use crate::{FlowQuery, GeoFiles, Located, Parameters, QueryError, Reading};
 use arrow::datatypes::SchemaRef;
 use datafusion::catalog::{CatalogProvider, CatalogProviderList, SchemaProvider};
@@ -60,6 +61,17 @@ pub trait FlowSource: Send + Sync + 'static {
     /// # Errors
     /// When the data folder cannot be read.
     fn dns_snapshot(&self) -> Result<Snapshot, StorageError>;
+
+    /// Tables beside the stored ones. Asked once, by the engine that is made of this source.
+    fn live_tables(&self) -> Vec<Arc<dyn LiveTable>> {
+        Vec::new()
+    }
+
+    /// Where a table is to be had that is not here, if anywhere; told to who asks for it.
+    fn absent(&self, table: &str) -> Option<String> {
+        let _ = table;
+        None
+    }
 }
 
 impl FlowSource for StoreReader {
@@ -120,6 +132,7 @@ impl std::fmt::Debug for Engine {
 
 pub(crate) struct Shared {
     source: Arc<dyn FlowSource>,
+    live: Vec<Arc<dyn LiveTable>>,
     schema: SchemaRef,
     limits: QueryLimits,
     geo: Arc<GeoDatabases>,
@@ -167,9 +180,9 @@ impl Engine {
         let template =
             template(&limits, &geo).map_err(|e| failed("cannot set up the query engine", &message_of(&e)))?;
         let slots = Arc::new(Semaphore::new(limits.concurrent_max.max(1)));
-        let source = Arc::new(source);
-        let schema = storage::flow_schema();
-        Ok(Engine { shared: Arc::new(Shared { source, schema, limits, geo, slots, template, threads: Some(threads) }) })
+        let (live, source, schema) = (source.live_tables(), Arc::new(source), storage::flow_schema());
+        let threads = Some(threads);
+        Ok(Engine { shared: Arc::new(Shared { source, live, schema, limits, geo, slots, template, threads }) })
     }
 
     /// The limits it was made with.
@@ -252,13 +265,12 @@ impl Request {
     }
 
     /// An error of planning as a mistake in the text.
-    fn mistake(&self, error: &DataFusionError, state: &SessionState) -> QueryError {
+    fn mistake(&self, error: &DataFusionError, session: &Session) -> QueryError {
         let (kind, text) = match self {
             Request::Sql(text, _) => (TextKind::Sql, text.as_str()),
             Request::Flows(query) => (TextKind::Filter, query.filter.as_deref().unwrap_or_default()),
         };
-        let functions = || function_names(state);
-        kind.error(Located::complaint(text, Complaint::new(error, &functions)))
+        kind.error(Located::complaint(text, Complaint::new(error, session)))
     }
 }
 
@@ -284,7 +296,7 @@ async fn start(shared: &Arc<Shared>, request: Request) -> Result<Running, QueryE
     let limits = &shared.limits;
     let begun = Instant::now();
     let mut session = Session::open(shared).await?;
-    let plan = physical(&session, &request).await?;
+    let plan = physical(&session, &request, Some(limits.memory_bytes)).await?;
     session.explains = matches!(plan.name(), "ExplainExec" | "AnalyzeExec");
     let stop = Arc::new(Stop::new());
     let plan = stop::stoppable(plan, &stop).map_err(|e| failed(&e))?;
@@ -293,17 +305,29 @@ async fn start(shared: &Arc<Shared>, request: Request) -> Result<Running, QueryE
     Ok(stream::spawn(rows, limits, time_left, stop, session))
 }
 
-/// The plan that would be executed.
-pub(crate) async fn physical(session: &Session, request: &Request) -> Result<Arc<dyn ExecutionPlan>, QueryError> {
+/// The plan that would be executed. With `live_bytes_max` it will be, and live tables are read, into that much memory.
+pub(crate) async fn physical(
+    session: &Session,
+    request: &Request,
+    live_bytes_max: Option<usize>,
+) -> Result<Arc<dyn ExecutionPlan>, QueryError> {
+    if matches!(request, Request::Flows(_)) {
+        // A listing is planned by what there is, and reads no live table.
+        session.take_snapshots().await?;
+    }
     let state = &session.state;
     let plan = match request.plan(session).await {
         Ok(plan) => plan,
         Err(Failure::Said(error)) => return Err(error),
-        Err(Failure::Planner(error)) => return Err(request.mistake(&error, state)),
+        Err(Failure::Planner(error)) => return Err(request.mistake(&error, &session)),
     };
     // Analysis and optimization still find mistakes, such as a literal in an IN list that is no address.
-    let plan = state.optimize(&plan).map_err(|e| request.mistake(&e, state))?;
-    state.query_planner().create_physical_plan(&plan, state).await.map_err(|e| request.mistake(&e, state))
+    let plan = state.optimize(&plan).map_err(|e| request.mistake(&e, session))?;
+    if let Some(bytes_max) = live_bytes_max {
+        live::load(&plan, state, bytes_max).await?;
+    }
+    session.take_snapshots().await?;
+    state.query_planner().create_physical_plan(&plan, state).await.map_err(|e| request.mistake(&e, session))
 }
 
 pub(crate) fn failed(error: &DataFusionError) -> QueryError {
@@ -317,22 +341,20 @@ pub(crate) struct Session {
     /// Whether the answer ends with what was read of which segments.
     pub(crate) explains: bool,
     /// Held until the answer is complete, so that the files stay, and one query is one query.
-    pub(crate) snapshots: [Arc<Snapshot>; 2],
+    pub(crate) snapshots: [SnapshotCell; 2],
+    source: Arc<dyn FlowSource>,
+    tables: Vec<&'static str>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Session {
-    /// Takes the place of a query, and looks at the data folder.
+    /// Takes the place of a query.
     pub(crate) async fn open(shared: &Shared) -> Result<Session, QueryError> {
         let busy = |_| QueryError::Busy { max: shared.limits.concurrent_max.max(1) };
         let permit = shared.slots.clone().try_acquire_owned().map_err(busy)?;
-        let (source, geo) = (shared.source.clone(), shared.geo.clone());
-        let snapshots = move || {
-            geo.refresh();
-            Ok::<_, StorageError>([source.snapshot()?, source.dns_snapshot()?].map(Arc::new))
-        };
-        let snapshots = tokio::task::spawn_blocking(snapshots).await.map_err(|_| QueryError::Stopped)??;
-        Session::new(shared, snapshots, permit).map_err(|e| failed(&e))
+        let geo = shared.geo.clone();
+        tokio::task::spawn_blocking(move || geo.refresh()).await.map_err(|_| QueryError::Stopped)?;
+        Session::new(shared, permit).map_err(|e| failed(&e))
     }
 
     /// The logical plan of a statement.
@@ -344,18 +366,20 @@ impl Session {
         Ok(plan)
     }
 
-    fn new(
-        shared: &Shared,
-        snapshots: [Arc<Snapshot>; 2],
-        permit: OwnedSemaphorePermit,
-    ) -> Result<Session, DataFusionError> {
+    fn new(shared: &Shared, permit: OwnedSemaphorePermit) -> Result<Session, DataFusionError> {
         let budget = Arc::new(ScanBudget::new(shared.limits.scan_bytes_max));
+        let snapshots: [SnapshotCell; 2] = Default::default();
         let [flows, dns] = &snapshots;
         let flows = StoredTable::new(FLOWS, flows.clone(), shared.schema.clone(), budget.clone());
         let dns = StoredTable::new(DNS, dns.clone(), storage::dns_schema(), budget.clone());
         let schema = MemorySchemaProvider::new();
-        schema.register_table(FLOWS.to_owned(), Arc::new(flows_view(Arc::new(flows))?))?;
+        schema.register_table(FLOWS.to_owned(), with_t_start(FLOWS, Arc::new(flows))?)?;
         schema.register_table(DNS.to_owned(), Arc::new(dns))?;
+        for table in &shared.live {
+            let provider = Arc::new(LiveProvider::new(table.clone()));
+            schema.register_table(table.name().to_owned(), with_t_start(table.name(), provider)?)?;
+        }
+        let tables = STORED.into_iter().chain(shared.live.iter().map(|table| table.name())).collect();
         let catalog = MemoryCatalogProvider::new();
         catalog.register_schema(SCHEMA, Arc::new(schema))?;
         let catalogs = MemoryCatalogProviderList::new();
@@ -364,7 +388,37 @@ impl Session {
         state.register_catalog_list(Arc::new(catalogs));
         // What `now()` is.
         state.mark_start_execution();
-        Ok(Session { state, budget, explains: false, snapshots, _permit: permit })
+        let source = shared.source.clone();
+        Ok(Session { state, budget, explains: false, snapshots, source, tables, _permit: permit })
+    }
+
+    /// What the stored tables hold from here on, as far as this query goes.
+    async fn take_snapshots(&self) -> Result<(), QueryError> {
+        let (source, [flows, dns]) = (self.source.clone(), self.snapshots.clone());
+        if dns.get().is_some() {
+            return Ok(());
+        }
+        let take = move || {
+            // Nobody else sets them.
+            let _ = flows.set(source.snapshot()?);
+            let _ = dns.set(source.dns_snapshot()?);
+            Ok::<_, StorageError>(())
+        };
+        Ok(tokio::task::spawn_blocking(take).await.map_err(|_| QueryError::Stopped)??)
+    }
+}
+
+impl Names for Session {
+    fn functions(&self) -> Vec<String> {
+        function_names(&self.state)
+    }
+
+    fn tables(&self) -> Vec<&'static str> {
+        self.tables.clone()
+    }
+
+    fn absent(&self, table: &str) -> Option<String> {
+        self.source.absent(table)
     }
 }
 

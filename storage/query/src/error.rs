@@ -1,6 +1,5 @@
 use crate::locate::Located;
 use crate::parameters::ParameterError;
-use crate::table::TABLES;
 use datafusion::common::{DataFusionError, SchemaError};
 use std::fmt;
 use std::path::PathBuf;
@@ -83,6 +82,25 @@ pub enum QueryError {
         in_use: usize,
         /// Bytes asked for that did not fit.
         wanted: usize,
+    },
+    /// What the query keeps of a live table did not fit into the memory all queries share.
+    #[error(
+        "what the query keeps of `{table}` needs more memory than the {limit} bytes all queries share: narrow it with WHERE \
+         (addresses, ports, tap), name fewer columns, or raise the memory limit"
+    )]
+    LiveTableMemory {
+        /// Its name.
+        table: &'static str,
+        /// The limit.
+        limit: usize,
+    },
+    /// A live table could not be read.
+    #[error("`{table}` cannot be read: {message}")]
+    LiveTable {
+        /// Its name.
+        table: &'static str,
+        /// Why, and what to do about it.
+        message: String,
     },
     /// The data folder could not be read.
     #[error(transparent)]
@@ -171,18 +189,24 @@ pub(crate) enum Culprit {
     Nowhere,
 }
 
+/// What a misspelt name is compared with.
+pub(crate) trait Names {
+    fn functions(&self) -> Vec<String>;
+    fn tables(&self) -> Vec<&'static str>;
+    /// Why a table is not here that is elsewhere.
+    fn absent(&self, table: &str) -> Option<String>;
+}
+
 impl Complaint {
-    /// Reads a planner's error. `functions` are the names a misspelt function is compared with.
-    pub(crate) fn new(error: &DataFusionError, functions: &dyn Fn() -> Vec<String>) -> Complaint {
+    /// Reads a planner's error.
+    pub(crate) fn new(error: &DataFusionError, names: &dyn Names) -> Complaint {
         match error {
-            DataFusionError::Context(_, inner) | DataFusionError::Diagnostic(_, inner) => {
-                Complaint::new(inner, functions)
-            }
-            DataFusionError::Shared(inner) => Complaint::new(inner, functions),
-            DataFusionError::Collection(all) if !all.is_empty() => Complaint::new(&all[0], functions),
+            DataFusionError::Context(_, inner) | DataFusionError::Diagnostic(_, inner) => Complaint::new(inner, names),
+            DataFusionError::Shared(inner) => Complaint::new(inner, names),
+            DataFusionError::Collection(all) if !all.is_empty() => Complaint::new(&all[0], names),
             DataFusionError::SchemaError(inner, _) => Complaint::schema(inner),
             DataFusionError::External(inner) => Complaint::external(inner.as_ref()),
-            other => Complaint::text(&message_of(other), functions),
+            other => Complaint::text(&message_of(other), names),
         }
     }
 
@@ -224,9 +248,9 @@ impl Complaint {
         Complaint { message: plain(&error.to_string()), culprit: Culprit::Nowhere, hint: None }
     }
 
-    fn text(message: &str, functions: &dyn Fn() -> Vec<String>) -> Complaint {
+    fn text(message: &str, names: &dyn Names) -> Complaint {
         if let Some(name) = between(message, "Invalid function '", "'") {
-            let known = functions();
+            let known = names.functions();
             return Complaint {
                 message: format!("there is no function `{name}`"),
                 culprit: Culprit::Word(name.to_owned()),
@@ -235,12 +259,15 @@ impl Complaint {
         }
         if let Some(path) = between(message, "table '", "' not found") {
             let name = path.rsplit('.').next().unwrap_or(path);
+            let tables = names.tables();
+            let list = || tables.iter().map(|table| format!("`{table}`")).collect::<Vec<_>>().join(", ");
             return Complaint {
                 message: format!("there is no table `{name}`"),
                 culprit: Culprit::Word(name.to_owned()),
-                hint: Some(match nearest(name, TABLES.into_iter()) {
-                    Some(table) => format!("did you mean `{table}`?"),
-                    None => format!("the tables are {}", TABLES.map(|table| format!("`{table}`")).join(", ")),
+                hint: Some(match (names.absent(name), nearest(name, tables.iter().copied())) {
+                    (Some(absent), _) => absent,
+                    (None, Some(table)) => format!("did you mean `{table}`?"),
+                    (None, None) => format!("the tables are {}", list()),
                 }),
             };
         }

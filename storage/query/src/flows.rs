@@ -76,7 +76,9 @@ impl FlowQuery {
             check(text, &filter, plan.schema())?;
             plan = plan.filter(filter)?;
         }
-        let newest = self.newest(&session.snapshots[0].segments).map(|time_min| column("t_end").gt_eq(time(time_min)));
+        let snapshot = session.snapshots[0].get();
+        let newest = snapshot.and_then(|snapshot| self.newest(&snapshot.segments));
+        let newest = newest.map(|time_min| column("t_end").gt_eq(time(time_min)));
         for bound in self.bounds().into_iter().chain(newest) {
             plan = plan.filter(bound)?;
         }

@@ -36,7 +36,7 @@ impl Engine {
         let request = Request::Sql(text.to_owned(), parameters);
         self.on_query_thread(async move |shared| {
             let session = Session::open(&shared).await?;
-            Ok(physical(&session, &request).await?.schema())
+            Ok(physical(&session, &request, None).await?.schema())
         })
         .await
     }
@@ -58,7 +58,7 @@ impl Engine {
                 _ => session.plan(statement).await.ok(),
             };
             let request = Request::Sql(text, Parameters::nulls(count));
-            let (columns, known) = match (physical(&session, &request).await, open) {
+            let (columns, known) = match (physical(&session, &request, None).await, open) {
                 (_, Some(plan)) => {
                     (Arc::new(plan.schema().as_arrow().clone()), plan.get_parameter_fields().map_err(|e| failed(&e))?)
                 }

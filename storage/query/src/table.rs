@@ -24,7 +24,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::union::UnionExec;
 use std::cmp::Reverse;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use storage::{Segment, Snapshot};
 
 /// Name of the table of flows.
@@ -37,27 +37,34 @@ pub(crate) const DNS: &str = "dns";
 /// nothing is known of the other columns; older files are opened to learn their times.
 const FILES_WITH_TIMES_MAX: usize = 2_048;
 
-/// Every table, for hints.
-pub(crate) const TABLES: [&str; 2] = [FLOWS, DNS];
+/// The stored tables.
+pub(crate) const STORED: [&str; 2] = [FLOWS, DNS];
 
 /// Name of the computed column.
 pub(crate) const T_START: &str = "t_start";
 
-/// `flows` with its computed column `t_start` behind the stored ones: a view, so that the optimizer replaces the
-/// column by its expression wherever it is used, and nothing is computed where it is not.
-pub(crate) fn flows_view(stored: Arc<StoredTable>) -> Result<ViewTable> {
+/// A table of flows with the computed column `t_start` behind its own: a view, so that the optimizer replaces the
+/// column by its expression wherever it is used, and nothing is computed where it is not. Other tables as they are.
+pub(crate) fn with_t_start(name: &str, table: Arc<dyn TableProvider>) -> Result<Arc<dyn TableProvider>> {
+    let schema = table.schema();
+    if ["t_end", "dur_us"].iter().any(|column| schema.column_with_name(column).is_none()) {
+        return Ok(table);
+    }
     let start = ScalarFunction::new_udf(functions::function(Name::TStart), vec![col("t_end"), col("dur_us")]);
-    let mut columns: Vec<Expr> = stored.schema.fields().iter().map(|f| col(f.name())).collect();
+    let mut columns: Vec<Expr> = schema.fields().iter().map(|f| col(f.name())).collect();
     columns.push(Expr::ScalarFunction(start).alias(T_START));
-    let plan = LogicalPlanBuilder::scan(FLOWS, provider_as_source(stored), None)?.project(columns)?.build()?;
-    Ok(ViewTable::new(plan, None))
+    let plan = LogicalPlanBuilder::scan(name, provider_as_source(table), None)?.project(columns)?.build()?;
+    Ok(Arc::new(ViewTable::new(plan, None)))
 }
+
+/// A snapshot to be: the plan is made before it is taken, and what live tables the plan names is read before.
+pub(crate) type SnapshotCell = Arc<OnceLock<Snapshot>>;
 
 /// The stored columns of one snapshot.
 #[derive(Debug)]
 pub(crate) struct StoredTable {
     name: &'static str,
-    snapshot: Arc<Snapshot>,
+    snapshot: SnapshotCell,
     schema: SchemaRef,
     budget: Arc<ScanBudget>,
 }
@@ -65,7 +72,7 @@ pub(crate) struct StoredTable {
 impl StoredTable {
     pub(crate) fn new(
         name: &'static str,
-        snapshot: Arc<Snapshot>,
+        snapshot: SnapshotCell,
         schema: SchemaRef,
         budget: Arc<ScanBudget>,
     ) -> StoredTable {
@@ -75,8 +82,13 @@ impl StoredTable {
     /// The segments `filters` may match in, newest first: a listing of the newest rows then fills up from the first
     /// files, and what it has learnt prunes the others before they are opened. Also whether filters are left that Parquet's
     /// reader may ask: those of segments whose filters the manifest does not know.
-    async fn candidates(&self, filters: &[Expr], threads: usize) -> Result<(Vec<Candidate>, bool)> {
-        let all = &self.snapshot.segments;
+    async fn candidates(
+        &self,
+        snapshot: &Snapshot,
+        filters: &[Expr],
+        threads: usize,
+    ) -> Result<(Vec<Candidate>, bool)> {
+        let all = &snapshot.segments;
         let pruner = Arc::new(Pruner::new(filters, &self.schema));
         let in_time = pruner.by_time(all.times());
         let in_zones: Vec<Arc<Segment>> =
@@ -99,7 +111,7 @@ impl StoredTable {
             by_bloom: (in_zones_count - kept.len()) as u64,
             kept: kept.len() as u64,
             bytes: kept.iter().map(|c| c.segment.bytes).sum(),
-            live_rows: self.snapshot.live.iter().map(|batch| batch.num_rows() as u64).sum(),
+            live_rows: snapshot.live.iter().map(|batch| batch.num_rows() as u64).sum(),
         });
         Ok((kept, blooms_left))
     }
@@ -210,10 +222,13 @@ impl TableProvider for StoredTable {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let (candidates, blooms_left) = self.candidates(filters, state.config().target_partitions()).await?;
+        let Some(snapshot) = self.snapshot.get() else {
+            return Err(DataFusionError::Internal("a table is scanned before its snapshot was taken".to_owned()));
+        };
+        let (candidates, blooms_left) = self.candidates(snapshot, filters, state.config().target_partitions()).await?;
         let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::new();
-        if !self.snapshot.live.is_empty() {
-            let live = std::slice::from_ref(&self.snapshot.live);
+        if !snapshot.live.is_empty() {
+            let live = std::slice::from_ref(&snapshot.live);
             inputs.push(MemorySourceConfig::try_new_exec(live, self.schema.clone(), projection.cloned())?);
         }
         if !candidates.is_empty() {
