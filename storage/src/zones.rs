@@ -16,7 +16,7 @@ use std::sync::Arc;
 pub(crate) struct Zones(Arc<[(&'static str, RangeInclusive<i64>)]>);
 
 /// Of a column without a value.
-const NOTHING: RangeInclusive<i64> = 1..=0;
+const NOTHING: RangeInclusive<i64> = RangeInclusive::new(1, 0);
 
 impl Zones {
     /// The zones of `columns` over some rows; those are left out that a batch does not have.
