@@ -443,7 +443,9 @@ fn start_services(
     };
     let status: StatusFn = Arc::new(move || status.read());
     let queries = Arc::new(QueryMetrics::default());
-    let engine = query::Engine::new(reader, crate::commands::query::limits(&config.query))?;
+    let (limits, geo) =
+        (crate::commands::query::limits(&config.query), crate::commands::query::geo_files(&config.query));
+    let engine = query::Engine::with_geo(reader, limits, &geo)?;
     let slices = Some(slices as Arc<dyn rpc::SliceControl>);
     let services = Services { engine, alerts: hub, status: status.clone(), slices, queries: queries.clone() };
     let metrics = rpc::metrics::exporter(status, queries);

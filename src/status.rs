@@ -201,8 +201,8 @@ impl Status {
         let Some(c) = self.reader.counts() else { return v1::StorageStatus::default() };
         let dns = self.reader.dns_counts().unwrap_or_default();
         let range = self.reader.snapshot().ok().and_then(|s| {
-            let least = s.segments.iter().map(|s| s.t_end_min).min()?;
-            Some((least, s.segments.iter().map(|s| s.t_end_max).max()?))
+            let times = s.segments.times();
+            Some((times.iter().map(|t| t.t_end_min).min()?, times.iter().map(|t| t.t_end_max).max()?))
         });
         let time = |us: Option<i64>| {
             us.and_then(|us| u64::try_from(us).ok())

@@ -8,7 +8,7 @@ use arrow::datatypes::SchemaRef;
 use chrono::Utc;
 use futures::StreamExt;
 use query::render::{OutputFormat, Renderer};
-use query::{Engine, FlowQuery, QueryError, QueryLimits, QueryStream};
+use query::{Engine, FlowQuery, GeoFiles, QueryError, QueryLimits, QueryStream};
 use rpc::RpcError;
 use rpc::client::BatchStream;
 use std::io::BufWriter;
@@ -73,12 +73,19 @@ pub(crate) fn limits(config: &QuerySection) -> QueryLimits {
     QueryLimits {
         memory_bytes: usize::try_from(config.memory.0).unwrap_or(usize::MAX),
         time_max: Some(config.time_max.0),
+        scan_bytes_max: config.scan_max.map(|max| max.0),
+        concurrent_max: usize::from(config.concurrent_max),
         threads: match config.threads {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             n => usize::from(n),
         },
         ..QueryLimits::default()
     }
+}
+
+/// Files of functions that look addresses up, from the configuration.
+pub(crate) fn geo_files(config: &QuerySection) -> GeoFiles {
+    GeoFiles { country: config.geoip.country.clone(), asn: config.geoip.asn.clone() }
 }
 
 enum Question {

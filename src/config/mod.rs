@@ -443,17 +443,40 @@ impl Default for RetentionSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct QuerySection {
-    /// Memory of sorts, joins and groups.
+    /// Memory of sorts, joins and groups, of all queries together.
     pub(crate) memory: Size,
     /// Wall time.
     pub(crate) time_max: Period,
-    /// Threads; 0 means one for each core.
+    /// Bytes read from segments; `null` for no limit.
+    pub(crate) scan_max: Option<Size>,
+    /// Queries at a time; one more is refused.
+    pub(crate) concurrent_max: u16,
+    /// Threads of all queries; 0 means one for each core.
     pub(crate) threads: u16,
+    /// MaxMind DB files (.mmdb), read again when they are replaced.
+    pub(crate) geoip: GeoipSection,
+}
+
+/// MaxMind DB files that SQL functions look addresses up in.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct GeoipSection {
+    /// Of `country(address)`.
+    pub(crate) country: Option<PathBuf>,
+    /// Of `asn(address)` and `as_org(address)`.
+    pub(crate) asn: Option<PathBuf>,
 }
 
 impl Default for QuerySection {
     fn default() -> QuerySection {
-        QuerySection { memory: Size::mib(1024), time_max: Period::secs(60), threads: 0 }
+        QuerySection {
+            memory: Size::mib(1024),
+            time_max: Period::secs(60),
+            scan_max: None,
+            concurrent_max: 16,
+            threads: 0,
+            geoip: GeoipSection::default(),
+        }
     }
 }
 
@@ -530,6 +553,9 @@ impl Config {
                 "storage.compaction.rate",
                 "0; at least 1B, or set storage.compaction.enabled to false".to_owned(),
             ));
+        }
+        if self.query.concurrent_max == 0 {
+            return Err(invalid("query.concurrent_max", "0; allowed are 1 to 65535".to_owned()));
         }
         for (key, address) in [("rpc.grpc_listen", self.rpc.grpc_listen), ("rpc.http_listen", self.rpc.http_listen)] {
             if !address.ip().is_loopback() {

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod bloom;
 mod cells;
 mod columns;
 mod compact;
@@ -15,6 +16,7 @@ mod reader;
 mod recover;
 mod retention;
 mod segment;
+mod segments;
 mod shared;
 mod store;
 mod sys;
@@ -22,7 +24,9 @@ mod table;
 mod texts;
 mod wal;
 mod writer;
+mod zones;
 
+pub use bloom::{BLOOM_BLOCK_BYTES, Bloom, BloomHash};
 pub use columns::{FlowBatchBuilder, flow_schema};
 pub use disk::{Disk, DiskFile, Open, OsDisk, Stat};
 pub use dns::dns_schema;
@@ -33,5 +37,6 @@ pub use options::{Compaction, Now, OnError, Retention, StoreOptions};
 pub use reader::{Snapshot, StoreReader};
 pub use retention::{Expiring, Limit, RetentionPlan};
 pub use segment::{Segment, SegmentId};
+pub use segments::{Segments, TimeRange};
 pub use shared::StoreCounts;
 pub use store::Store;

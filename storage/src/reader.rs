@@ -9,6 +9,7 @@ use crate::manifest::Listing;
 use crate::options::Retention;
 use crate::retention::{self, Held, RetentionPlan};
 use crate::segment::{Segment, Unlinks};
+use crate::segments::Segments;
 use crate::shared::{Rows, StoreCounts};
 use crate::table::TableInfo;
 use crate::wal::WalReader;
@@ -23,7 +24,7 @@ use std::time::SystemTime;
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     /// Published segments, by id. Their files stay while the `Arc`s live.
-    pub segments: Vec<Arc<Segment>>,
+    pub segments: Arc<Segments>,
     /// Rows that are in no segment yet, in batches of the table's schema ([`flow_schema`](crate::flow_schema),
     /// [`dns_schema`](crate::dns_schema)), not sorted.
     pub live: Vec<RecordBatch>,
@@ -77,7 +78,7 @@ impl StoreReader {
     }
 
     /// All flow records there are now. In the server this copies at most one unfinished batch and a pointer for each
-    /// batch and segment; elsewhere it reads the manifest and what was added to the log since the last snapshot.
+    /// batch; elsewhere it reads the manifest and what was added to the log since the last snapshot.
     ///
     /// # Errors
     /// If files cannot be read.
@@ -186,11 +187,11 @@ impl Files {
         }
     }
 
-    fn segments(&self, listing: &Listing) -> Vec<Arc<Segment>> {
+    fn segments(&self, listing: &Listing) -> Arc<Segments> {
         let segments_dir = self.layout.segments_dir();
         let unlinks = Arc::new(Unlinks::new(self.layout.disk.clone()));
         let segment = |meta| Arc::new(Segment::new(&segments_dir, meta, unlinks.clone()));
-        listing.segments.values().map(segment).collect()
+        Arc::new(listing.segments.values().map(segment).collect())
     }
 
     fn held(&self) -> Result<Held, StorageError> {

@@ -6,6 +6,7 @@ use crate::error::IoContext;
 use crate::manifest::Removed;
 use crate::options::Retention;
 use crate::segment::{Segment, SegmentId};
+use crate::segments::Segments;
 use crate::shared::{Rows, Shared};
 use crate::table::Columns;
 use std::path::Path;
@@ -94,7 +95,7 @@ pub struct RetentionPlan {
 pub(crate) struct Held {
     pub(crate) table: &'static str,
     /// Listed segments.
-    pub(crate) segments: Vec<Arc<Segment>>,
+    pub(crate) segments: Arc<Segments>,
     /// Bytes of files that are listed no more.
     pub(crate) waiting_bytes: u64,
 }
@@ -134,10 +135,10 @@ pub(crate) fn plan(
 }
 
 /// The segments of all tables, each with the number of its table, oldest first.
-fn by_age(tables: impl Iterator<Item = Vec<Arc<Segment>>>) -> Vec<(usize, Arc<Segment>)> {
+fn by_age(tables: impl Iterator<Item = Arc<Segments>>) -> Vec<(usize, Arc<Segment>)> {
     let mut all: Vec<(usize, Arc<Segment>)> = Vec::new();
     for (table, segments) in tables.enumerate() {
-        all.extend(segments.into_iter().map(|segment| (table, segment)));
+        all.extend(segments.iter().map(|segment| (table, segment.clone())));
     }
     all.sort_unstable_by_key(|(table, segment)| (segment.t_end_max, *table, segment.id));
     all
@@ -196,7 +197,7 @@ pub(crate) fn drop_segments<C: Columns>(shared: &Shared<C>, victims: Vec<Arc<Seg
     let mut state = shared.state();
     let mut ids: Vec<SegmentId> = victims.iter().map(|segment| segment.id).collect();
     ids.sort_unstable();
-    state.segments.retain(|segment| ids.binary_search(&segment.id).is_err());
+    Arc::make_mut(&mut state.segments).remove(&ids);
     state.counts.segments_removed += victims.len() as u64;
     state.counts.rows_removed += rows;
     state.counts.bytes_removed += bytes;

@@ -1,8 +1,11 @@
 //! A published segment: what is known of it without opening it, and its end.
 
+use crate::bloom::{Bloom, Blooms};
 use crate::disk::Disk;
+use crate::zones::Zones;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -48,6 +51,10 @@ pub(crate) struct SegmentMeta {
     pub(crate) taps: Vec<String>,
     #[serde(default)]
     pub(crate) protos: Vec<u8>,
+    #[serde(default, skip_serializing_if = "Zones::is_empty")]
+    pub(crate) zones: Zones,
+    #[serde(default, skip_serializing_if = "Blooms::is_empty")]
+    pub(crate) blooms: Blooms,
 }
 
 impl SegmentMeta {
@@ -84,6 +91,8 @@ pub struct Segment {
     pub taps: Vec<String>,
     /// All values of `proto` in it, sorted; empty if not known.
     pub protos: Vec<u8>,
+    zones: Zones,
+    blooms: Blooms,
     /// Folders below `segments/` that its file is in.
     dirs: usize,
     /// Set once it is out of the manifest.
@@ -121,10 +130,28 @@ impl Segment {
             taps: meta.taps.clone(),
             protos: meta.protos.clone(),
             dirs: meta.file.matches('/').count(),
+            zones: meta.zones.clone(),
+            blooms: meta.blooms.clone(),
             doomed: AtomicBool::new(false),
             left_alone: AtomicBool::new(false),
             unlinks,
         }
+    }
+
+    /// Smallest and largest value of a column of numbers, an empty range if all are null; `None` if not known. Of the
+    /// time there are the fields.
+    pub fn zone(&self, column: &str) -> Option<&RangeInclusive<i64>> {
+        self.zones.get(column)
+    }
+
+    /// Row groups [`Segment::bloom`] knows of; 0 for a segment of a version that did not list its filters.
+    pub fn bloom_row_groups(&self) -> usize {
+        self.blooms.row_groups()
+    }
+
+    /// The bloom filter of a column in a row group; `None` if there is none.
+    pub fn bloom(&self, column: &str, row_group: usize) -> Option<Bloom> {
+        self.blooms.get(column, row_group)
     }
 
     /// Compaction is not to look at it again.

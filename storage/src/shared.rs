@@ -10,6 +10,7 @@ use crate::partition;
 use crate::reader::Snapshot;
 use crate::retention::drop_segments;
 use crate::segment::{Segment, SegmentId, SegmentMeta, Unlinks};
+use crate::segments::Segments;
 use crate::table::{BatchBuilder, Columns};
 use arrow::record_batch::RecordBatch;
 use std::collections::VecDeque;
@@ -124,7 +125,7 @@ struct Published {
 
 pub(crate) struct State<C: Columns> {
     /// Sorted by id.
-    pub(crate) segments: Vec<Arc<Segment>>,
+    pub(crate) segments: Arc<Segments>,
     /// Oldest first.
     pub(crate) frozen: VecDeque<Frozen>,
     /// Batches of the current log file.
@@ -146,7 +147,7 @@ pub(crate) struct State<C: Columns> {
 impl<C: Columns> Default for State<C> {
     fn default() -> Self {
         State {
-            segments: Vec::new(),
+            segments: Arc::default(),
             frozen: VecDeque::new(),
             active: Vec::new(),
             active_rows: 0,
@@ -167,7 +168,7 @@ pub(crate) trait Rows: Send + Sync {
     /// Counters and gauges.
     fn counts(&self) -> StoreCounts;
     /// Published segments, by id.
-    fn segments(&self) -> Vec<Arc<Segment>>;
+    fn segments(&self) -> Arc<Segments>;
     /// Segments published since the start.
     fn published(&self) -> u64;
     /// Bytes of dropped files that readers still hold.
@@ -187,7 +188,7 @@ impl<C: Columns> Rows for Shared<C> {
     fn counts(&self) -> StoreCounts {
         Shared::counts(self)
     }
-    fn segments(&self) -> Vec<Arc<Segment>> {
+    fn segments(&self) -> Arc<Segments> {
         self.state().segments.clone()
     }
     fn published(&self) -> u64 {
@@ -208,13 +209,6 @@ impl<C: Columns> Rows for Shared<C> {
 }
 
 impl<C: Columns> State<C> {
-    /// Lists segments, which are in order.
-    pub(crate) fn insert(&mut self, segments: Vec<Arc<Segment>>) {
-        let Some(first) = segments.first() else { return };
-        let at = self.segments.partition_point(|other| other.id < first.id);
-        self.segments.splice(at..at, segments);
-    }
-
     fn frozen_rows(&self) -> u64 {
         self.frozen.iter().flat_map(|frozen| frozen.batches.iter()).map(|batch| batch.num_rows() as u64).sum()
     }
@@ -473,7 +467,7 @@ impl<C: Columns> Shared<C> {
         state.frozen.pop_front();
         state.counts.segments_published += published.segments.len() as u64;
         state.counts.rows_undated += published.rows_undated;
-        state.insert(published.segments);
+        Arc::make_mut(&mut state.segments).insert(published.segments);
         state.counts.encode_ns += took.as_nanos() as u64;
         state.failing = None;
         state.retry_at = None;

@@ -8,6 +8,7 @@ use crate::manifest::Manifest;
 use crate::options::{Now, OnError, StoreOptions};
 use crate::recover::{load_wal, recover};
 use crate::segment::{Segment, Unlinks};
+use crate::segments::Segments;
 use crate::shared::{Shared, StoreCounts};
 use crate::table::{BatchBuilder, Columns};
 use crate::wal::WalWriter;
@@ -46,7 +47,7 @@ impl<C: Columns> TableWriter<C> {
         let next_id = recovered.listing.next_id.max(1);
         let unlinks = Arc::new(Unlinks::new(layout.disk.clone()));
         let segments_dir = layout.segments_dir();
-        let segments: Vec<_> = recovered
+        let segments: Segments = recovered
             .listing
             .segments
             .values()
@@ -58,7 +59,7 @@ impl<C: Columns> TableWriter<C> {
             let mut state = shared.state();
             state.counts =
                 StoreCounts { rows_found: segments.iter().map(|segment| segment.rows).sum(), ..recovered.counts };
-            state.segments = segments;
+            state.segments = Arc::new(segments);
             state.pending = Some(BatchBuilder::new(&options.tap_names, options.batch_rows));
         }
         let encoder = {

@@ -7,6 +7,7 @@ use flowtable::{ConnState, EndReason, FlowRecord, RttLife, TcpState};
 use hints::{App, TextLens};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use std::sync::Arc;
 use storage::{SegmentProfile, Store, StoreOptions, StoreReader, flow_schema};
 use wire::{Addr, Mac, Nanos, TapId, Tunnel};
 
@@ -141,8 +142,9 @@ fn every_column_comes_back_from_memory_log_and_segment() {
             prop_assert_eq!(snapshot.live.len(), 0);
             prop_assert_eq!(&stored(&snapshot), &wanted, "from segments");
             prop_assert_eq!(&stored(&other.snapshot().unwrap()), &wanted, "from segments, by another process");
-            for segment in &snapshot.segments {
-                let one = storage::Snapshot { segments: vec![segment.clone()], live: Vec::new() };
+            for segment in snapshot.segments.iter() {
+                let one =
+                    storage::Snapshot { segments: Arc::new([segment.clone()].into_iter().collect()), live: Vec::new() };
                 let rows: Vec<FlowRecord> = stored(&one).into_iter().map(|(row, _)| row).collect();
                 let ends = || rows.iter().map(|row| row.end.as_micros() as i64);
                 prop_assert_eq!(Some(segment.t_end_min), ends().min());

@@ -1,19 +1,20 @@
 use crate::address::{AddressRule, TextAsAddress};
 use crate::error::{Complaint, message_of, plain};
 use crate::functions::{self, Name};
+use crate::geo::{self, GeoDatabases};
+use crate::memory::SharedMemory;
 use crate::parse::{self, TextKind};
 use crate::reader::ScanBudget;
 use crate::stop::{self, Stop};
 use crate::stream::{self, AbortOnDrop, QueryStream, Running};
 use crate::table::{DNS, FLOWS, StoredTable, flows_view};
-use crate::{FlowQuery, Located, QueryError};
+use crate::{FlowQuery, GeoFiles, Located, QueryError, Reading};
 use arrow::datatypes::SchemaRef;
 use datafusion::catalog::{CatalogProvider, CatalogProviderList, SchemaProvider};
 use datafusion::catalog::{MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider};
 use datafusion::common::DataFusionError;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::LogicalPlan;
@@ -117,6 +118,7 @@ pub(crate) struct Shared {
     source: Arc<dyn FlowSource>,
     schema: SchemaRef,
     limits: QueryLimits,
+    geo: Arc<GeoDatabases>,
     slots: Arc<Semaphore>,
     /// Functions, rules and settings every query starts from; holds no table.
     template: SessionState,
@@ -139,18 +141,15 @@ impl Engine {
     /// # Errors
     /// When its threads cannot be started.
     pub fn new(source: impl FlowSource, limits: QueryLimits) -> Result<Engine, QueryError> {
-        Engine::with_thread_init(source, limits, || ())
+        Engine::with_geo(source, limits, &GeoFiles::default())
     }
 
-    /// As [`Engine::new`]; `init` runs first on each of the engine's threads, to pin or name it.
+    /// As [`Engine::new`], with files for `country`, `asn` and `as_org`.
     ///
     /// # Errors
-    /// When its threads cannot be started.
-    pub fn with_thread_init(
-        source: impl FlowSource,
-        limits: QueryLimits,
-        init: impl Fn() + Send + Sync + 'static,
-    ) -> Result<Engine, QueryError> {
+    /// When a file does not read, or its threads cannot be started.
+    pub fn with_geo(source: impl FlowSource, limits: QueryLimits, files: &GeoFiles) -> Result<Engine, QueryError> {
+        let geo = Arc::new(GeoDatabases::open(files)?);
         let failed = |what: &str, e: &dyn std::fmt::Display| QueryError::Execution { message: format!("{what}: {e}") };
         let threads = Builder::new_multi_thread()
             .worker_threads(limits.threads.max(1))
@@ -158,15 +157,15 @@ impl Engine {
             .max_blocking_threads(limits.threads.max(1) * 4)
             .thread_name("query")
             .thread_stack_size(THREAD_STACK_BYTES)
-            .on_thread_start(init)
             .enable_time()
             .build()
             .map_err(|e| failed("cannot start query threads", &e))?;
-        let template = template(&limits).map_err(|e| failed("cannot set up the query engine", &message_of(&e)))?;
+        let template =
+            template(&limits, &geo).map_err(|e| failed("cannot set up the query engine", &message_of(&e)))?;
         let slots = Arc::new(Semaphore::new(limits.concurrent_max.max(1)));
         let source = Arc::new(source);
         let schema = storage::flow_schema();
-        Ok(Engine { shared: Arc::new(Shared { source, schema, limits, slots, template, threads: Some(threads) }) })
+        Ok(Engine { shared: Arc::new(Shared { source, schema, limits, geo, slots, template, threads: Some(threads) }) })
     }
 
     /// The limits it was made with.
@@ -206,7 +205,7 @@ impl Engine {
                 None => start(&shared, request).await,
                 Some(limit) => match tokio::time::timeout(limit, start(&shared, request)).await {
                     Ok(result) => result,
-                    Err(_) => Err(QueryError::TimeLimit { limit }),
+                    Err(_) => Err(QueryError::TimeLimit { limit, read: Reading::default() }),
                 },
             }
         }));
@@ -270,10 +269,13 @@ async fn start(shared: &Arc<Shared>, request: Request) -> Result<Running, QueryE
     let begun = Instant::now();
     let busy = |_| QueryError::Busy { max: limits.concurrent_max.max(1) };
     let permit = shared.slots.clone().try_acquire_owned().map_err(busy)?;
-    let source = shared.source.clone();
-    let snapshots = move || Ok::<_, StorageError>([source.snapshot()?, source.dns_snapshot()?].map(Arc::new));
+    let (source, geo) = (shared.source.clone(), shared.geo.clone());
+    let snapshots = move || {
+        geo.refresh();
+        Ok::<_, StorageError>([source.snapshot()?, source.dns_snapshot()?].map(Arc::new))
+    };
     let snapshots = tokio::task::spawn_blocking(snapshots).await.map_err(|_| QueryError::Stopped)??;
-    let session = Session::new(shared, snapshots, permit).map_err(|e| failed(&e))?;
+    let mut session = Session::new(shared, snapshots, permit).map_err(|e| failed(&e))?;
     let state = &session.state;
     let plan = match request.plan(&session).await {
         Ok(plan) => plan,
@@ -282,11 +284,13 @@ async fn start(shared: &Arc<Shared>, request: Request) -> Result<Running, QueryE
     };
     // Analysis and optimization still find mistakes, such as a literal in an IN list that is no address.
     let plan = state.optimize(&plan).map_err(|e| request.mistake(&e, state))?;
+    let explains = matches!(plan, LogicalPlan::Explain(_) | LogicalPlan::Analyze(_));
     let plan =
         state.query_planner().create_physical_plan(&plan, state).await.map_err(|e| request.mistake(&e, state))?;
     let stop = Arc::new(Stop::new());
     let plan = stop::stoppable(plan, &stop).map_err(|e| failed(&e))?;
     let rows = execute_stream(plan, state.task_ctx()).map_err(|e| failed(&e))?;
+    session.explains = explains;
     let time_left = limits.time_max.map(|max| max.saturating_sub(begun.elapsed()));
     Ok(stream::spawn(rows, limits, time_left, stop, session))
 }
@@ -299,8 +303,10 @@ fn failed(error: &DataFusionError) -> QueryError {
 pub(crate) struct Session {
     pub(crate) state: SessionState,
     pub(crate) budget: Arc<ScanBudget>,
+    /// Whether the answer ends with what was read of which segments.
+    pub(crate) explains: bool,
     /// Held until the answer is complete, so that the files stay, and one query is one query.
-    _snapshots: [Arc<Snapshot>; 2],
+    pub(crate) snapshots: [Arc<Snapshot>; 2],
     _permit: OwnedSemaphorePermit,
 }
 
@@ -312,8 +318,8 @@ impl Session {
     ) -> Result<Session, DataFusionError> {
         let budget = Arc::new(ScanBudget::new(shared.limits.scan_bytes_max));
         let [flows, dns] = &snapshots;
-        let flows = StoredTable::new(flows.clone(), shared.schema.clone(), budget.clone());
-        let dns = StoredTable::new(dns.clone(), storage::dns_schema(), budget.clone());
+        let flows = StoredTable::new(FLOWS, flows.clone(), shared.schema.clone(), budget.clone());
+        let dns = StoredTable::new(DNS, dns.clone(), storage::dns_schema(), budget.clone());
         let schema = MemorySchemaProvider::new();
         schema.register_table(FLOWS.to_owned(), Arc::new(flows_view(Arc::new(flows))?))?;
         schema.register_table(DNS.to_owned(), Arc::new(dns))?;
@@ -325,11 +331,11 @@ impl Session {
         state.register_catalog_list(Arc::new(catalogs));
         // What `now()` is.
         state.mark_start_execution();
-        Ok(Session { state, budget, _snapshots: snapshots, _permit: permit })
+        Ok(Session { state, budget, explains: false, snapshots, _permit: permit })
     }
 }
 
-fn template(limits: &QueryLimits) -> Result<SessionState, DataFusionError> {
+fn template(limits: &QueryLimits, geo: &Arc<GeoDatabases>) -> Result<SessionState, DataFusionError> {
     let mut config = SessionConfig::new()
         .with_default_catalog_and_schema(CATALOG, SCHEMA)
         .with_create_default_catalog_and_schema(false)
@@ -354,12 +360,13 @@ fn template(limits: &QueryLimits) -> Result<SessionState, DataFusionError> {
     let scalar = builder.scalar_functions().get_or_insert_default();
     scalar.retain(|f| !UNBOUNDED.contains(&f.name()));
     scalar.extend(Name::ALL.map(functions::function));
+    scalar.extend(geo::functions(geo));
     Ok(builder.build())
 }
 
 fn runtime(limits: &QueryLimits) -> Result<Arc<RuntimeEnv>, DataFusionError> {
     RuntimeEnvBuilder::new()
-        .with_memory_pool(Arc::new(GreedyMemoryPool::new(limits.memory_bytes)))
+        .with_memory_pool(Arc::new(SharedMemory::new(limits.memory_bytes)))
         // A query that does not fit is refused; spilling would compete with the writer for the disk.
         .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled))
         .with_metadata_cache_limit(FOOTER_CACHE_BYTES)

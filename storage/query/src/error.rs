@@ -1,6 +1,8 @@
 use crate::locate::Located;
 use crate::table::TABLES;
 use datafusion::common::{DataFusionError, SchemaError};
+use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 use storage::StorageError;
 
@@ -30,24 +32,34 @@ pub enum QueryError {
         max: usize,
     },
     /// As many queries as allowed are running.
-    #[error("{max} queries are running already, which is the most allowed: try again when one has finished")]
+    #[error(
+        "{max} queries are running already, which is the most allowed: try again when one has finished, or raise \
+         `query.concurrent_max`"
+    )]
     Busy {
         /// The limit.
         max: usize,
     },
     /// The time limit was reached.
-    #[error("the query took more than {limit:?}, the most allowed: narrow its time range, or raise the time limit")]
+    #[error(
+        "the query took more than {limit:?}, the most allowed{read}: narrow its time range, or raise `query.time_max`"
+    )]
     TimeLimit {
         /// The limit.
         limit: Duration,
+        /// How far it had come.
+        read: Reading,
     },
     /// The limit of bytes read from segments was reached.
     #[error(
-        "the query read more than {limit} bytes, the most allowed: narrow its time range or columns, or raise the scan limit"
+        "the query wants to read more than {limit} bytes, the most allowed{read}: narrow its time range, name fewer \
+         columns, or raise `query.scan_max`"
     )]
     ScanLimit {
         /// The limit.
         limit: u64,
+        /// How far it had come.
+        read: Reading,
     },
     /// The answer has too many rows.
     #[error("the answer has more than {limit} rows, the most allowed: add a LIMIT, or raise the row limit")]
@@ -57,11 +69,16 @@ pub enum QueryError {
     },
     /// Grouping, sorting or joining did not fit into the memory all queries share.
     #[error(
-        "the query needs more memory than the {limit} bytes all queries share: group or sort fewer rows, or raise the memory limit"
+        "the query needs more memory than the {limit} bytes all queries share: {in_use} were in use when {wanted} more were \
+         asked for; narrow its time range, group or sort fewer rows, or raise `query.memory`"
     )]
     MemoryLimit {
         /// The limit.
         limit: usize,
+        /// Bytes in use when it was reached.
+        in_use: usize,
+        /// Bytes asked for that did not fit.
+        wanted: usize,
     },
     /// The data folder could not be read.
     #[error(transparent)]
@@ -69,6 +86,14 @@ pub enum QueryError {
     /// Retention of another process removed a segment between the snapshot and its reading.
     #[error("a segment expired while it was read: run the query again")]
     SegmentGone,
+    /// A MaxMind DB file does not read.
+    #[error("{}: {reason}; name a MaxMind DB file (.mmdb), or leave its key out", path.display())]
+    GeoFile {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// Reading or computing failed.
     #[error("the query failed: {message}")]
     Execution {
@@ -78,6 +103,29 @@ pub enum QueryError {
     /// The engine was dropped, or the query's task ended without an answer.
     #[error("the query was stopped before it was answered: the server is shutting down")]
     Stopped,
+}
+
+/// How much of what it had to read a query had read when its budget ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// Segments it had to read.
+    pub segments: u64,
+    /// Size of their files; of these, only the columns that are asked for are read.
+    pub bytes: u64,
+    /// Bytes read.
+    pub bytes_read: u64,
+}
+
+/// A part of a sentence; empty where nothing was to be read.
+impl fmt::Display for Reading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Reading { segments, bytes, bytes_read } = self;
+        match segments {
+            0 => Ok(()),
+            1 => write!(f, ", and had read {bytes_read} of up to {bytes} bytes in 1 segment"),
+            _ => write!(f, ", and had read {bytes_read} of up to {bytes} bytes in {segments} segments"),
+        }
+    }
 }
 
 /// A text that should be an address and is none. Travels through the planner as an external error, so that the place

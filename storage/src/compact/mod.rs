@@ -190,14 +190,15 @@ fn replace<C: Columns>(shared: &Shared<C>, job: &Job, meta: SegmentMeta) -> Resu
     let mut state = shared.state();
     let mut ids: Vec<SegmentId> = job.inputs.iter().map(|segment| segment.id).collect();
     ids.sort_unstable();
-    state.segments.retain(|segment| ids.binary_search(&segment.id).is_err());
+    let segments = Arc::make_mut(&mut state.segments);
+    segments.remove(&ids);
+    segments.insert(vec![merged.clone()]);
     let counts = &mut state.counts;
     counts.compactions += 1;
     counts.segments_merged += job.inputs.len() as u64;
     counts.rows_merged += merged.rows;
     counts.bytes_merged += job.inputs.iter().map(|segment| segment.bytes).sum::<u64>();
     counts.bytes_merged_into += merged.bytes;
-    state.insert(vec![merged]);
     drop(state);
     drop(manifest);
     job.inputs.iter().for_each(|segment| segment.doom());

@@ -6,6 +6,7 @@ mod column;
 mod dictionary;
 
 use crate::StorageError;
+use crate::bloom::Blooms;
 use crate::cells::is_all_zero;
 use crate::compact::Gate;
 use crate::disk::{self, DiskFile, Open};
@@ -13,8 +14,11 @@ use crate::error::IoContext;
 use crate::folder::{FORMAT_VERSION, Layout};
 use crate::segment::{SegmentId, SegmentMeta};
 use crate::table::TableInfo;
-use arrow::array::{Array, ArrayRef, AsArray};
+use crate::zones::Zones;
+use arrow::array::{Array, ArrayRef, AsArray, UInt32Array};
+use arrow::compute::take_record_batch;
 use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType, UInt8Type};
+use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 use chunk::Zstd;
@@ -95,15 +99,14 @@ pub(crate) fn write_segment(
         created => created,
     };
     let written = write_rows(created.at("create", &tmp)?, &tmp, layout.table, new, gate);
-    if let Err(error) = written {
+    let blooms = written.inspect_err(|_| {
         // Frees what a full disk needs most; a start would remove it too.
         let _ = disk.remove_file(&tmp);
-        return Err(error);
-    }
+    })?;
     let bytes = disk.stat(&tmp).at("look at", &tmp)?.bytes;
     disk.rename(&tmp, &path).at("rename", &tmp)?;
     disk.sync_dir(dir).at("sync", dir)?;
-    Ok(SegmentMeta { id: id.number, part: id.part, file, bytes, ..described })
+    Ok(SegmentMeta { id: id.number, part: id.part, file, bytes, blooms, ..described })
 }
 
 /// Creates the folder of a partition where it is missing, and makes the names of all its levels durable, whoever created
@@ -121,7 +124,7 @@ fn write_rows(
     table: &TableInfo,
     new: &NewSegment<'_>,
     gate: Option<&Gate<'_>>,
-) -> Result<(), StorageError> {
+) -> Result<Blooms, StorageError> {
     let failed = StorageError::parquet("write segment", path);
     let schema = (table.schema)();
     let mut properties = properties(new);
@@ -133,9 +136,12 @@ fn write_rows(
     for rows in new.rows.chunks(ROW_GROUP_ROWS) {
         write_row_group(&mut writer, table, &NewSegment { rows, ..*new }, gate).map_err(&failed)?;
     }
+    // Filters follow their row group, so their places are known before the footer is.
+    let blooms = Blooms::of(writer.flushed_row_groups());
     let file = writer.into_inner().map_err(&failed)?;
     let Gated { file, .. } = file.into_inner().map_err(|error| error.into_error()).at("write", path)?;
-    file.sync().at("sync", path)
+    file.sync().at("sync", path)?;
+    Ok(blooms)
 }
 
 /// A file that is written no faster than its gate lets it.
@@ -225,7 +231,8 @@ fn described(table: &TableInfo) -> Vec<&'static str> {
     [Some(table.time()), table.duration, Some("tap"), Some("proto")].into_iter().flatten().collect()
 }
 
-/// What the manifest keeps of the rows, for which file is not known yet. The batches have the columns `described`.
+/// What the manifest keeps of the rows, for which file is not known yet. The batches have the columns `described`,
+/// and those of zones unless they are of an older version.
 fn describe(table: &TableInfo, batches: &[RecordBatch], rows: &[Place]) -> SegmentMeta {
     let times: Vec<&[i64]> = batches
         .iter()
@@ -269,7 +276,27 @@ fn describe(table: &TableInfo, batches: &[RecordBatch], rows: &[Place]) -> Segme
         t_start_min: start_min,
         taps: names,
         protos: (0..=255u8).filter(|&proto| seen[usize::from(proto)]).collect(),
+        zones: zones(table, batches, rows),
         ..SegmentMeta::default()
+    }
+}
+
+/// Ranges of the rows alone, if they are not all that the batches have.
+fn zones(table: &TableInfo, batches: &[RecordBatch], rows: &[Place]) -> Zones {
+    if rows.len() == batches.iter().map(RecordBatch::num_rows).sum::<usize>() {
+        return Zones::of(table.zones, batches);
+    }
+    let mut of_batch: Vec<Vec<u32>> = vec![Vec::new(); batches.len()];
+    rows.iter().for_each(|&(batch, row)| of_batch[batch as usize].push(row));
+    let picked = batches.iter().zip(of_batch).filter(|(_, rows)| !rows.is_empty()).map(|(batch, rows)| {
+        let at = |name: &&str| batch.schema().index_of(name).ok();
+        let columns: Vec<usize> = table.zones.iter().filter_map(at).collect();
+        take_record_batch(&batch.project(&columns)?, &UInt32Array::from(rows))
+    });
+    match picked.collect::<Result<Vec<_>, ArrowError>>() {
+        Ok(picked) => Zones::of(table.zones, &picked),
+        // Rows are taken from where they lie; ranges only save time.
+        Err(_) => Zones::default(),
     }
 }
 
@@ -300,7 +327,9 @@ pub(crate) fn describe_file(layout: &Layout, id: SegmentId, file: String) -> Res
         }
     }
     let (logs, parts) = origin(&reader, id);
-    let columns = ProjectionMask::columns(reader.parquet_schema(), described(table));
+    let blooms = Blooms::of(reader.metadata().row_groups());
+    let wanted = described(table).into_iter().chain(table.zones.iter().copied());
+    let columns = ProjectionMask::columns(reader.parquet_schema(), wanted);
     let batches = reader.with_projection(columns).build().map_err(&failed)?.collect::<Result<Vec<_>, _>>();
     let batches = batches.map_err(StorageError::arrow("read rows of a segment"))?;
     let rows = order_by_time(&batches);
@@ -308,7 +337,11 @@ pub(crate) fn describe_file(layout: &Layout, id: SegmentId, file: String) -> Res
         return Err(StorageError::Damaged { path, offset: 0, reason: "it has no rows".to_owned() });
     }
     let described = describe(table, &batches, &rows);
-    Ok(FoundSegment { meta: SegmentMeta { id: id.number, part: id.part, file, bytes, ..described }, logs, parts })
+    Ok(FoundSegment {
+        meta: SegmentMeta { id: id.number, part: id.part, file, bytes, blooms, ..described },
+        logs,
+        parts,
+    })
 }
 
 /// The logs whose rows of its partition a segment has, as its file says.
