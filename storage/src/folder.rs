@@ -183,12 +183,18 @@ pub(crate) fn replace(disk: &dyn Disk, path: &Path, content: &[u8]) -> Result<Bo
 }
 
 fn create_data_dir(disk: &dyn Disk, dir: &Path) -> Result<(), StorageError> {
-    if disk.stat(dir).is_ok_and(|found| found.is_dir) {
-        // A start may have been cut short after creating it. Who may not read the folder above has not created it.
-        let _ = disk.sync_dir(disk::parent(dir));
-        return Ok(());
+    if !disk.stat(dir).is_ok_and(|found| found.is_dir) {
+        create_dir(disk, dir)?;
     }
-    create_dir(disk, dir)
+    // An earlier start may have created folders on the way, and ended before their names were durable. One that does not
+    // let itself be synced was there before, unless the disk fails.
+    for above in dir.ancestors().filter(|above| above.parent().is_some()).map(disk::parent) {
+        match disk.sync_dir(above) {
+            Err(error) if error.raw_os_error() == Some(libc::EIO) => return Err(error).at("sync", above),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn create_dir(disk: &dyn Disk, dir: &Path) -> Result<(), StorageError> {

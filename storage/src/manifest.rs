@@ -129,6 +129,10 @@ impl Listing {
             };
             let is_last = at + line.len() == text.len();
             match parsed {
+                Ok(Line::Manifest { format, .. }) if format > FORMAT_VERSION => {
+                    let dir = disk::parent(path).to_owned();
+                    return Err(StorageError::Newer { dir, found: format, supported: FORMAT_VERSION });
+                }
                 Ok(line) => listing.apply(line),
                 // A crash while appending: what the line says was never acknowledged.
                 Err(_) if is_last && at > 0 => break,

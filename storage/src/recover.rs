@@ -148,6 +148,8 @@ fn adopt_unlisted(
         listing.next_id = listing.next_id.max(id.number + 1);
         match describe_file(layout, id, file.clone()) {
             Ok(segment) => found.push(segment),
+            // The disk, not the file: the next start may have more luck.
+            Err(error @ StorageError::Io { .. }) => return Err(error),
             Err(error) => {
                 let kept = layout.set_aside(&path)?;
                 counts.files_damaged += 1;

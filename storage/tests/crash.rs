@@ -2,11 +2,15 @@
 
 mod common;
 
+use arrow::record_batch::RecordBatch;
 use common::{batches, copy_folder, flow, flows, ids, options};
+use parquet::arrow::ArrowWriter;
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::WriterProperties;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use storage::{Now, Store, StoreOptions, StoreReader};
+use storage::{Now, StorageError, Store, StoreOptions, StoreReader};
 
 /// Where rows of tap `core` in the first hour lie.
 const HOUR: &str = "segments/tap_name=core/date=1970-01-01/hour=00";
@@ -268,6 +272,70 @@ fn missing_and_damaged_segments_are_told_and_the_rest_is_served() {
     let counts = store.counts();
     assert_eq!((counts.segments_missing, counts.files_damaged, counts.segments), (1, 1, 1));
     assert_eq!(ids(&store.reader().snapshot().unwrap()), (10..20).collect::<Vec<_>>());
+}
+
+/// Files that are no segments of ours, under names of segments: each is named and set aside, and the rest is served.
+#[test]
+fn foreign_newer_and_broken_segments_are_set_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::open(options(dir.path())).unwrap();
+    store.append(&flows(0..10), &[]).unwrap();
+    store.flush().unwrap();
+    let path = store.reader().snapshot().unwrap().segments[0].path.clone();
+    drop(store);
+    let good = fs::read(&path).unwrap();
+    let batch = common::read_parquet(&path).remove(0);
+    let parquet = |batch: &RecordBatch, format: &str| {
+        let format = KeyValue::new("taphouse.format".to_owned(), format.to_owned());
+        let properties = WriterProperties::builder().set_key_value_metadata(Some(vec![format])).build();
+        let mut bytes = Vec::new();
+        let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), Some(properties)).unwrap();
+        writer.write(batch).unwrap();
+        writer.close().unwrap();
+        bytes
+    };
+    let mut flipped = good.clone();
+    // The length of the footer, which is what everything else is found by.
+    let footer = flipped.len() - 5;
+    flipped[footer] ^= 0x20;
+    let newer = (storage::FORMAT_VERSION + 1).to_string();
+    let cases = [
+        ("newer", parquet(&batch, &newer)),
+        ("foreign", parquet(&batch.project(&[2, 3]).unwrap(), "1")),
+        ("no rows", parquet(&batch.slice(0, 0), "1")),
+        ("no parquet", b"something else entirely".to_vec()),
+        ("empty", Vec::new()),
+        ("cut", good[..good.len() / 2].to_vec()),
+        ("flipped", flipped),
+    ];
+    for (number, (_, content)) in (100..).zip(&cases) {
+        fs::write(path.with_file_name(format!("{number:016}-00.parquet")), content).unwrap();
+    }
+    let store = Store::open(options(dir.path())).unwrap();
+    let counts = store.counts();
+    assert_eq!((counts.files_damaged, counts.segments), (cases.len() as u64, 1));
+    assert_eq!(ids(&store.reader().snapshot().unwrap()), (0..10).collect::<Vec<_>>());
+    for (number, (what, content)) in (100..).zip(&cases) {
+        let kept = dir.path().join(format!("damaged/{number:016}-00.parquet"));
+        assert_eq!(&fs::read(kept).unwrap(), content, "{what}");
+    }
+}
+
+#[test]
+fn a_manifest_of_a_newer_version_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Store::open(options(dir.path())).unwrap());
+    let path = dir.path().join("manifest.ndjson");
+    let json = r#"{"manifest":{"format":9,"next_id":5,"added_later":true}}"#;
+    let text = format!("{:08x} {json}\nsomething this version cannot read\n", crc32fast::hash(json.as_bytes()));
+    fs::write(&path, &text).unwrap();
+    let error = Store::open(options(dir.path())).err().unwrap();
+    assert!(matches!(error, StorageError::Newer { found: 9, .. }), "{error}");
+    assert!(matches!(
+        StoreReader::open(dir.path()).and_then(|reader| reader.snapshot()),
+        Err(StorageError::Newer { found: 9, .. })
+    ));
+    assert_eq!(fs::read_to_string(&path).unwrap(), text);
 }
 
 #[test]

@@ -318,6 +318,12 @@ pub(crate) fn describe_file(layout: &Layout, id: SegmentId, file: String) -> Res
     let failed = StorageError::parquet("read segment", &path);
     let table = layout.table;
     let (reader, bytes) = open_segment(layout, &path)?;
+    if let Some(format) = value_of(&reader, FORMAT).and_then(|format| format.parse::<u32>().ok())
+        && format > FORMAT_VERSION
+    {
+        let reason = format!("it has format {format}, this version reads up to {FORMAT_VERSION}");
+        return Err(StorageError::Damaged { path, offset: 0, reason });
+    }
     let schema = (table.schema)();
     for name in described(table) {
         let [found, wanted] = [reader.schema(), &schema].map(|schema| schema.field_with_name(name).ok());
@@ -381,12 +387,16 @@ fn open_segment(layout: &Layout, path: &Path) -> Result<(SegmentReader, u64), St
 
 /// Logs and parts, as in `FoundSegment`. Segments of format 1 say nothing: they have all rows of the log of their number.
 fn origin(reader: &SegmentReader, id: SegmentId) -> (Vec<u64>, Option<usize>) {
-    let pairs = reader.metadata().file_metadata().key_value_metadata();
-    let value = |key: &str| pairs?.iter().find(|pair| pair.key == key)?.value.as_deref();
+    let value = |key| value_of(reader, key);
     match value(LOGS) {
         Some(logs) => (logs.split(',').filter_map(|log| log.parse().ok()).collect(), None),
         None => (vec![id.number], Some(value(PARTS).and_then(|parts| parts.parse().ok()).unwrap_or(1))),
     }
+}
+
+fn value_of<'a>(reader: &'a SegmentReader, key: &str) -> Option<&'a str> {
+    let pairs = reader.metadata().file_metadata().key_value_metadata()?;
+    pairs.iter().find(|pair| pair.key == key)?.value.as_deref()
 }
 
 /// A segment being read.
@@ -433,6 +443,8 @@ impl Read for SegmentPart {
     }
 }
 
+/// Key of the version of the format.
+const FORMAT: &str = "taphouse.format";
 /// Key of the logs whose rows a merged segment has, separated by commas.
 const LOGS: &str = "taphouse.logs";
 /// Key of the number of segments a log became.
@@ -450,7 +462,7 @@ fn properties(new: &NewSegment<'_>) -> WriterProperties {
         .set_created_by(concat!("taphouse version ", env!("CARGO_PKG_VERSION")).to_owned())
         .set_sorting_columns(Some(vec![SortingColumn { column_idx: 0, descending: false, nulls_first: false }]))
         .set_key_value_metadata(Some(vec![
-            KeyValue::new("taphouse.format".to_owned(), FORMAT_VERSION.to_string()),
+            KeyValue::new(FORMAT.to_owned(), FORMAT_VERSION.to_string()),
             KeyValue::new("taphouse.segment".to_owned(), new.id.to_string()),
             origin,
         ]))

@@ -52,7 +52,7 @@ pub(crate) enum Survives {
 pub(crate) enum Fault {
     /// EIO, nothing done.
     Io,
-    /// A write stops half-way with EIO; anything else fails as `Io`.
+    /// A write stops half-way with EIO; all else works.
     Short,
     /// ENOSPC for whatever needs space: writes (which stop half-way), new names.
     NoSpace,
@@ -68,9 +68,10 @@ impl Fault {
     pub(crate) const ALL: [Fault; 6] =
         [Fault::Io, Fault::Short, Fault::NoSpace, Fault::ReadOnly, Fault::Sync, Fault::Rename];
 
-    fn error(self, kind: Kind) -> Option<io::Error> {
+    pub(crate) fn error(self, kind: Kind) -> Option<io::Error> {
         let code = match self {
-            Fault::Io | Fault::Short => libc::EIO,
+            Fault::Io => libc::EIO,
+            Fault::Short if kind == Kind::Write => libc::EIO,
             Fault::NoSpace if matches!(kind, Kind::Write | Kind::Create) => libc::ENOSPC,
             Fault::ReadOnly if kind != Kind::Read => libc::EROFS,
             Fault::Sync if matches!(kind, Kind::SyncFile | Kind::SyncDir) => libc::EIO,
@@ -315,7 +316,8 @@ pub(crate) enum Keep {
 
 struct State {
     image: Image,
-    operations: u64,
+    /// What the operations so far were.
+    operations: Vec<Kind>,
     faults: Vec<(std::ops::Range<u64>, Fault)>,
     /// Faults that hit something.
     hits: u64,
@@ -347,7 +349,7 @@ impl SimDisk {
     fn of(image: Image, known: Known) -> SimDisk {
         let state = State {
             image,
-            operations: 0,
+            operations: Vec::new(),
             faults: Vec::new(),
             hits: 0,
             capacity: None,
@@ -375,14 +377,14 @@ impl SimDisk {
     /// A moment now.
     pub(crate) fn moment(&self) -> Moment {
         let state = self.state();
-        let (operation, known) = (state.operations, state.known.clone());
+        let (operation, known) = (state.operations.len() as u64, state.known.clone());
         Moment { image: state.image.clone(), operation, what: "end".into(), known }
     }
     pub(crate) fn know(&self, change: impl FnOnce(&mut Known)) {
         change(&mut self.state().known);
     }
-    pub(crate) fn operations(&self) -> u64 {
-        self.state().operations
+    pub(crate) fn operations(&self) -> Vec<Kind> {
+        self.state().operations.clone()
     }
     /// Makes operations of these numbers fail.
     pub(crate) fn fail(&self, operations: std::ops::Range<u64>, fault: Fault) {
@@ -395,8 +397,13 @@ impl SimDisk {
     pub(crate) fn hits(&self) -> u64 {
         self.state().hits
     }
-    pub(crate) fn set_capacity(&self, capacity: Option<u64>) {
-        self.state().capacity = capacity;
+    /// Limits the content of all files together.
+    pub(crate) fn set_capacity(&self, bytes: u64) {
+        self.state().capacity = Some(bytes);
+    }
+    /// Content of all files together.
+    pub(crate) fn used(&self) -> u64 {
+        self.state().used()
     }
 
     /// From now on encoder threads wait until they are allowed to do something.
@@ -446,8 +453,8 @@ impl SimDisk {
                 state = self.0.1.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
         }
-        let operation = state.operations;
-        state.operations += 1;
+        let operation = state.operations.len() as u64;
+        state.operations.push(kind);
         let keep = kind != Kind::Read
             && match state.keep {
                 Keep::None => false,

@@ -115,7 +115,8 @@ impl Step {
     }
 }
 
-/// A store at work.
+/// A store at work. Its encoders take turns with the caller, as the history says, so that a seed gives the same run each
+/// time. Segments are merged where the history says so.
 pub(crate) struct Rig {
     pub(crate) disk: SimDisk,
     store: Option<Store>,
@@ -137,7 +138,7 @@ pub(crate) fn options(disk: &SimDisk, retention: Retention) -> StoreOptions {
         frozen_max: 64,
         retention,
         // Where it is called for, so that a history is the same in every run.
-        compaction: Compaction { enabled: false, segments_min: 3, ..Compaction::default() },
+        compaction: Compaction { enabled: false, segments_min: 2, ..Compaction::default() },
         disk: Arc::new(disk.clone()),
         ..StoreOptions::new(DIR, taps)
     }
@@ -178,6 +179,11 @@ impl Rig {
     pub(crate) fn counts(&self) -> [StoreCounts; 2] {
         let store = self.store.as_ref().expect("open until dropped");
         [store.counts(), store.dns_counts()]
+    }
+
+    /// Rows of each table that were lost.
+    pub(crate) fn lost(&self) -> [u64; 2] {
+        self.counts().map(|counts| counts.rows_lost_disk + counts.rows_lost_backlog)
     }
 
     fn snapshots(&self) -> [Snapshot; 2] {
