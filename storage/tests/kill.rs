@@ -85,7 +85,7 @@ fn acknowledged(line: &str) -> Option<[u64; 2]> {
 
 fn row_numbers(snapshot: &Snapshot) -> Vec<u64> {
     let mut numbers = Vec::new();
-    for segment in &snapshot.segments {
+    for segment in snapshot.segments.iter() {
         let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(&segment.path).unwrap()).unwrap();
         let column = ProjectionMask::columns(reader.parquet_schema(), ["flow_id"]);
         let batches = reader.with_projection(column).build().unwrap();
