@@ -237,7 +237,8 @@ fn worker(
     let (tick_sender, ticks) = sync_channel(TICKS_QUEUED);
     let (ledger, gauges) = (Arc::new(QueueLedger::default()), Arc::new(WorkerGauges::default()));
     let sources = Arc::new(HyperLogLog::new(SOURCES_PRECISION).map_err(cannot(stage))?);
-    let view = WorkerView { gauges: gauges.clone(), sources: sources.clone(), ledger: ledger.clone(), desk: Arc::default() };
+    let view =
+        WorkerView { gauges: gauges.clone(), sources: sources.clone(), ledger: ledger.clone(), desk: Arc::default() };
     let feed = TickFeed::new(0, taps.len(), detect_config.limits);
     let rows = if when_full == WhenFull::Wait { REPLAY_RING } else { RECORD_RING };
     let (outlet, ends) = Outlet::new(rows, tick_sender, feed, when_full, ledger.clone(), gauges.clone(), sources);
