@@ -314,6 +314,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn space_for_alerts_is_set_aside_and_changes_no_length() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let probe = File::create(dir.path().join("probe")).unwrap();
+        if let Err(error) = rustix::fs::fallocate(&probe, FallocateFlags::KEEP_SIZE, 0, RESERVE_BYTES) {
+            println!("SKIPPED: this file system sets no space aside ({error})");
+            return;
+        }
+        let log = AlertLog::open(&dir.path().join("log"), 1 << 20).unwrap();
+        let found = log.file.metadata().unwrap();
+        assert_eq!(found.len(), 0);
+        assert!(found.blocks() * 512 >= RESERVE_BYTES, "{} blocks", found.blocks());
+        drop(log);
+        // A small log takes no more than it may grow to.
+        let log = AlertLog::open(&dir.path().join("small"), MAX_BYTES_MIN).unwrap();
+        assert!(log.file.metadata().unwrap().blocks() * 512 < RESERVE_BYTES);
+    }
+
+    #[test]
     fn only_whole_lines_have_a_number() {
         assert_eq!(line_seq(b"{\"seq\":12,\"x\":1}\n"), Some(12));
         for line in

@@ -190,7 +190,9 @@ fn create_data_dir(disk: &dyn Disk, dir: &Path) -> Result<(), StorageError> {
     // let itself be synced was there before, unless the disk fails.
     for above in dir.ancestors().filter(|above| above.parent().is_some()).map(disk::parent) {
         match disk.sync_dir(above) {
-            Err(error) if error.raw_os_error() == Some(libc::EIO) => return Err(error).at("sync", above),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EIO | libc::EROFS)) => {
+                return Err(error).at("sync", above);
+            }
             _ => {}
         }
     }

@@ -1,7 +1,7 @@
 //! A process that writes is killed with SIGKILL at 200 random points; another goes on in its folder.
 //!
 //! This test starts itself as the process to be killed. It prints the seed of a failure; `KILL_SEED=n` repeats that run
-//! as far as the scheduler allows.
+//! as far as the scheduler allows, and `KILLS=n` makes it longer or shorter.
 
 mod common;
 
@@ -21,6 +21,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use storage::{Compaction, Now, Snapshot, Store, StoreOptions, StoreReader};
 use wire::Nanos;
 
+/// Unless `KILLS` says otherwise.
 const KILLS: u64 = 200;
 /// Kills before a folder is looked at as a whole and a new one is begun.
 const KILLS_PER_FOLDER: u64 = 10;
@@ -125,7 +126,8 @@ fn rows_survive_200_kills() {
     let seed = env::var("KILL_SEED").map_or(now, |seed| seed.parse().expect("KILL_SEED is a number")) | 1;
     println!("KILL_SEED={seed}");
     let mut random = Random(seed);
-    for _ in 0..KILLS / KILLS_PER_FOLDER {
+    let kills = env::var("KILLS").map_or(KILLS, |kills| kills.parse().expect("KILLS is a number"));
+    for _ in 0..kills.div_ceil(KILLS_PER_FOLDER) {
         let dir = tempfile::tempdir().unwrap();
         // A first start that is killed may not even have marked its folder.
         drop(Store::open(compacting(dir.path())).unwrap());

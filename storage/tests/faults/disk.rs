@@ -66,7 +66,7 @@ pub(crate) enum Fault {
 
 impl Fault {
     pub(crate) const ALL: [Fault; 6] =
-        [Fault::Io, Fault::Short, Fault::NoSpace, Fault::ReadOnly, Fault::Sync, Fault::Rename];
+        [Fault::Sync, Fault::Rename, Fault::ReadOnly, Fault::NoSpace, Fault::Short, Fault::Io];
 
     pub(crate) fn error(self, kind: Kind) -> Option<io::Error> {
         let code = match self {
