@@ -32,7 +32,7 @@ fn wait_until(store: &Store, what: &str, done: impl Fn(&StoreCounts) -> bool) ->
         if done(&counts) {
             return counts;
         }
-        assert!(since.elapsed() < Duration::from_secs(60), "{what}: {counts:?}");
+        assert!(since.elapsed() < Duration::from_secs(600), "{what}: {counts:?}");
         thread::yield_now();
     }
 }

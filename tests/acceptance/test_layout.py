@@ -77,8 +77,8 @@ def test_duckdb(folder):
     found = duckdb.sql(f"SELECT tap, tap_name, date, hour, count(*) FROM {table} GROUP BY ALL").fetchall()
     assert sum(n for *_, n in found) == 15 and all(tap == name for tap, name, *_ in found)
     one = f"SELECT count(*) FROM {table} WHERE tap_name = 'core' AND date = '2024-05-29' AND hour = 23"
-    assert duckdb.sql(one).fetchone() == (4,)
-    assert duckdb.sql(f"SELECT count(*) FROM {table} WHERE tap_name = '{ODD}'").fetchone() == (6,)
+    assert duckdb.sql(one).fetchall() == [(4,)]
+    assert duckdb.sql(f"SELECT count(*) FROM {table} WHERE tap_name = '{ODD}'").fetchall() == [(6,)]
     # The filter skips files: only those of the partition are scanned.
     plan = duckdb.sql(f"EXPLAIN ANALYZE {one}").fetchall()[0][1]
     files = len(list((folder / "segments/tap_name=core/date=2024-05-29/hour=23").iterdir()))
@@ -129,7 +129,7 @@ def test_a_capture_that_spans_months_stays_whole(tmp_path):
     assert null in found and len(found) <= 65 * 2
     assert rows("SELECT count(*) AS n FROM flows", data) == [{"n": 300}]
     table = f"read_parquet('{data}/segments/**/*.parquet', hive_partitioning=true)"
-    total, undated = duckdb.sql(f"SELECT count(*), count(*) FILTER (WHERE date IS NULL) FROM {table}").fetchone()
+    total, undated = duckdb.sql(f"SELECT count(*), count(*) FILTER (WHERE date IS NULL) FROM {table}").fetchall()[0]
     assert total == 300 and 0 < undated < 300
     assert pyarrow.dataset.dataset(data / "segments", partitioning="hive").count_rows() == 300
     scan = polars.scan_parquet(data / "segments", hive_partitioning=True)
