@@ -137,7 +137,7 @@ pub struct Grid {
 
 impl Grid {
     fn slots(&self) -> impl Iterator<Item = i64> + Clone {
-        self.span.map_or(1..=0, |(first, last)| first..=last)
+        self.span.into_iter().flat_map(|(first, last)| first..=last)
     }
 
     fn sum(&self, slot: i64, rank: i64, which: usize) -> i64 {

@@ -4,10 +4,14 @@ use arrow::datatypes::{DataType, Schema, TimeUnit};
 use arrow::record_batch::RecordBatch;
 use std::borrow::Cow;
 use std::io::{self, Write};
+use std::ops::RangeInclusive;
 
 /// Rows that decide how wide the columns are. They are held back; those after them are written as they come, and a
 /// wider value then pushes its row to the right.
 const SAMPLE_ROWS: usize = 1000;
+
+/// What bars are made of: from the whole of a character to an eighth.
+const BAR_CHARS: RangeInclusive<char> = '\u{2588}'..='\u{258f}';
 
 /// Bars become no shorter than this many characters.
 const BAR_WIDTH_MIN: usize = 10;
@@ -208,7 +212,10 @@ impl TableColumn {
                 let kept: String = text.chars().take(self.width.saturating_sub(1)).collect();
                 format!("{kept}\u{2026}").into()
             }
-            Kind::Bar if self.short => bar(eighths(text) as f64 / (self.whole * 8) as f64, self.width).into(),
+            // Not the heading.
+            Kind::Bar if self.short && text.chars().all(|c| BAR_CHARS.contains(&c)) => {
+                bar(eighths(text) as f64 / (self.whole * 8) as f64, self.width).into()
+            }
             _ => text.into(),
         }
     }
