@@ -66,9 +66,9 @@ fn not_ours() -> Status {
 /// The Flight SQL command in some bytes.
 pub(crate) fn command(bytes: &[u8]) -> Result<Command, Status> {
     let unreadable =
-        |_| Status::invalid_argument("the request is no Flight SQL command: use a Flight SQL client to ask");
-    let any = Any::decode(bytes).map_err(|e| unreadable(e.to_string()))?;
-    Command::try_from(any).map_err(|e| unreadable(e.to_string()))
+        || Status::invalid_argument("the request is no Flight SQL command: use a Flight SQL client to ask");
+    let any = Any::decode(bytes).map_err(|_| unreadable())?;
+    Command::try_from(any).map_err(|_| unreadable())
 }
 
 /// A batch as an Arrow IPC stream.
