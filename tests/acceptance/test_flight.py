@@ -239,6 +239,9 @@ def test_many_clients_at_once(serving):
     [t.start() for t in threads]
     [t.join() for t in threads]
     assert not errors and len(counts) == 8 and len(set(counts)) == 1
+    until(lambda: metric(serving, "taphouse_queries_in_flight") == 0, "a query still runs")
+    assert metric(serving, 'taphouse_query_rows_total{method="flight_get"}') >= 8
+    assert metric(serving, 'taphouse_query_sent_bytes_total{method="flight_get"}') > 0
 
 
 def test_duckdb_and_pandas_read_the_answer(serving, stored):

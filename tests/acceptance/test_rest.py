@@ -1,5 +1,6 @@
 """REST with Python's urllib: the rows of the command line in every format, pages, errors, slow readers."""
 import csv
+import http.client
 import io
 import json
 import re
@@ -147,6 +148,17 @@ def test_tables_and_the_description(serving):
 
 # Some 100 bytes a row; far more rows than anything between server and reader holds.
 ENDLESS = "SELECT a.flow_id, a.src_ip, a.dst_ip, b.src_ip AS other FROM flows a, flows b"
+
+
+def test_an_answer_that_fails_on_its_way_is_cut_off(serving):
+    late = "SELECT 1 / (CASE WHEN value = 50000 THEN 0 ELSE 1 END) AS n FROM generate_series(1, 100000)"
+    request = urllib.request.Request(f"http://{serving.http}/api/v1/sql?format=csv", late.encode(), {"content-type": "text/plain"})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        assert response.status == 200
+        with pytest.raises(http.client.IncompleteRead):
+            response.read()
+    errors = 'taphouse_query_errors_total{method="rest_sql",code="INTERNAL"}'
+    until(lambda: metric(serving, errors) == 1, "the error is not counted")
 
 
 def resident(serving):

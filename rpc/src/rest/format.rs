@@ -85,8 +85,8 @@ const TEXT_ROWS_MAX: usize = 1_000;
 
 /// Writes an answer, chunk by chunk.
 pub(crate) enum BodyWriter {
-    Text(Renderer<Buffer>, Buffer),
-    Arrow(Encoder, View),
+    Text(Box<Renderer<Buffer>>, Buffer),
+    Arrow(Box<Encoder>, View),
 }
 
 impl BodyWriter {
@@ -95,12 +95,13 @@ impl BodyWriter {
         match format {
             Format::Text(format) => {
                 let buffer = Buffer::default();
-                Ok(BodyWriter::Text(Renderer::new(format, columns, buffer.clone()).map_err(unwritten)?, buffer))
+                let renderer = Renderer::new(format, columns, buffer.clone()).map_err(unwritten)?;
+                Ok(BodyWriter::Text(Box::new(renderer), buffer))
             }
             Format::Arrow => {
                 let view = View::new(columns, addresses);
                 let encoder = Encoder::new(&view.schema()).map_err(|e| e.to_status())?;
-                Ok(BodyWriter::Arrow(encoder, view))
+                Ok(BodyWriter::Arrow(Box::new(encoder), view))
             }
         }
     }

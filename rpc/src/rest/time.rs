@@ -1,14 +1,14 @@
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Microseconds since 1970 of a time as people write it: RFC 3339, `now`, or back from now such as `-15m`.
 pub(crate) fn parse(text: &str, now: SystemTime) -> Result<i64, String> {
     if text == "now" {
-        return Ok(micros(now));
+        return micros(now).ok_or_else(|| "the clock of the server is off".to_owned());
     }
     if let Some(back) = text.strip_prefix('-') {
         let back = humantime::parse_duration(back)
             .map_err(|_| format!("'{text}' is no time: after the minus comes a duration such as -15m or -2h"))?;
-        return now.checked_sub(back).map(micros).ok_or_else(|| format!("'{text}' is before all time"));
+        return now.checked_sub(back).and_then(micros).ok_or_else(|| format!("'{text}' is before all time"));
     }
     let time: prost_types::Timestamp = text.parse().map_err(|_| {
         format!("'{text}' is no time: give RFC 3339 such as 2026-03-01T12:00:00Z, or back from now such as -15m")
@@ -21,17 +21,18 @@ pub(crate) fn text(micros: i64) -> String {
     crate::flows::timestamp(micros).to_string()
 }
 
-fn micros(time: SystemTime) -> i64 {
-    let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
+/// `None` beyond 64 bits.
+fn micros(time: SystemTime) -> Option<i64> {
     match time.duration_since(UNIX_EPOCH) {
-        Ok(since) => micros(since),
-        Err(before) => -micros(before.duration()),
+        Ok(since) => i64::try_from(since.as_micros()).ok(),
+        Err(before) => i64::try_from(before.duration().as_micros()).ok().map(|micros| -micros),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn absolute_and_relative_times() {
