@@ -324,7 +324,7 @@ impl Collector for StatusCollector {
         out.flow_table(&flows)?;
         out.fragments(&self.0.fragments.unwrap_or_default())?;
         out.hints(&self.0.hints.unwrap_or_default())?;
-        out.storage(&self.0.storage.unwrap_or_default())?;
+        out.storage(&self.0.storage.clone().unwrap_or_default())?;
         out.detectors(&self.0.detectors.unwrap_or_default())?;
         out.alerts(&self.0.alerts.unwrap_or_default())
     }

@@ -69,7 +69,8 @@ fn print(plan: &RetentionPlan, limits: &Retention, output: Output) -> Result<(),
                 writeln!(out, "{}", segment(one))?;
             }
         }
-        Output::Json | Output::Ecs | Output::Eve => {
+        // Others are refused before.
+        Output::Json | Output::Ecs | Output::Eve | Output::Arrow | Output::Parquet => {
             let all: Vec<Value> = plan.dropped.iter().map(segment).collect();
             let document = json!({
                 "limits": {
@@ -100,7 +101,9 @@ fn text(plan: &RetentionPlan, limits: &Retention) -> String {
     let mut out = String::new();
     if !plan.dropped.is_empty() {
         let mut table = Table::new();
-        table.load_preset(presets::NOTHING).set_header(["table", "oldest", "newest", "rows", "size", "why", "file"]);
+        table
+            .load_style(presets::UTF8_HORIZONTAL_ONLY)
+            .set_header(["table", "oldest", "newest", "rows", "size", "why", "file"]);
         for one in &plan.dropped {
             table.add_row([
                 one.table.to_owned(),

@@ -41,7 +41,7 @@ fn document(s: &v1::Status) -> Value {
         json!({ "stored": r.stored, "dropped_ring_full": r.dropped_ring_full, "dropped_disk": r.dropped_disk })
     };
     let flows = s.flows.clone().unwrap_or_default();
-    let storage = s.storage.unwrap_or_default();
+    let storage = s.storage.clone().unwrap_or_default();
     let alerts = s.alerts.unwrap_or_default();
     let detectors = s.detectors.unwrap_or_default();
     let exported: serde_json::Map<String, Value> =
@@ -171,7 +171,7 @@ fn text(s: &v1::Status) -> String {
     interfaces(s, &mut out);
     out.push_str(&format!("\n{}\n", ledger(s)));
     hints(s, &mut out);
-    let (records, storage) = (s.records.unwrap_or_default(), s.storage.unwrap_or_default());
+    let (records, storage) = (s.records.unwrap_or_default(), s.storage.clone().unwrap_or_default());
     let (flows, alerts) = (s.flows.clone().unwrap_or_default(), s.alerts.unwrap_or_default());
     let ended: Vec<String> =
         flows.exported.iter().filter(|e| e.count > 0).map(|e| format!("{} {}", e.count, e.reason)).collect();

@@ -41,7 +41,7 @@ impl ApiError {
 impl From<Status> for ApiError {
     fn from(status: Status) -> ApiError {
         let http = match status.code() {
-            Code::InvalidArgument | Code::OutOfRange => StatusCode::BAD_REQUEST,
+            Code::InvalidArgument | Code::OutOfRange | Code::FailedPrecondition => StatusCode::BAD_REQUEST,
             Code::NotFound => StatusCode::NOT_FOUND,
             Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
             Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
@@ -80,6 +80,7 @@ impl IntoResponse for ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use query::Reading;
     use std::time::Duration;
 
     #[test]
@@ -90,9 +91,9 @@ mod tests {
         assert_eq!(busy.grpc_code(), Code::ResourceExhausted);
         for greedy in [
             QueryError::RowLimit { limit: 1 },
-            QueryError::ScanLimit { limit: 1 },
-            QueryError::MemoryLimit { limit: 1 },
-            QueryError::TimeLimit { limit: Duration::from_secs(1) },
+            QueryError::ScanLimit { limit: 1, read: Reading::default() },
+            QueryError::MemoryLimit { limit: 1, in_use: 1, wanted: 1 },
+            QueryError::TimeLimit { limit: Duration::from_secs(1), read: Reading::default() },
         ] {
             let told = greedy.to_string();
             let error = ApiError::from(greedy);
