@@ -13,7 +13,6 @@ mod slices;
 mod status;
 mod tables;
 mod taps;
-mod time;
 
 use clap::Parser;
 use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;

@@ -1,33 +1,22 @@
 //! Made-up but realistic flow records, the same for the same seed: what storage and queries are measured with.
 
 use flowtable::{ConnState, EndReason, FlowRecord};
+use traffic::Rng;
 use wire::{Addr, Mac, Nanos, TapId, Tunnel};
 
-/// xorshift64*: reproducible, and no part of the time measured.
-#[derive(Debug)]
-struct Random(u64);
+/// From 0 to 1, 1 not included.
+fn unit(r: &mut Rng) -> f64 {
+    (r.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+}
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-    fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-    /// Rank in a population of `n`, few of which make up most (density 1/rank).
-    fn rank(&mut self, n: u64) -> u64 {
-        ((n as f64).powf(self.unit()) as u64).min(n - 1)
-    }
-    /// Heavy-tailed count with the given median.
-    fn pareto(&mut self, median: f64) -> u64 {
-        (median * 0.5 / (1.0 - self.unit()).max(1e-6).powf(0.8)) as u64 + 1
-    }
+/// Rank in a population of `n`, few of which make up most (density 1/rank).
+fn rank(r: &mut Rng, n: u64) -> u64 {
+    ((n as f64).powf(unit(r)) as u64).min(n - 1)
+}
+
+/// Heavy-tailed count with the given median.
+fn pareto(r: &mut Rng, median: f64) -> u64 {
+    (median * 0.5 / (1.0 - unit(r)).max(1e-6).powf(0.8)) as u64 + 1
 }
 
 /// When the first flow ends: 2024-05-29 16:00 UTC, a full hour.
@@ -43,7 +32,7 @@ pub const ABSENT: Addr = Addr::v4([192, 0, 2, 78]);
 /// ends, nearly: `gap` on average lies between two.
 #[derive(Debug)]
 pub struct Flows {
-    random: Random,
+    rng: Rng,
     gap: Nanos,
     /// Flows in all.
     count: u64,
@@ -54,7 +43,7 @@ pub struct Flows {
 impl Flows {
     /// `count` flows over `count` times `gap`. Four of them are of [`RARE`], in four quarters of the time.
     pub fn new(seed: u64, count: u64, gap: Nanos) -> Flows {
-        Flows { random: Random(seed.max(1)), gap, count, made: 0 }
+        Flows { rng: Rng::new(seed), gap, count, made: 0 }
     }
 
     /// When the last flow has ended, a little more than that.
@@ -72,7 +61,7 @@ impl Iterator for Flows {
         }
         let n = self.made;
         self.made += 1;
-        let mut flow = record(&mut self.random, n, self.gap);
+        let mut flow = record(&mut self.rng, n, self.gap);
         if n % (self.count / 4).max(1) == self.count / 8 {
             flow.src_ip = RARE;
         }
@@ -80,21 +69,21 @@ impl Iterator for Flows {
     }
 }
 
-fn record(r: &mut Random, n: u64, gap: Nanos) -> FlowRecord {
+fn record(r: &mut Rng, n: u64, gap: Nanos) -> FlowRecord {
     let end = Nanos(FIRST_END.0 + n * gap.0 + r.below(2 * gap.0));
     let kind = r.below(100);
-    let (client, server) = (r.rank(20_000), r.rank(200_000));
+    let (client, server) = (rank(r, 20_000), rank(r, 200_000));
     let tcp = kind < 65;
     let dns = (65..90).contains(&kind);
     let icmp = kind >= 98;
     let scan = tcp && r.below(12) == 0;
-    let pkts = if dns || icmp || scan { 1 } else { r.pareto(12.0).min(1 << 22) };
+    let pkts = if dns || icmp || scan { 1 } else { pareto(r, 12.0).min(1 << 22) };
     let answered = !scan && r.below(50) > 0;
     let rtt = (tcp && !scan).then(|| 300 + (server % 997) as u32 * 40 + r.below(400) as u32);
     let server_mac = Mac([0, 0x1b, 0x21, 0, 0, 1]);
     FlowRecord {
-        flow_id: r.next(),
-        start: Nanos(end.0 - if dns { 200_000 + r.below(30_000_000) } else { r.pareto(200e6).min(600_000_000_000) }),
+        flow_id: r.next_u64(),
+        start: Nanos(end.0 - if dns { 200_000 + r.below(30_000_000) } else { pareto(r, 200e6).min(600_000_000_000) }),
         end,
         src_ip: Addr::v4([10, 20, (client >> 8) as u8, client as u8]),
         dst_ip: if dns {

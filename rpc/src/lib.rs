@@ -21,6 +21,7 @@ pub use alerts::{AlertHub, SUBSCRIBER_ALERTS_MAX, SUBSCRIBERS_MAX};
 pub use arrow_stream::Decoder;
 pub use error::RpcError;
 pub use http::{HttpServices, serve_http};
+pub use rest::parse_time;
 pub use server::{Services, bind, serve_grpc};
 pub use slices::SliceControl;
 

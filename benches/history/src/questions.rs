@@ -7,7 +7,7 @@ use wire::Addr;
 pub(crate) struct Question {
     /// Its row in the table.
     pub(crate) name: &'static str,
-    /// Taphouse's SQL; `{files}` does not occur.
+    /// Taphouse's SQL.
     pub(crate) taphouse: String,
     /// DuckDB's SQL over the same files.
     pub(crate) duckdb: String,
@@ -18,6 +18,7 @@ pub(crate) struct Question {
 }
 
 const HOUR_US: i64 = 3_600_000_000;
+const SUMS: &str = "SELECT count(*) AS flows, sum(bytes_o + bytes_r) AS bytes FROM flows";
 
 /// The questions over `hours` of flows.
 pub(crate) fn questions(hours: u64) -> Vec<Question> {
@@ -26,63 +27,51 @@ pub(crate) fn questions(hours: u64) -> Vec<Question> {
     let hour = (FIRST_END.0 / 1_000) as i64 + hours as i64 / 2 * HOUR_US;
     let minute = (hour + HOUR_US / 2, hour + HOUR_US / 2 + 60_000_000);
     let hour = (hour, hour + HOUR_US);
-    let one = "count(*) AS flows, sum(bytes_o + bytes_r) AS bytes";
+    let of_address = |name, address, goal_ms, narrowed: Option<(i64, i64)>| {
+        let and =
+            |time: fn((i64, i64)) -> String| narrowed.map_or_else(String::new, |range| format!(" AND {}", time(range)));
+        Question {
+            taphouse: format!("{SUMS} WHERE {}{}", host(address), and(taphouse_time)),
+            duckdb: format!("{SUMS} WHERE {}{}", duckdb_host(address), and(duckdb_time)),
+            nfdump: Some(filter(&format!("ip {address}"), narrowed)),
+            name,
+            goal_ms: Some(goal_ms),
+        }
+    };
+    let of_all = |name, sql: &str| Question {
+        name,
+        taphouse: sql.to_owned(),
+        duckdb: sql.to_owned(),
+        nfdump: None,
+        goal_ms: None,
+    };
     vec![
-        Question {
-            name: "one address in one hour",
-            taphouse: format!("SELECT {one} FROM flows WHERE {} AND {}", host(common), taphouse_time(hour)),
-            duckdb: format!("SELECT {one} FROM flows WHERE {} AND {}", duckdb_host(common), duckdb_time(hour)),
-            nfdump: Some(filter(&format!("ip {common}"), Some(hour))),
-            goal_ms: Some(30.0),
-        },
-        Question {
-            name: "an address of four flows, anywhere",
-            taphouse: format!("SELECT {one} FROM flows WHERE {}", host(RARE)),
-            duckdb: format!("SELECT {one} FROM flows WHERE {}", duckdb_host(RARE)),
-            nfdump: Some(filter(&format!("ip {RARE}"), None)),
-            goal_ms: Some(30.0),
-        },
-        Question {
-            name: "an address of no flow",
-            taphouse: format!("SELECT {one} FROM flows WHERE {}", host(ABSENT)),
-            duckdb: format!("SELECT {one} FROM flows WHERE {}", duckdb_host(ABSENT)),
-            nfdump: Some(filter(&format!("ip {ABSENT}"), None)),
-            goal_ms: Some(5.0),
-        },
+        of_address("one address in one hour", common, 30.0, Some(hour)),
+        of_address("an address of four flows, anywhere", RARE, 30.0, None),
+        of_address("an address of no flow", ABSENT, 5.0, None),
         Question {
             name: "all of one minute",
-            taphouse: format!("SELECT {one} FROM flows WHERE {}", taphouse_time(minute)),
-            duckdb: format!("SELECT {one} FROM flows WHERE {}", duckdb_time(minute)),
+            taphouse: format!("{SUMS} WHERE {}", taphouse_time(minute)),
+            duckdb: format!("{SUMS} WHERE {}", duckdb_time(minute)),
             nfdump: None,
             goal_ms: None,
         },
         Question {
-            name: "top 20 sources by bytes",
-            taphouse: "SELECT src_ip, sum(bytes_o) AS bytes FROM flows GROUP BY src_ip ORDER BY bytes DESC LIMIT 20"
-                .into(),
-            duckdb: "SELECT src_ip, sum(bytes_o) AS bytes FROM flows GROUP BY src_ip ORDER BY bytes DESC LIMIT 20"
-                .into(),
-            nfdump: Some(vec!["-s".into(), "srcip/bytes".into(), "-n".into(), "20".into()]),
-            goal_ms: None,
+            nfdump: Some(["-s", "srcip/bytes", "-n", "20"].map(str::to_owned).to_vec()),
+            ..of_all(
+                "top 20 sources by bytes",
+                "SELECT src_ip, sum(bytes_o) AS bytes FROM flows GROUP BY src_ip ORDER BY bytes DESC LIMIT 20",
+            )
         },
-        Question {
-            name: "bytes a minute by protocol",
-            taphouse: "SELECT date_trunc('minute', t_end) AS minute, proto, sum(bytes_o + bytes_r) AS bytes \
-                       FROM flows GROUP BY minute, proto ORDER BY minute, proto"
-                .into(),
-            duckdb: "SELECT date_trunc('minute', t_end) AS minute, proto, sum(bytes_o + bytes_r) AS bytes \
-                     FROM flows GROUP BY minute, proto ORDER BY minute, proto"
-                .into(),
-            nfdump: None,
-            goal_ms: None,
-        },
-        Question {
-            name: "count by port and size",
-            taphouse: "SELECT count(*) AS flows FROM flows WHERE dst_port = 443 AND bytes_r > 100000".into(),
-            duckdb: "SELECT count(*) AS flows FROM flows WHERE dst_port = 443 AND bytes_r > 100000".into(),
-            nfdump: None,
-            goal_ms: None,
-        },
+        of_all(
+            "bytes a minute by protocol",
+            "SELECT date_trunc('minute', t_end) AS minute, proto, sum(bytes_o + bytes_r) AS bytes \
+             FROM flows GROUP BY minute, proto ORDER BY minute, proto",
+        ),
+        of_all(
+            "count by port and size",
+            "SELECT count(*) AS flows FROM flows WHERE dst_port = 443 AND bytes_r > 100000",
+        ),
     ]
 }
 

@@ -6,6 +6,8 @@ mod guard;
 mod request;
 mod time;
 
+pub use time::parse as parse_time;
+
 use crate::flows::{Position, everything, read_page, with_key};
 use crate::metrics::{Method, QueryGuard, QueryMetrics};
 use crate::scope::{Scope, reader_gone};

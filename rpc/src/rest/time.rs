@@ -1,14 +1,20 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Microseconds since 1970 of a time as people write it: RFC 3339, `now`, or back from now such as `-15m`.
-pub(crate) fn parse(text: &str, now: SystemTime) -> Result<i64, String> {
+///
+/// # Errors
+/// A sentence that says what is wrong with the text.
+pub fn parse(text: &str, now: SystemTime) -> Result<i64, String> {
     if text == "now" {
-        return micros(now).ok_or_else(|| "the clock of the server is off".to_owned());
+        return micros(now).ok_or_else(|| "this machine's clock is off".to_owned());
     }
     if let Some(back) = text.strip_prefix('-') {
         let back = humantime::parse_duration(back)
             .map_err(|_| format!("'{text}' is no time: after the minus comes a duration such as -15m or -2h"))?;
-        return now.checked_sub(back).and_then(micros).ok_or_else(|| format!("'{text}' is before all time"));
+        return now
+            .checked_sub(back)
+            .and_then(micros)
+            .ok_or_else(|| format!("'{text}' is before all time: give a shorter way back"));
     }
     let time: prost_types::Timestamp = text.parse().map_err(|_| {
         format!("'{text}' is no time: give RFC 3339 such as 2026-03-01T12:00:00Z, or back from now such as -15m")

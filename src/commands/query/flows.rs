@@ -9,6 +9,7 @@ use crate::failure::{Code, Failure};
 use chrono::Utc;
 use query::FlowQuery;
 use query::question::{Column, Filter, Listing, Measure, Selection, SortKey, Timeline, Top};
+use std::time::SystemTime;
 
 /// Most rows of a listing, unless `--limit` says otherwise.
 const LIMIT: u64 = 100;
@@ -88,9 +89,13 @@ struct Asked<'a> {
 
 impl<'a> Asked<'a> {
     fn new(args: &'a FlowsArgs, output: Output) -> Result<Asked<'a>, Failure> {
-        let now = Utc::now();
+        let now = SystemTime::now();
         let time = |option: &'static str, text: &Option<String>| {
-            text.as_deref().map(|text| crate::time::parse(text, now)).transpose().map_err(usage(option))
+            text.as_deref()
+                .map(|text| rpc::parse_time(text, now))
+                .transpose()
+                .map_err(anyhow::Error::msg)
+                .map_err(usage(option))
         };
         let filter = args.filter.as_deref().filter(|text| !text.trim().is_empty());
         let selection = Selection {
