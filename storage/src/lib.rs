@@ -27,6 +27,6 @@ pub use error::StorageError;
 pub use folder::FORMAT_VERSION;
 pub use options::{Now, OnError, Retention, StoreOptions};
 pub use reader::{Snapshot, StoreReader};
-pub use segment::Segment;
+pub use segment::{Claim, Segment};
 pub use shared::StoreCounts;
 pub use store::Store;

@@ -78,6 +78,9 @@ pub struct Retention {
     pub max_bytes: Option<u64>,
     /// Bytes to keep free on the file system.
     pub min_free_bytes: Option<u64>,
+    /// Places every segment is shipped to, as a bit mask. What has not arrived at all of them stays, beyond its age and
+    /// beyond `max_bytes`; only `min_free_bytes` still takes it, since a full disk would cost what comes next.
+    pub shipped_to: u8,
 }
 
 /// What to do when the disk does not take rows.

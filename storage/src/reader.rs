@@ -93,6 +93,19 @@ impl StoreReader {
         }
     }
 
+    /// The published segments of each table there are now, with its name: without rows that are in none, so this is the
+    /// cheaper way to look at them.
+    ///
+    /// # Errors
+    /// If files cannot be read.
+    pub fn segments(&self) -> Result<[(&'static str, Vec<Arc<Segment>>); 2], StorageError> {
+        let [flows, dns] = match &self.source {
+            Source::Memory { flows, dns, .. } => [flows.segments(), dns.segments()],
+            Source::Files { flows, dns, .. } => [flows.snapshot()?.segments, dns.snapshot()?.segments],
+        };
+        Ok([(FLOWS.name, flows), (DNS.name, dns)])
+    }
+
     /// The store's counters of flow records; `None` when it runs in another process.
     pub fn counts(&self) -> Option<StoreCounts> {
         match &self.source {

@@ -38,7 +38,7 @@ pub(crate) fn apply(
     for (table, rows) in tables.iter().enumerate() {
         let own: Vec<_> = victims.iter().filter(|(of, _)| *of == table).map(|(_, segment)| segment.clone()).collect();
         if !own.is_empty() {
-            rows.drop_segments(own)?;
+            rows.drop_segments(own, retention.shipped_to)?;
         }
     }
     Ok(())
@@ -51,25 +51,24 @@ fn due(
     wall: SystemTime,
     free: u64,
 ) -> Vec<(usize, Arc<Segment>)> {
-    let expired = match retention.max_age {
-        Some(max_age) => {
-            let oldest = micros(wall.duration_since(UNIX_EPOCH).unwrap_or_default()).saturating_sub(micros(max_age));
-            segments.partition_point(|(_, segment)| segment.t_end_max < oldest)
-        }
-        None => 0,
-    };
-    let (expired, rest) = segments.split_at(expired);
-    let mut victims = expired.to_vec();
+    let oldest = retention.max_age.map(|max_age| {
+        micros(wall.duration_since(UNIX_EPOCH).unwrap_or_default()).saturating_sub(micros(max_age))
+    });
+    let is_expired = |segment: &Segment| oldest.is_some_and(|oldest| segment.t_end_max < oldest);
+    let has_left = |segment: &Segment| segment.is_shipped(retention.shipped_to);
+    let (mut victims, rest): (Vec<_>, Vec<_>) =
+        segments.iter().cloned().partition(|(_, segment)| is_expired(segment) && has_left(segment));
     let mut bytes: u64 = rest.iter().map(|(_, segment)| segment.bytes).sum();
-    let mut free = expired.iter().fold(free, |free, (_, segment)| free.saturating_add(segment.bytes));
+    let mut free = victims.iter().fold(free, |free, (_, segment)| free.saturating_add(segment.bytes));
     let max_bytes = retention.max_bytes.unwrap_or(u64::MAX);
     let min_free = retention.min_free_bytes.unwrap_or(0);
     for (at, (table, segment)) in rest.iter().enumerate() {
-        if bytes <= max_bytes && free >= min_free {
+        let is_full = free < min_free;
+        if bytes <= max_bytes && !is_full {
             break;
         }
         let is_newest = !rest[at + 1..].iter().any(|(other, _)| other == table);
-        if !is_newest {
+        if !is_newest && (is_full || has_left(segment)) {
             bytes -= segment.bytes;
             free = free.saturating_add(segment.bytes);
             victims.push((*table, segment.clone()));
@@ -82,7 +81,11 @@ fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
-pub(crate) fn drop_segments<C: Columns>(shared: &Shared<C>, victims: Vec<Arc<Segment>>) -> Result<(), StorageError> {
+pub(crate) fn drop_segments<C: Columns>(
+    shared: &Shared<C>,
+    victims: Vec<Arc<Segment>>,
+    shipped_to: u8,
+) -> Result<(), StorageError> {
     let segments_dir = shared.layout.segments_dir();
     let removed = victims
         .iter()
@@ -94,6 +97,7 @@ pub(crate) fn drop_segments<C: Columns>(shared: &Shared<C>, victims: Vec<Arc<Seg
     shared.manifest().remove(removed)?;
     let rows: u64 = victims.iter().map(|segment| segment.rows).sum();
     let bytes: u64 = victims.iter().map(|segment| segment.bytes).sum();
+    let unshipped = victims.iter().filter(|segment| !segment.is_shipped(shipped_to)).count();
     let mut state = shared.state();
     let mut ids: Vec<u64> = victims.iter().map(|segment| segment.id).collect();
     ids.sort_unstable();
@@ -101,9 +105,13 @@ pub(crate) fn drop_segments<C: Columns>(shared: &Shared<C>, victims: Vec<Arc<Seg
     state.counts.segments_removed += victims.len() as u64;
     state.counts.rows_removed += rows;
     state.counts.bytes_removed += bytes;
+    state.counts.segments_removed_unshipped += unshipped as u64;
     drop(state);
     let table = C::TABLE.name;
     tracing::info!(table, segments = victims.len(), rows, bytes, "retention dropped the oldest segments");
+    if unshipped > 0 {
+        tracing::error!(table, segments = unshipped, "the disk is nearly full: segments went that were not shipped yet");
+    }
     for segment in &victims {
         segment.doom();
     }
@@ -151,6 +159,30 @@ mod tests {
         assert_eq!(due(&all, &free(251), wall, 50), 3);
         let both = Retention { max_age: Some(Duration::from_secs(35)), min_free_bytes: Some(250), ..none };
         assert_eq!(due(&all, &both, wall, 60), 2, "what age frees counts");
+    }
+
+    #[test]
+    fn what_has_not_been_shipped_stays_until_the_disk_is_nearly_full() {
+        let all = segments(&[10, 20, 30, 40]);
+        let wall = UNIX_EPOCH + Duration::from_secs(50);
+        let due = |retention: &Retention, free| {
+            super::due(&all, retention, wall, free).into_iter().map(|(_, s)| s.id).collect::<Vec<_>>()
+        };
+        let limits = Retention {
+            max_age: Some(Duration::from_secs(25)),
+            max_bytes: Some(100),
+            min_free_bytes: Some(100),
+            shipped_to: 0b11,
+        };
+        assert_eq!(due(&limits, 100), [] as [u64; 0]);
+        all[0].1.set_shipped(0);
+        all[1].1.set_shipped(0);
+        all[1].1.set_shipped(1);
+        assert_eq!(due(&limits, 100), [1], "one place is not both");
+        assert_eq!(due(&limits, 0), [1], "what is due anyway may be enough");
+        let full = Retention { min_free_bytes: Some(200), ..limits };
+        assert_eq!(due(&full, 0), [1, 0], "the oldest goes all the same");
+        assert_eq!(due(&Retention { shipped_to: 0, ..limits }, 100), [0, 1, 2]);
     }
 
     #[test]

@@ -68,7 +68,9 @@ pub struct StoreCounts {
     pub stall_ns: u64,
     /// Segments dropped by retention.
     pub segments_removed: u64,
-    /// Rows in them.
+    /// Of those, dropped because the disk was nearly full although they had not been shipped.
+    pub segments_removed_unshipped: u64,
+    /// Rows in them all.
     pub rows_removed: u64,
     /// Their size.
     pub bytes_removed: u64,
@@ -139,7 +141,7 @@ pub(crate) trait Rows: Send + Sync {
     /// Bytes of dropped files that readers still hold.
     fn waiting_bytes(&self) -> u64;
     /// Drops segments: off the manifest first, the files when no reader holds them.
-    fn drop_segments(&self, victims: Vec<Arc<Segment>>) -> Result<(), StorageError>;
+    fn drop_segments(&self, victims: Vec<Arc<Segment>>, shipped_to: u8) -> Result<(), StorageError>;
     /// Remembers an error for people.
     fn complain(&self, error: &StorageError);
 }
@@ -160,8 +162,8 @@ impl<C: Columns> Rows for Shared<C> {
     fn waiting_bytes(&self) -> u64 {
         self.unlinks.waiting_bytes.load(Ordering::Relaxed)
     }
-    fn drop_segments(&self, victims: Vec<Arc<Segment>>) -> Result<(), StorageError> {
-        drop_segments(self, victims)
+    fn drop_segments(&self, victims: Vec<Arc<Segment>>, shipped_to: u8) -> Result<(), StorageError> {
+        drop_segments(self, victims, shipped_to)
     }
     fn complain(&self, error: &StorageError) {
         self.state().counts.last_error = Some(error.to_string());
