@@ -6,7 +6,7 @@ use arrow::array::{
     TimestampMicrosecondArray, UInt32Array,
 };
 use arrow::buffer::{BooleanBuffer, Buffer, NullBuffer, ScalarBuffer};
-use arrow::datatypes::{ArrowPrimitiveType, DataType, Int32Type, TimeUnit};
+use arrow::datatypes::{ArrowPrimitiveType, DataType, Int32Type, TimeUnit, UInt16Type};
 use arrow::error::ArrowError;
 use flowtable::{ConnState, EndReason, TcpState};
 use hints::App;
@@ -50,27 +50,31 @@ pub(crate) trait Cells: Clone + Default {
 }
 
 /// Numbers, none of them missing.
-pub(crate) struct Num<T: ArrowPrimitiveType, const NULLABLE: bool = false>(Vec<T::Native>);
+pub(crate) struct Num<T: ArrowPrimitiveType, const NULLABLE: bool = false, const BLOOM: bool = false>(Vec<T::Native>);
 
 /// Numbers of a column that older segments do not have, where they read as null.
 pub(crate) type Newer<T> = Num<T, true>;
 
+/// Ports.
+pub(crate) type Port = Num<UInt16Type, false, true>;
+
 // Derived, these would ask the same of `T`, which is only a name.
-impl<T: ArrowPrimitiveType, const NULLABLE: bool> Clone for Num<T, NULLABLE> {
+impl<T: ArrowPrimitiveType, const NULLABLE: bool, const BLOOM: bool> Clone for Num<T, NULLABLE, BLOOM> {
     fn clone(&self) -> Self {
         Num(self.0.clone())
     }
 }
 
-impl<T: ArrowPrimitiveType, const NULLABLE: bool> Default for Num<T, NULLABLE> {
+impl<T: ArrowPrimitiveType, const NULLABLE: bool, const BLOOM: bool> Default for Num<T, NULLABLE, BLOOM> {
     fn default() -> Self {
         Num(Vec::new())
     }
 }
 
-impl<T: ArrowPrimitiveType, const NULLABLE: bool> Cells for Num<T, NULLABLE> {
+impl<T: ArrowPrimitiveType, const NULLABLE: bool, const BLOOM: bool> Cells for Num<T, NULLABLE, BLOOM> {
     type Value = T::Native;
     const NULLABLE: bool = NULLABLE;
+    const BLOOM: bool = BLOOM;
     fn data_type() -> DataType {
         T::DATA_TYPE
     }

@@ -1,7 +1,7 @@
 //! The columns of a flow, in their order. Adding one is adding a line to the table below (and to FORMAT.md).
 
 use crate::StorageError;
-use crate::cells::{Ip, MacCells, Newer, NewerRare, Num, Opt, Rare, Time, Words};
+use crate::cells::{Ip, MacCells, Newer, NewerRare, Num, Opt, Port, Rare, Time, Words};
 use crate::table::{BatchBuilder, TableInfo, columns, micros, nonzero};
 use arrow::datatypes::{Int64Type, Schema, SchemaRef, UInt8Type, UInt16Type, UInt32Type, UInt64Type};
 use arrow::record_batch::RecordBatch;
@@ -17,6 +17,7 @@ pub(crate) static FLOWS: TableInfo = TableInfo {
     schema: flow_schema,
     columns: COLUMNS,
     duration: Some("dur_us"),
+    zones: &["dur_us", "vlan", "bytes_o", "bytes_r", "rtt_us", "retrans_o", "retrans_r"],
 };
 
 columns! {
@@ -30,8 +31,8 @@ columns! {
         tap: Words<TapId>, Dict, |r| r.tap;
         src_ip: Ip, Dict, |r| r.src_ip.0;
         dst_ip: Ip, Dict, |r| r.dst_ip.0;
-        src_port: Num<UInt16Type>, Split, |r| r.src_port;
-        dst_port: Num<UInt16Type>, Dict, |r| r.dst_port;
+        src_port: Port, Split, |r| r.src_port;
+        dst_port: Port, Dict, |r| r.dst_port;
         proto: Num<UInt8Type>, Dict, |r| r.proto;
         icmp_type: Opt<UInt8Type>, Dict, |r| r.icmp.map(|(kind, _)| kind);
         icmp_code: Opt<UInt8Type>, Dict, |r| r.icmp.map(|(_, code)| code);

@@ -14,6 +14,7 @@ pub(crate) static DNS: TableInfo = TableInfo {
     schema: dns_schema,
     columns: COLUMNS,
     duration: None,
+    zones: &["rcode", "latency_us"],
 };
 
 columns! {

@@ -184,6 +184,8 @@ mod tests {
             t_start_min: -3,
             taps: vec!["a \"quoted\"\nname".into()],
             protos: vec![6, 17],
+            zones: serde_json::from_str(r#"{"bytes_o":[40,9000],"vlan":null}"#).unwrap(),
+            blooms: serde_json::from_str(r#"{"src_ip":[[70,64],[0,0]]}"#).unwrap(),
         }
     }
 

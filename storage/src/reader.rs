@@ -6,6 +6,7 @@ use crate::dns::DNS;
 use crate::folder::Layout;
 use crate::manifest::Listing;
 use crate::segment::{Segment, Unlinks};
+use crate::segments::Segments;
 use crate::shared::{Rows, StoreCounts};
 use crate::wal::WalReader;
 use arrow::record_batch::RecordBatch;
@@ -18,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     /// Published segments, by id. Their files stay while the `Arc`s live.
-    pub segments: Vec<Arc<Segment>>,
+    pub segments: Arc<Segments>,
     /// Rows that are in no segment yet, in batches of the table's schema ([`flow_schema`](crate::flow_schema),
     /// [`dns_schema`](crate::dns_schema)), not sorted.
     pub live: Vec<RecordBatch>,
@@ -71,7 +72,7 @@ impl StoreReader {
     }
 
     /// All flow records there are now. In the server this copies at most one unfinished batch and a pointer for each
-    /// batch and segment; elsewhere it reads the manifest and what was added to the log since the last snapshot.
+    /// batch; elsewhere it reads the manifest and what was added to the log since the last snapshot.
     ///
     /// # Errors
     /// If files cannot be read.
@@ -98,7 +99,7 @@ impl StoreReader {
     ///
     /// # Errors
     /// If files cannot be read.
-    pub fn segments(&self) -> Result<[(&'static str, Vec<Arc<Segment>>); 2], StorageError> {
+    pub fn segments(&self) -> Result<[(&'static str, Arc<Segments>); 2], StorageError> {
         let [flows, dns] = match &self.source {
             Source::Memory { flows, dns, .. } => [flows.segments(), dns.segments()],
             Source::Files { flows, dns, .. } => [flows.snapshot()?.segments, dns.snapshot()?.segments],
@@ -169,6 +170,6 @@ impl Files {
         let segments_dir = self.layout.segments_dir();
         let unlinks = Arc::new(Unlinks::default());
         let segment = |meta| Arc::new(Segment::new(&segments_dir, meta, unlinks.clone()));
-        Ok(Snapshot { segments: listing.segments.values().map(segment).collect(), live })
+        Ok(Snapshot { segments: Arc::new(listing.segments.values().map(segment).collect()), live })
     }
 }

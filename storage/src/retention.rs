@@ -24,7 +24,7 @@ pub(crate) fn apply(
     }
     let mut all: Vec<(usize, Arc<Segment>)> = Vec::new();
     for (table, rows) in tables.iter().enumerate() {
-        all.extend(rows.segments().into_iter().map(|segment| (table, segment)));
+        all.extend(rows.segments().iter().map(|segment| (table, segment.clone())));
     }
     all.sort_unstable_by_key(|(table, segment)| (segment.t_end_max, *table, segment.id));
     let free = match retention.min_free_bytes {
@@ -101,7 +101,7 @@ pub(crate) fn drop_segments<C: Columns>(
     let mut state = shared.state();
     let mut ids: Vec<u64> = victims.iter().map(|segment| segment.id).collect();
     ids.sort_unstable();
-    state.segments.retain(|segment| ids.binary_search(&segment.id).is_err());
+    Arc::make_mut(&mut state.segments).remove(&ids);
     state.counts.segments_removed += victims.len() as u64;
     state.counts.rows_removed += rows;
     state.counts.bytes_removed += bytes;
@@ -134,6 +134,8 @@ mod tests {
             t_start_min: end * 1_000_000,
             taps: Vec::new(),
             protos: Vec::new(),
+            zones: Default::default(),
+            blooms: Default::default(),
         };
         let new = |meta| Arc::new(Segment::new(Path::new("none"), &meta, Arc::new(Unlinks::default())));
         ends_s.iter().enumerate().map(meta).map(|meta| (0, new(meta))).collect()

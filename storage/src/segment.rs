@@ -1,8 +1,11 @@
 //! A published segment: what is known of it without opening it, and its end.
 
 use crate::StorageError;
+use crate::bloom::{Bloom, Blooms};
+use crate::zones::Zones;
 use serde::{Deserialize, Serialize};
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -22,6 +25,10 @@ pub(crate) struct SegmentMeta {
     pub(crate) taps: Vec<String>,
     #[serde(default)]
     pub(crate) protos: Vec<u8>,
+    #[serde(default, skip_serializing_if = "Zones::is_empty")]
+    pub(crate) zones: Zones,
+    #[serde(default, skip_serializing_if = "Blooms::is_empty")]
+    pub(crate) blooms: Blooms,
 }
 
 /// An immutable Parquet file of flow records. As long as an `Arc` of it lives, its file stays: retention only marks
@@ -48,6 +55,8 @@ pub struct Segment {
     pub taps: Vec<String>,
     /// All values of `proto` in it, sorted; empty if not known.
     pub protos: Vec<u8>,
+    zones: Zones,
+    blooms: Blooms,
     /// Who has it to itself: 0, or a [`Claim`].
     claim: AtomicU8,
     /// One bit for each place it has been shipped to.
@@ -89,6 +98,8 @@ impl Segment {
             t_start_min: meta.t_start_min,
             taps: meta.taps.clone(),
             protos: meta.protos.clone(),
+            zones: meta.zones.clone(),
+            blooms: meta.blooms.clone(),
             claim: AtomicU8::new(0),
             shipped: AtomicU8::new(0),
             doomed: AtomicBool::new(false),
@@ -123,6 +134,8 @@ impl Segment {
             t_start_min: self.t_start_min,
             taps: self.taps.clone(),
             protos: self.protos.clone(),
+            zones: self.zones.clone(),
+            blooms: self.blooms.clone(),
         };
         // Strings, numbers and lists of them: nothing here can fail to serialise.
         serde_json::to_string(&meta).unwrap_or_default()
@@ -149,6 +162,22 @@ impl Segment {
     /// Whether it has arrived at every place of the bit mask `places`.
     pub fn is_shipped(&self, places: u8) -> bool {
         self.shipped.load(Ordering::Acquire) & places == places
+    }
+
+    /// Smallest and largest value of a column of numbers, an empty range if all are null; `None` if not known. Of the
+    /// time there are the fields.
+    pub fn zone(&self, column: &str) -> Option<&RangeInclusive<i64>> {
+        self.zones.get(column)
+    }
+
+    /// Row groups [`Segment::bloom`] knows of; 0 for a segment of a version that did not list its filters.
+    pub fn bloom_row_groups(&self) -> usize {
+        self.blooms.row_groups()
+    }
+
+    /// The bloom filter of a column in a row group; `None` if there is none.
+    pub fn bloom(&self, column: &str, row_group: usize) -> Option<Bloom> {
+        self.blooms.get(column, row_group)
     }
 
     /// Lets the last owner remove the file. Call only after the manifest no longer names it.
@@ -194,6 +223,8 @@ mod tests {
             t_start_min: -3,
             taps: vec!["a".into()],
             protos: vec![6, 17],
+            zones: Zones::default(),
+            blooms: Blooms::default(),
         };
         Segment::new(Path::new("none"), &meta, Arc::new(Unlinks::default()))
     }

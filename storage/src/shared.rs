@@ -8,6 +8,7 @@ use crate::options::OnError;
 use crate::reader::Snapshot;
 use crate::retention::drop_segments;
 use crate::segment::{Segment, Unlinks};
+use crate::segments::Segments;
 use crate::table::{BatchBuilder, Columns};
 use arrow::record_batch::RecordBatch;
 use std::collections::VecDeque;
@@ -95,7 +96,7 @@ pub(crate) struct Frozen {
 
 pub(crate) struct State<C: Columns> {
     /// Sorted by id.
-    pub(crate) segments: Vec<Arc<Segment>>,
+    pub(crate) segments: Arc<Segments>,
     /// Oldest first.
     pub(crate) frozen: VecDeque<Frozen>,
     /// Batches of the current log file.
@@ -115,7 +116,7 @@ pub(crate) struct State<C: Columns> {
 impl<C: Columns> Default for State<C> {
     fn default() -> Self {
         State {
-            segments: Vec::new(),
+            segments: Arc::default(),
             frozen: VecDeque::new(),
             active: Vec::new(),
             active_rows: 0,
@@ -135,7 +136,7 @@ pub(crate) trait Rows: Send + Sync {
     /// Counters and gauges.
     fn counts(&self) -> StoreCounts;
     /// Published segments, by id.
-    fn segments(&self) -> Vec<Arc<Segment>>;
+    fn segments(&self) -> Arc<Segments>;
     /// Segments published since the start.
     fn published(&self) -> u64;
     /// Bytes of dropped files that readers still hold.
@@ -153,7 +154,7 @@ impl<C: Columns> Rows for Shared<C> {
     fn counts(&self) -> StoreCounts {
         Shared::counts(self)
     }
-    fn segments(&self) -> Vec<Arc<Segment>> {
+    fn segments(&self) -> Arc<Segments> {
         self.state().segments.clone()
     }
     fn published(&self) -> u64 {
@@ -383,8 +384,7 @@ impl<C: Columns> Shared<C> {
     fn published(&self, segment: Segment, took: Duration) {
         let mut state = self.state();
         state.frozen.pop_front();
-        let at = state.segments.partition_point(|other| other.id < segment.id);
-        state.segments.insert(at, Arc::new(segment));
+        Arc::make_mut(&mut state.segments).insert(Arc::new(segment));
         state.counts.segments_published += 1;
         state.counts.encode_ns += took.as_nanos() as u64;
         state.failing = None;

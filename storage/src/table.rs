@@ -3,6 +3,8 @@
 
 use crate::StorageError;
 use crate::cells::{Cells, Tables};
+use crate::columns::FLOWS;
+use crate::dns::DNS;
 use arrow::array::{ArrayRef, new_null_array};
 use arrow::datatypes::{DataType, Field, SchemaRef};
 use arrow::error::ArrowError;
@@ -43,6 +45,13 @@ pub(crate) struct TableInfo {
     pub(crate) columns: &'static [ColumnInfo],
     /// Column of the µs from a row's start to its time, in a table whose rows last.
     pub(crate) duration: Option<&'static str>,
+    /// Columns of numbers whose smallest and largest value the manifest has: what people look for the extremes of.
+    pub(crate) zones: &'static [&'static str],
+}
+
+/// The name as columns of one of the tables have it.
+pub(crate) fn column_name(name: &str) -> Option<&'static str> {
+    [&FLOWS, &DNS].into_iter().flat_map(|table| table.columns).find(|column| column.name == name).map(|c| c.name)
 }
 
 impl TableInfo {

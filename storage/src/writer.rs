@@ -7,6 +7,7 @@ use crate::manifest::Manifest;
 use crate::options::{Now, OnError, StoreOptions};
 use crate::recover::{load_wal, recover};
 use crate::segment::{Segment, Unlinks};
+use crate::segments::Segments;
 use crate::shared::{Shared, StoreCounts};
 use crate::table::{BatchBuilder, Columns};
 use crate::wal::WalWriter;
@@ -47,7 +48,7 @@ impl<C: Columns> TableWriter<C> {
         let next_id = recovered.listing.next_id.max(1);
         let unlinks = Arc::new(Unlinks::default());
         let segments_dir = layout.segments_dir();
-        let segments: Vec<_> = recovered
+        let segments: Segments = recovered
             .listing
             .segments
             .values()
@@ -57,7 +58,7 @@ impl<C: Columns> TableWriter<C> {
         let shared = Arc::new(Shared::new(layout.clone(), options.profile, options.on_error, manifest, unlinks));
         {
             let mut state = shared.state();
-            state.segments = segments;
+            state.segments = Arc::new(segments);
             state.counts = recovered.counts;
             state.pending = Some(BatchBuilder::new(&options.tap_names, options.batch_rows));
         }

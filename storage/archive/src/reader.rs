@@ -59,7 +59,7 @@ impl ArchiveReader {
                 segments.push(Arc::new(segment));
             }
         }
-        Ok(Snapshot { segments, live: Vec::new() })
+        Ok(Snapshot { segments: Arc::new(segments.into_iter().collect()), live: Vec::new() })
     }
 
     /// Names of all sensors that have shipped to it.

@@ -220,7 +220,7 @@ impl Shipper {
         let mut present = HashSet::new();
         let mut due_at = HashMap::new();
         for (table, segments) in tables {
-            for segment in segments {
+            for segment in segments.iter() {
                 let key = (table.to_owned(), segment.id);
                 present.insert(key.clone());
                 if segment.is_shipped(1 << self.place) || self.unreadable.contains(&key) {
@@ -230,12 +230,12 @@ impl Shipper {
                     segment.set_shipped(self.place);
                     continue;
                 }
-                let at = self.due_at.get(&key).copied().unwrap_or_else(|| self.due(&segment, now));
+                let at = self.due_at.get(&key).copied().unwrap_or_else(|| self.due(segment, now));
                 due_at.insert(key.clone(), at);
                 if at <= now {
                     due_bytes += segment.bytes;
                     oldest = Some(oldest.map_or(at, |oldest: SystemTime| oldest.min(at)));
-                    due.push((key, segment));
+                    due.push((key, segment.clone()));
                 } else {
                     early_segments += 1;
                     early_bytes += segment.bytes;

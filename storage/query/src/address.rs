@@ -330,6 +330,10 @@ fn range_or(f: ScalarFunction) -> Result<Transformed<Expr>> {
     let Some(block) = literal_text(block) else { return Ok(Transformed::no(Expr::ScalarFunction(f))) };
     let Prefix { first, last } = parse_block(block)?;
     let bound = |a: Addr| Box::new(Expr::Literal(ScalarValue::FixedSizeBinary(16, Some(a.0.to_vec())), None));
+    if first == last {
+        // Bloom filters know of single addresses.
+        return Ok(Transformed::yes(address.clone().eq(*bound(first))));
+    }
     let range = Between::new(Box::new(address.clone()), false, bound(first), bound(last));
     Ok(Transformed::yes(Expr::Between(range)))
 }

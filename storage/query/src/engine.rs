@@ -312,8 +312,8 @@ impl Session {
     ) -> Result<Session, DataFusionError> {
         let budget = Arc::new(ScanBudget::new(shared.limits.scan_bytes_max));
         let [flows, dns] = &snapshots;
-        let flows = StoredTable::new(flows.clone(), shared.schema.clone(), budget.clone());
-        let dns = StoredTable::new(dns.clone(), storage::dns_schema(), budget.clone());
+        let flows = StoredTable::new(FLOWS, flows.clone(), shared.schema.clone(), budget.clone());
+        let dns = StoredTable::new(DNS, dns.clone(), storage::dns_schema(), budget.clone());
         let schema = MemorySchemaProvider::new();
         schema.register_table(FLOWS.to_owned(), Arc::new(flows_view(Arc::new(flows))?))?;
         schema.register_table(DNS.to_owned(), Arc::new(dns))?;

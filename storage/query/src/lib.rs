@@ -9,6 +9,7 @@ mod flows;
 mod functions;
 mod locate;
 mod parse;
+mod probe;
 mod prune;
 mod reader;
 pub mod render;

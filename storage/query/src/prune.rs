@@ -1,147 +1,381 @@
-//! Which segments a filter cannot match, decided from the manifest alone, in memory: 100,000 segments in milliseconds.
+//! Which segments a filter cannot match, decided before any is opened: by the times they cover, by what else the manifest
+//! knows, and last by their bloom filters, of which a block of 32 bytes is read for each value. Parquet's own reader
+//! gives up its filters at the first `OR`, and either-side searches are nothing but that.
+//!
+//! A filter becomes a [`Test`] first: an over-approximation that is true for a segment if a row in it may make the
+//! filter true. `NOT` is pushed down to the comparisons, which three-valued logic allows, so that no test needs to know
+//! whether a row may make it false.
 
-use crate::table::{T_START, with_start};
-use arrow::array::{ArrayRef, BooleanArray, StringArray, TimestampMicrosecondArray, UInt8Array, UInt64Array};
-use arrow::datatypes::Schema;
-use datafusion::catalog::Session;
-use datafusion::common::pruning::PruningStatistics;
-use datafusion::common::tree_node::{Transformed, TreeNode};
-use datafusion::common::{Column, DFSchema, Result, ScalarValue};
-use datafusion::logical_expr::Expr;
-use datafusion::logical_expr::utils::conjunction;
-use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
-use std::collections::HashSet;
-use std::sync::Arc;
-use storage::Segment;
+use crate::table::T_START;
+use arrow::datatypes::{DataType, Schema, TimeUnit};
+use datafusion::common::ScalarValue;
+use datafusion::logical_expr::expr::{Between, BinaryExpr, InList};
+use datafusion::logical_expr::{Expr, Operator};
+use std::ops::RangeInclusive;
+use storage::{BloomHash, Segment, TimeRange};
 
-/// One `bool` a segment: whether a row in it may match. In doubt it may.
-pub(crate) fn segments(segments: &[Arc<Segment>], schema: &Schema, filters: &[Expr], state: &dyn Session) -> Vec<bool> {
-    let Some(filter) = conjunction(filters.iter().cloned()) else { return vec![true; segments.len()] };
-    match try_prune(segments, schema, filter, state) {
-        Ok(keep) => keep,
-        Err(error) => {
-            // Pruning only saves time: what it cannot judge is read.
-            tracing::debug!(%error, "cannot prune segments by this filter");
-            vec![true; segments.len()]
-        }
-    }
+/// Values of an `IN` list looked up in bloom filters. Beyond these, reading the rows costs about as much.
+const VALUES_MAX: usize = 64;
+
+/// What may be true of a row in a segment.
+#[derive(Clone, Debug, PartialEq)]
+enum Test {
+    /// Not known.
+    Maybe,
+    Never,
+    All(Vec<Test>),
+    Any(Vec<Test>),
+    /// A column of numbers has a value in a range, which is not empty.
+    Number(Number, RangeInclusive<i64>),
+    /// The tap compares so with a text.
+    Tap(Operator, String),
+    /// A column has the value of this hash.
+    Has(String, BloomHash),
 }
 
-fn try_prune(segments: &[Arc<Segment>], schema: &Schema, filter: Expr, state: &dyn Session) -> Result<Vec<bool>> {
-    let time = schema.field(0).name().clone();
-    let schema = with_start(schema);
-    let filter = filter.transform_up(start_as_column)?.data;
-    let df_schema = DFSchema::try_from(schema.as_ref().clone())?;
-    let filter = state.create_physical_expr(filter, &df_schema)?;
-    PruningPredicateBuilder::new()
-        .with_file_schema(schema)
-        .try_build(filter)?
-        .prune(&ZoneMaps { segments, time: &time })
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Number {
+    /// What rows are sorted by.
+    Time,
+    Start,
+    Proto,
+    Other(String),
 }
 
-/// `t_start(t_end, dur_us)` is a column as far as the manifest goes.
-fn start_as_column(expr: Expr) -> Result<Transformed<Expr>> {
-    Ok(match &expr {
-        Expr::ScalarFunction(f) if f.func.name() == T_START => {
-            Transformed::yes(Expr::Column(Column::new_unqualified(T_START)))
-        }
-        _ => Transformed::no(expr),
-    })
+/// A filter as segments are asked it.
+#[derive(Clone, Debug)]
+pub(crate) struct Pruner {
+    /// All of it.
+    test: Test,
+    /// The times of rows it matches, and of their starts; those that cannot match are outside of both.
+    time: RangeInclusive<i64>,
+    start: RangeInclusive<i64>,
 }
 
-/// The manifest's knowledge in the form the pruning predicate reads.
-struct ZoneMaps<'a> {
-    segments: &'a [Arc<Segment>],
-    /// Column of the time rows are sorted by: the first of every table.
-    time: &'a str,
-}
-
-impl ZoneMaps<'_> {
-    fn times(&self, of: impl Fn(&Segment) -> i64) -> ArrayRef {
-        let times: TimestampMicrosecondArray = self.segments.iter().map(|s| Some(of(s))).collect();
-        Arc::new(times.with_timezone("UTC"))
-    }
-
-    fn protos(&self, of: impl Fn(&[u8]) -> Option<u8>) -> ArrayRef {
-        Arc::new(self.segments.iter().map(|s| of(&s.protos)).collect::<UInt8Array>())
-    }
-
-    fn taps(&self, of: impl Fn(&[String]) -> Option<&String>) -> ArrayRef {
-        Arc::new(self.segments.iter().map(|s| of(&s.taps)).collect::<StringArray>())
-    }
-}
-
-impl PruningStatistics for ZoneMaps<'_> {
-    fn min_values(&self, column: &Column) -> Option<ArrayRef> {
-        match column.name.as_str() {
-            name if name == self.time => Some(self.times(|s| s.t_end_min)),
-            T_START => Some(self.times(|s| s.t_start_min)),
-            "proto" => Some(self.protos(|p| p.first().copied())),
-            "tap" => Some(self.taps(|t| t.first())),
-            _ => None,
-        }
-    }
-
-    fn max_values(&self, column: &Column) -> Option<ArrayRef> {
-        match column.name.as_str() {
-            // A flow starts before it ends, so the latest end bounds the latest start.
-            name if name == self.time || name == T_START => Some(self.times(|s| s.t_end_max)),
-            "proto" => Some(self.protos(|p| p.last().copied())),
-            "tap" => Some(self.taps(|t| t.last())),
-            _ => None,
-        }
-    }
-
-    fn num_containers(&self) -> usize {
-        self.segments.len()
-    }
-
-    fn null_counts(&self, column: &Column) -> Option<ArrayRef> {
-        let never_null = column.name == self.time || matches!(column.name.as_str(), T_START | "proto" | "tap");
-        never_null.then(|| Arc::new(UInt64Array::from(vec![0; self.segments.len()])) as ArrayRef)
-    }
-
-    fn row_counts(&self) -> Option<ArrayRef> {
-        Some(Arc::new(self.segments.iter().map(|s| Some(s.rows)).collect::<UInt64Array>()))
-    }
-
-    /// For the columns whose every value is in the manifest: `false` where none of `values` is in the segment.
-    fn contained(&self, column: &Column, values: &HashSet<ScalarValue>) -> Option<BooleanArray> {
-        match column.name.as_str() {
-            "proto" => {
-                let wanted: Vec<u8> = values.iter().map(as_u8).collect::<Option<_>>()?;
-                Some(self.segments.iter().map(|s| member(&s.protos, &wanted)).collect())
+impl Pruner {
+    /// Of a conjunction of filters over a table, whose first column is the time.
+    pub(crate) fn new(filters: &[Expr], schema: &Schema) -> Pruner {
+        let test = all(filters.iter().map(|filter| compile(filter, schema, false)));
+        let (mut time, mut start) = (i64::MIN..=i64::MAX, i64::MIN..=i64::MAX);
+        let narrow = |range: &mut RangeInclusive<i64>, by: &RangeInclusive<i64>| {
+            *range = *range.start().max(by.start())..=*range.end().min(by.end());
+        };
+        let conjuncts = match &test {
+            Test::All(tests) => &tests[..],
+            test => std::slice::from_ref(test),
+        };
+        for conjunct in conjuncts {
+            match conjunct {
+                Test::Number(Number::Time, range) => narrow(&mut time, range),
+                Test::Number(Number::Start, range) => narrow(&mut start, range),
+                _ => {}
             }
-            "tap" => {
-                let wanted: Vec<String> = values.iter().map(as_text).collect::<Option<_>>()?;
-                Some(self.segments.iter().map(|s| member(&s.taps, &wanted)).collect())
-            }
-            _ => None,
         }
+        Pruner { test, time, start }
+    }
+
+    /// Numbers of the segments whose times may match. The one loop over all of them: comparisons of integers that lie
+    /// side by side.
+    pub(crate) fn by_time(&self, times: &[TimeRange]) -> Vec<usize> {
+        let may = |t: &TimeRange| {
+            t.t_end_max >= *self.time.start()
+                && t.t_end_min <= *self.time.end()
+                && t.t_end_max >= *self.start.start()
+                && t.t_start_min <= *self.start.end()
+        };
+        times.iter().enumerate().filter(|(_, t)| may(t)).map(|(at, _)| at).collect()
+    }
+
+    /// Whether the segment may match by what the manifest knows.
+    pub(crate) fn by_zones(&self, segment: &Segment) -> bool {
+        may(&self.test, segment, &mut |_, _| true)
+    }
+
+    /// Whether bloom filters can rule anything out.
+    pub(crate) fn asks_blooms(&self) -> bool {
+        asks_blooms(&self.test)
+    }
+
+    /// Whether a row group of the segment may match. `probe` is asked whether a column of it may have a value.
+    pub(crate) fn by_blooms(&self, segment: &Segment, mut probe: impl FnMut(&str, BloomHash) -> bool) -> bool {
+        may(&self.test, segment, &mut probe)
     }
 }
 
-/// As [`PruningStatistics::contained`] has it: only wanted values, none, or some of each (or unknown: empty).
-fn member<T: PartialEq>(present: &[T], wanted: &[T]) -> Option<bool> {
-    let hits = present.iter().filter(|p| wanted.contains(p)).count();
-    match hits {
-        _ if present.is_empty() => None,
-        0 => Some(false),
-        n if n == present.len() => Some(true),
+fn may(test: &Test, segment: &Segment, probe: &mut dyn FnMut(&str, BloomHash) -> bool) -> bool {
+    match test {
+        Test::Maybe => true,
+        Test::Never => false,
+        Test::All(tests) => tests.iter().all(|test| may(test, segment, probe)),
+        Test::Any(tests) => tests.iter().any(|test| may(test, segment, probe)),
+        Test::Number(column, range) => {
+            let overlaps = |min: i64, max: i64| min <= *range.end() && max >= *range.start();
+            match column {
+                Number::Time => overlaps(segment.t_end_min, segment.t_end_max),
+                // A flow starts before it ends, so the latest end bounds the latest start.
+                Number::Start => overlaps(segment.t_start_min, segment.t_end_max),
+                Number::Proto => {
+                    segment.protos.is_empty() || segment.protos.iter().any(|proto| range.contains(&i64::from(*proto)))
+                }
+                Number::Other(name) => match segment.zone(name) {
+                    Some(zone) => !zone.is_empty() && overlaps(*zone.start(), *zone.end()),
+                    None => true,
+                },
+            }
+        }
+        Test::Tap(op, text) => {
+            let holds = |tap: &String| match op {
+                Operator::Eq => tap == text,
+                Operator::NotEq => tap != text,
+                Operator::Lt => tap < text,
+                Operator::LtEq => tap <= text,
+                Operator::Gt => tap > text,
+                Operator::GtEq => tap >= text,
+                _ => true,
+            };
+            segment.taps.is_empty() || segment.taps.iter().any(holds)
+        }
+        Test::Has(column, hash) => probe(column, *hash),
+    }
+}
+
+fn asks_blooms(test: &Test) -> bool {
+    match test {
+        Test::All(tests) | Test::Any(tests) => tests.iter().any(asks_blooms),
+        Test::Has(..) => true,
+        _ => false,
+    }
+}
+
+/// All of the tests, the cheap ones first.
+fn all(tests: impl Iterator<Item = Test>) -> Test {
+    let mut out = Vec::new();
+    for test in tests {
+        match test {
+            Test::Maybe => {}
+            Test::Never => return Test::Never,
+            Test::All(tests) => out.extend(tests),
+            test => out.push(test),
+        }
+    }
+    out.sort_by_key(asks_blooms);
+    match out.len() {
+        0 => Test::Maybe,
+        1 => out.remove(0),
+        _ => Test::All(out),
+    }
+}
+
+/// Any of the tests, the cheap ones first.
+fn any(tests: impl Iterator<Item = Test>) -> Test {
+    let mut out = Vec::new();
+    for test in tests {
+        match test {
+            Test::Never => {}
+            Test::Maybe => return Test::Maybe,
+            Test::Any(tests) => out.extend(tests),
+            test => out.push(test),
+        }
+    }
+    out.sort_by_key(asks_blooms);
+    match out.len() {
+        0 => Test::Never,
+        1 => out.remove(0),
+        _ => Test::Any(out),
+    }
+}
+
+/// What may be true where `expr` is, or with `negated` where `NOT expr` is.
+fn compile(expr: &Expr, schema: &Schema, negated: bool) -> Test {
+    match expr {
+        Expr::Alias(alias) => compile(&alias.expr, schema, negated),
+        Expr::Not(inner) => compile(inner, schema, !negated),
+        Expr::Literal(ScalarValue::Boolean(value), _) => match value {
+            Some(value) if *value != negated => Test::Maybe,
+            _ => Test::Never,
+        },
+        Expr::BinaryExpr(BinaryExpr { left, op: op @ (Operator::And | Operator::Or), right }) => {
+            let both = [left, right].into_iter().map(|side| compile(side, schema, negated));
+            if (*op == Operator::And) != negated { all(both) } else { any(both) }
+        }
+        Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
+            let (op, is_null_told) = match op {
+                // Beside a value these are `=` and `<>`, but for null.
+                Operator::IsNotDistinctFrom => (Operator::Eq, true),
+                Operator::IsDistinctFrom => (Operator::NotEq, true),
+                op => (*op, false),
+            };
+            let op = if negated { op.negate() } else { Some(op) };
+            let has_null = || [left, right].iter().any(|side| matches!(side.as_ref(), Expr::Literal(v, _) if v.is_null()));
+            match op {
+                // True of null as well.
+                Some(Operator::NotEq) if is_null_told => Test::Maybe,
+                Some(_) if is_null_told && has_null() => Test::Maybe,
+                Some(op) => comparison(left, op, right, schema),
+                None => Test::Maybe,
+            }
+        }
+        Expr::InList(InList { expr, list, negated: not_in }) => {
+            let op = if *not_in != negated { Operator::NotEq } else { Operator::Eq };
+            if op == Operator::Eq && list.len() > VALUES_MAX {
+                return any(list.iter().map(|value| without_blooms(comparison(expr, op, value, schema))));
+            }
+            let each = list.iter().map(|value| comparison(expr, op, value, schema));
+            if op == Operator::Eq { any(each) } else { all(each) }
+        }
+        Expr::Between(Between { expr, negated: not_between, low, high }) => {
+            if *not_between != negated {
+                let outside = [(Operator::Lt, low), (Operator::Gt, high)];
+                return any(outside.into_iter().map(|(op, bound)| comparison(expr, op, bound, schema)));
+            }
+            let inside = [(Operator::GtEq, low), (Operator::LtEq, high)];
+            all(inside.into_iter().map(|(op, bound)| comparison(expr, op, bound, schema)))
+        }
+        _ => Test::Maybe,
+    }
+}
+
+fn without_blooms(test: Test) -> Test {
+    match test {
+        Test::All(tests) => all(tests.into_iter().map(without_blooms)),
+        Test::Any(tests) => any(tests.into_iter().map(without_blooms)),
+        Test::Has(..) => Test::Maybe,
+        test => test,
+    }
+}
+
+fn comparison(left: &Expr, op: Operator, right: &Expr, schema: &Schema) -> Test {
+    let (column, op, value) = match (left, right) {
+        (column, Expr::Literal(value, _)) => (column, op, value),
+        (Expr::Literal(value, _), column) => match op.swap() {
+            Some(op) => (column, op, value),
+            None => return Test::Maybe,
+        },
+        _ => return Test::Maybe,
+    };
+    use Operator::{Eq, Gt, GtEq, Lt, LtEq, NotEq};
+    if !matches!(op, Eq | NotEq | Lt | LtEq | Gt | GtEq) {
+        return Test::Maybe;
+    }
+    // No comparison with null is true.
+    if value.is_null() {
+        return Test::Never;
+    }
+    let Some((name, data_type)) = column_of(column, schema) else { return Test::Maybe };
+    match &data_type {
+        DataType::FixedSizeBinary(_) => match plain_bytes(value) {
+            Some(bytes) if op == Eq => Test::Has(name, BloomHash::of(bytes)),
+            _ => Test::Maybe,
+        },
+        DataType::Dictionary(_, _) => match text_of(value) {
+            Some(text) if name == "tap" => Test::Tap(op, text.to_owned()),
+            Some(text) if op == Eq => Test::Has(name, BloomHash::of(text.as_bytes())),
+            _ => Test::Maybe,
+        },
+        _ => number(name, &data_type, op, value, schema),
+    }
+}
+
+/// The column `expr` is, and its type; also where it is cast to something that compares the same way.
+fn column_of(expr: &Expr, schema: &Schema) -> Option<(String, DataType)> {
+    let (inner, to) = match expr {
+        Expr::Alias(alias) => return column_of(&alias.expr, schema),
+        Expr::Cast(cast) => (cast.expr.as_ref(), Some(cast.field.data_type())),
+        Expr::TryCast(cast) => (cast.expr.as_ref(), Some(cast.field.data_type())),
+        other => (other, None),
+    };
+    let (name, data_type) = match inner {
+        Expr::Column(column) => (column.name.clone(), schema.field_with_name(&column.name).ok()?.data_type().clone()),
+        Expr::ScalarFunction(f) if f.func.name() == T_START => (T_START.to_owned(), schema.field(0).data_type().clone()),
+        _ => return None,
+    };
+    let same = match to {
+        None => true,
+        Some(to) if data_type.is_integer() => to.is_integer() || *to == DataType::Float64,
+        // A coarser unit would round.
+        Some(DataType::Timestamp(TimeUnit::Microsecond | TimeUnit::Nanosecond, _)) => {
+            matches!(data_type, DataType::Timestamp(_, _))
+        }
+        Some(to) => matches!(&data_type, DataType::Dictionary(_, value) if value.is_string() && to.is_string()),
+    };
+    same.then_some((name, data_type))
+}
+
+fn number(name: String, data_type: &DataType, op: Operator, value: &ScalarValue, schema: &Schema) -> Test {
+    let Some((below, above)) = neighbours(data_type, value) else { return Test::Maybe };
+    let is_exact = below == above;
+    // Where `column < v` is, the column is at most the last number below `v`, and so on.
+    let up_to = |last: Option<i64>| last.map(|last| i64::MIN..=last);
+    let from = |first: Option<i64>| first.map(|first| first..=i64::MAX);
+    let before = if is_exact { below.checked_sub(1) } else { Some(below) };
+    let after = if is_exact { above.checked_add(1) } else { Some(above) };
+    let ranges = match op {
+        Operator::Eq if is_exact => vec![Some(below..=below)],
+        Operator::Eq => vec![],
+        Operator::NotEq if is_exact => vec![up_to(before), from(after)],
+        Operator::Lt => vec![up_to(before)],
+        Operator::LtEq => vec![up_to(Some(below))],
+        Operator::Gt => vec![from(after)],
+        Operator::GtEq => vec![from(Some(above))],
+        _ => return Test::Maybe,
+    };
+    let column = match name.as_str() {
+        T_START => Number::Start,
+        "proto" => Number::Proto,
+        name if name == schema.field(0).name() => Number::Time,
+        name => Number::Other(name.to_owned()),
+    };
+    let in_range = any(ranges.into_iter().flatten().map(|range| Test::Number(column.clone(), range)));
+    // Of numbers, those of this width may have filters: ports.
+    match u16::try_from(below) {
+        Ok(value) if op == Operator::Eq && *data_type == DataType::UInt16 => {
+            let plain = u32::from(value).to_le_bytes();
+            all([in_range, Test::Has(name, BloomHash::of(&plain))].into_iter())
+        }
+        _ => in_range,
+    }
+}
+
+/// The last number of the column's kind that is not above `value`, and the first that is not below it.
+fn neighbours(data_type: &DataType, value: &ScalarValue) -> Option<(i64, i64)> {
+    let exact = |number: i64| Some((number, number));
+    if matches!(data_type, DataType::Timestamp(_, _)) {
+        return match value {
+            ScalarValue::TimestampSecond(Some(s), _) => exact(s.checked_mul(1_000_000)?),
+            ScalarValue::TimestampMillisecond(Some(ms), _) => exact(ms.checked_mul(1_000)?),
+            ScalarValue::TimestampMicrosecond(Some(us), _) => exact(*us),
+            ScalarValue::TimestampNanosecond(Some(ns), _) => {
+                let below = ns.div_euclid(1_000);
+                Some((below, below + i64::from(ns.rem_euclid(1_000) != 0)))
+            }
+            _ => None,
+        };
+    }
+    match value {
+        ScalarValue::Int8(Some(v)) => exact(i64::from(*v)),
+        ScalarValue::Int16(Some(v)) => exact(i64::from(*v)),
+        ScalarValue::Int32(Some(v)) => exact(i64::from(*v)),
+        ScalarValue::Int64(Some(v)) => exact(*v),
+        ScalarValue::UInt8(Some(v)) => exact(i64::from(*v)),
+        ScalarValue::UInt16(Some(v)) => exact(i64::from(*v)),
+        ScalarValue::UInt32(Some(v)) => exact(i64::from(*v)),
+        ScalarValue::UInt64(Some(v)) => exact(i64::try_from(*v).ok()?),
+        // Up to 2^53 numbers and their floating-point forms are ordered alike.
+        ScalarValue::Float64(Some(v)) if v.abs() < 9e15 => Some((v.floor() as i64, v.ceil() as i64)),
         _ => None,
     }
 }
 
-fn as_u8(value: &ScalarValue) -> Option<u8> {
+fn plain_bytes(value: &ScalarValue) -> Option<&[u8]> {
     match value {
-        ScalarValue::UInt8(Some(v)) => Some(*v),
+        ScalarValue::FixedSizeBinary(_, Some(bytes)) => Some(bytes),
         _ => None,
     }
 }
 
-fn as_text(value: &ScalarValue) -> Option<String> {
+fn text_of(value: &ScalarValue) -> Option<&str> {
     match value {
-        ScalarValue::Dictionary(_, inner) => as_text(inner),
-        other => other.try_as_str().flatten().map(str::to_owned),
+        ScalarValue::Dictionary(_, inner) => text_of(inner),
+        other => other.try_as_str().flatten(),
     }
 }

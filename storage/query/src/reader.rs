@@ -15,20 +15,46 @@ use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use storage::BLOOM_BLOCK_BYTES;
 
 /// What a query has read so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ScanStats {
-    /// Segments in the query's snapshot, once for each scan of `flows` in the plan.
+    /// Segments in the query's snapshot, once for each scan of a table in the plan.
     pub segments: u64,
-    /// Those the manifest could not rule out.
+    /// Of those, ruled out by the times they cover.
+    pub pruned_by_time: u64,
+    /// Ruled out by what else the manifest knows: protocols, taps, smallest and largest values.
+    pub pruned_by_zone: u64,
+    /// Ruled out by bloom filters.
+    pub pruned_by_bloom: u64,
+    /// Those left to read.
     pub segments_kept: u64,
+    /// Size of their files, bytes; of these, only the columns and pages that are needed are read.
+    pub bytes_kept: u64,
+    /// Blocks read of bloom filters, of 32 bytes each.
+    pub bloom_blocks_read: u64,
     /// Segments opened, counted each time (large ones are read in several pieces).
     pub files_opened: u64,
-    /// Bytes of column data and filters read; footers, which are cached, are not in it.
+    /// Bytes of column data and filters read, `bloom_blocks_read` among them; footers, which are cached, are not in it.
     pub bytes_read: u64,
+}
+
+/// Which segments a scan of a table is left with.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Scan {
+    pub(crate) table: &'static str,
+    pub(crate) segments: u64,
+    pub(crate) by_time: u64,
+    pub(crate) by_zone: u64,
+    pub(crate) by_bloom: u64,
+    pub(crate) kept: u64,
+    /// Of files kept.
+    pub(crate) bytes: u64,
+    /// Rows in no segment.
+    pub(crate) live_rows: u64,
 }
 
 /// Counters of one query, and its limit.
@@ -36,8 +62,9 @@ pub struct ScanStats {
 pub(crate) struct ScanBudget {
     bytes_max: u64,
     exceeded: AtomicBool,
-    segments: AtomicU64,
-    segments_kept: AtomicU64,
+    /// What each scan of the plan has been left with, in the order they were planned.
+    scans: Mutex<Vec<Scan>>,
+    bloom_blocks_read: AtomicU64,
     files_opened: AtomicU64,
     bytes_read: AtomicU64,
 }
@@ -47,16 +74,25 @@ impl ScanBudget {
         ScanBudget {
             bytes_max: bytes_max.unwrap_or(u64::MAX),
             exceeded: AtomicBool::new(false),
-            segments: AtomicU64::new(0),
-            segments_kept: AtomicU64::new(0),
+            scans: Mutex::default(),
+            bloom_blocks_read: AtomicU64::new(0),
             files_opened: AtomicU64::new(0),
             bytes_read: AtomicU64::new(0),
         }
     }
 
-    pub(crate) fn planned(&self, segments: u64, kept: u64) {
-        self.segments.fetch_add(segments, Relaxed);
-        self.segments_kept.fetch_add(kept, Relaxed);
+    pub(crate) fn planned(&self, scan: Scan) {
+        self.scans().push(scan);
+    }
+
+    pub(crate) fn scans(&self) -> MutexGuard<'_, Vec<Scan>> {
+        self.scans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a block of a bloom filter may still be read.
+    pub(crate) fn take_block(&self) -> bool {
+        self.bloom_blocks_read.fetch_add(1, Relaxed);
+        self.take(BLOOM_BLOCK_BYTES as u64).is_ok()
     }
 
     /// The limit, if reading stopped at it.
@@ -65,9 +101,16 @@ impl ScanBudget {
     }
 
     pub(crate) fn stats(&self) -> ScanStats {
+        let scans = self.scans();
+        let sum = |of: fn(&Scan) -> u64| scans.iter().map(of).sum();
         ScanStats {
-            segments: self.segments.load(Relaxed),
-            segments_kept: self.segments_kept.load(Relaxed),
+            segments: sum(|scan| scan.segments),
+            pruned_by_time: sum(|scan| scan.by_time),
+            pruned_by_zone: sum(|scan| scan.by_zone),
+            pruned_by_bloom: sum(|scan| scan.by_bloom),
+            segments_kept: sum(|scan| scan.kept),
+            bytes_kept: sum(|scan| scan.bytes),
+            bloom_blocks_read: self.bloom_blocks_read.load(Relaxed),
             files_opened: self.files_opened.load(Relaxed),
             bytes_read: self.bytes_read.load(Relaxed),
         }

@@ -1,15 +1,17 @@
 //! A table as one query sees it: the segments of one snapshot and the rows not yet in any.
 
-use crate::functions::{self, Name, time_type};
-use crate::prune;
-use crate::reader::{BudgetedReaders, ScanBudget};
-use arrow::datatypes::{Field, Schema, SchemaRef};
+use crate::functions::{self, Name};
+use crate::probe::{self, Candidate};
+use crate::prune::Pruner;
+use crate::reader::{BudgetedReaders, Scan, ScanBudget};
+use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::stats::Precision;
 use datafusion::common::{ColumnStatistics, DataFusionError, Result, ScalarValue, Statistics};
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::memory::MemorySourceConfig;
+use datafusion::datasource::physical_plan::parquet::{ParquetAccessPlan, RowGroupAccess};
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::datasource::{TableType, ViewTable, provider_as_source};
@@ -50,29 +52,58 @@ pub(crate) fn flows_view(stored: Arc<StoredTable>) -> Result<ViewTable> {
 /// The stored columns of one snapshot.
 #[derive(Debug)]
 pub(crate) struct StoredTable {
+    name: &'static str,
     snapshot: Arc<Snapshot>,
     schema: SchemaRef,
     budget: Arc<ScanBudget>,
 }
 
 impl StoredTable {
-    pub(crate) fn new(snapshot: Arc<Snapshot>, schema: SchemaRef, budget: Arc<ScanBudget>) -> StoredTable {
-        StoredTable { snapshot, schema, budget }
+    pub(crate) fn new(
+        name: &'static str,
+        snapshot: Arc<Snapshot>,
+        schema: SchemaRef,
+        budget: Arc<ScanBudget>,
+    ) -> StoredTable {
+        StoredTable { name, snapshot, schema, budget }
     }
 
-    /// Newest first: a listing of the newest rows then fills up from the first files, and what it has learnt prunes
-    /// the others before they are opened.
-    fn newest_first(&self, keep: &[bool]) -> Vec<Arc<Segment>> {
-        let kept = self.snapshot.segments.iter().zip(keep).filter(|(_, keep)| **keep);
-        let mut segments: Vec<Arc<Segment>> = kept.map(|(s, _)| s.clone()).collect();
-        segments.sort_by_key(|s| Reverse((s.t_end_max, s.id)));
-        segments
+    /// The segments `filters` may match in, newest first: a listing of the newest rows then fills up from the first
+    /// files, and what it has learnt prunes the others before they are opened. Also whether bloom filters were asked.
+    async fn candidates(&self, filters: &[Expr], threads: usize) -> Result<(Vec<Candidate>, bool)> {
+        let all = &self.snapshot.segments;
+        let pruner = Arc::new(Pruner::new(filters, &self.schema));
+        let in_time = pruner.by_time(all.times());
+        let in_zones: Vec<Arc<Segment>> =
+            in_time.iter().map(|&at| &all[at]).filter(|segment| pruner.by_zones(segment)).cloned().collect();
+        let (in_time, in_zones_count) = (in_time.len(), in_zones.len());
+        // Of a segment whose filters are not known, Parquet's reader may know them.
+        let is_asked = pruner.asks_blooms() && in_zones.iter().all(|segment| segment.bloom_row_groups() > 0);
+        let mut kept = match pruner.asks_blooms() {
+            true => probe::ask(&pruner, in_zones, threads, &self.budget)
+                .await
+                .map_err(|e| DataFusionError::Execution(format!("cannot ask bloom filters: {e}")))?,
+            false => in_zones.into_iter().map(|segment| Candidate { segment, row_groups: None }).collect(),
+        };
+        kept.sort_by_key(|c| Reverse((c.segment.t_end_max, c.segment.id)));
+        self.budget.planned(Scan {
+            table: self.name,
+            segments: all.len() as u64,
+            by_time: (all.len() - in_time) as u64,
+            by_zone: (in_time - in_zones_count) as u64,
+            by_bloom: (in_zones_count - kept.len()) as u64,
+            kept: kept.len() as u64,
+            bytes: kept.iter().map(|c| c.segment.bytes).sum(),
+            live_rows: self.snapshot.live.iter().map(|batch| batch.num_rows() as u64).sum(),
+        });
+        Ok((kept, is_asked))
     }
 
     fn parquet_scan(
         &self,
         state: &dyn Session,
-        segments: &[Arc<Segment>],
+        candidates: &[Candidate],
+        blooms_asked: bool,
         projection: Option<&Vec<usize>>,
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
@@ -86,16 +117,17 @@ impl StoredTable {
             .with_pushdown_filters(true)
             .with_reorder_filters(true)
             .with_enable_page_index(true)
-            .with_bloom_filter_on_read(true)
+            // They have said what they know; the reader would read them whole.
+            .with_bloom_filter_on_read(!blooms_asked)
             .with_parquet_file_reader_factory(Arc::new(readers));
-        let groups = state.config().target_partitions().clamp(1, segments.len());
+        let groups = state.config().target_partitions().clamp(1, candidates.len());
         let mut files: Vec<Vec<PartitionedFile>> = vec![Vec::new(); groups];
-        for (i, segment) in segments.iter().enumerate() {
-            files[i % groups].push(self.file(segment)?);
+        for (i, candidate) in candidates.iter().enumerate() {
+            files[i % groups].push(self.file(candidate)?);
         }
         let config = FileScanConfigBuilder::new(url, Arc::new(source))
             .with_file_groups(files.into_iter().map(FileGroup::new).collect())
-            .with_statistics(self.statistics(segments))
+            .with_statistics(self.statistics(candidates))
             .with_projection_indices(projection.cloned())?
             .with_limit(limit)
             .build();
@@ -104,7 +136,8 @@ impl StoredTable {
 
     /// A segment as the scan knows it. It carries the segment along, so that retention leaves the file alone until
     /// the scan has let go of it.
-    fn file(&self, segment: &Arc<Segment>) -> Result<PartitionedFile> {
+    fn file(&self, candidate: &Candidate) -> Result<PartitionedFile> {
+        let Candidate { segment, row_groups } = candidate;
         let path = std::path::absolute(&segment.path)?;
         let location = StorePath::from_absolute_path(path)
             .map_err(|source| DataFusionError::ObjectStore(Box::new(StoreError::InvalidPath { source })))?;
@@ -115,19 +148,27 @@ impl StoredTable {
             e_tag: None,
             version: None,
         };
-        Ok(PartitionedFile::new_from_meta(meta)
-            .with_statistics(Arc::new(self.statistics(std::slice::from_ref(segment))))
-            .with_extension(segment.clone()))
+        let file = PartitionedFile::new_from_meta(meta)
+            .with_statistics(Arc::new(self.statistics(std::slice::from_ref(candidate))))
+            .with_extension(segment.clone());
+        Ok(match row_groups {
+            None => file,
+            Some(row_groups) => {
+                let access = |may: &bool| if *may { RowGroupAccess::Scan } else { RowGroupAccess::Skip };
+                file.with_extension(ParquetAccessPlan::new(row_groups.iter().map(access).collect()))
+            }
+        })
     }
 
     /// What the manifest knows: rows, and the range of their time, the first column.
-    fn statistics(&self, segments: &[Arc<Segment>]) -> Statistics {
+    fn statistics(&self, candidates: &[Candidate]) -> Statistics {
+        let segments = || candidates.iter().map(|c| &c.segment);
         let time = |t: i64| Precision::Exact(ScalarValue::TimestampMicrosecond(Some(t), Some("UTC".into())));
         let mut statistics = Statistics::new_unknown(&self.schema);
-        statistics.num_rows = Precision::Exact(segments.iter().map(|s| s.rows as usize).sum());
-        statistics.total_byte_size = Precision::Inexact(segments.iter().map(|s| s.bytes as usize).sum());
-        let min = segments.iter().map(|s| s.t_end_min).min();
-        let max = segments.iter().map(|s| s.t_end_max).max();
+        statistics.num_rows = Precision::Exact(segments().map(|s| s.rows as usize).sum());
+        statistics.total_byte_size = Precision::Inexact(segments().map(|s| s.bytes as usize).sum());
+        let min = segments().map(|s| s.t_end_min).min();
+        let max = segments().map(|s| s.t_end_max).max();
         if let (Some(min), Some(max)) = (min, max) {
             statistics.column_statistics[0] = ColumnStatistics {
                 null_count: Precision::Exact(0),
@@ -163,16 +204,14 @@ impl TableProvider for StoredTable {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let keep = prune::segments(&self.snapshot.segments, &self.schema, filters, state);
-        let segments = self.newest_first(&keep);
-        self.budget.planned(self.snapshot.segments.len() as u64, segments.len() as u64);
+        let (candidates, blooms_asked) = self.candidates(filters, state.config().target_partitions()).await?;
         let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::new();
         if !self.snapshot.live.is_empty() {
             let live = std::slice::from_ref(&self.snapshot.live);
             inputs.push(MemorySourceConfig::try_new_exec(live, self.schema.clone(), projection.cloned())?);
         }
-        if !segments.is_empty() {
-            inputs.push(self.parquet_scan(state, &segments, projection, limit)?);
+        if !candidates.is_empty() {
+            inputs.push(self.parquet_scan(state, &candidates, blooms_asked, projection, limit)?);
         }
         match inputs.len() {
             0 => {
@@ -186,11 +225,4 @@ impl TableProvider for StoredTable {
             _ => UnionExec::try_new(inputs),
         }
     }
-}
-
-/// The stored columns and `t_start`: what segments are pruned by.
-pub(crate) fn with_start(schema: &Schema) -> SchemaRef {
-    let mut fields = schema.fields().to_vec();
-    fields.push(Arc::new(Field::new(T_START, time_type(), false)));
-    Arc::new(Schema::new(fields))
 }

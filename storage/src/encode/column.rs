@@ -24,8 +24,10 @@ use parquet::schema::types::ColumnDescPtr;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Share of values a bloom filter takes for present though they are not.
-const BLOOM_FALSE_POSITIVES: f64 = 0.01;
+/// Share of values a bloom filter takes for present though they are not, at most.
+const BLOOM_FALSE_POSITIVES: f64 = 0.001;
+/// Distinct numbers of a column beyond which a filter says no too rarely to be worth its bytes: half of all ports.
+const BLOOM_NUMBERS_MAX: usize = 1 << 15;
 /// Texts of a dictionary; once it has so many bytes, later pages have their texts as they are.
 const DICTIONARY_BYTES_MAX: usize = 16 << 20;
 
@@ -98,7 +100,9 @@ impl Column {
         let places = |bits: u32| Numbers::new(1 << bits);
         let values = match data_type {
             DataType::UInt8 => Values::Short(Vec::new(), places(8)),
-            DataType::UInt16 if info.encoding == Encoding::Dict || profile == SegmentProfile::Compatible => {
+            DataType::UInt16
+                if info.encoding == Encoding::Dict || info.bloom || profile == SegmentProfile::Compatible =>
+            {
                 Values::Short(Vec::new(), places(16))
             }
             DataType::UInt16 | DataType::UInt32 => Values::Short(Vec::new(), places(8)),
@@ -162,6 +166,8 @@ impl Column {
             Values::Short(_, all) => {
                 entries = all.values.len();
                 all.values.iter().for_each(|value| plain.extend_from_slice(&(*value as u32).to_le_bytes()));
+                let is_wanted = info.bloom && entries <= BLOOM_NUMBERS_MAX;
+                bloom = is_wanted.then(|| bloom_of(entries, plain.chunks_exact(4))).transpose()?;
             }
             Values::Long(_, all) | Values::Signed(_, all) => {
                 entries = all.values.len();
@@ -288,6 +294,9 @@ impl Values {
             Values::Short(values, all) => {
                 let bounds = bounds(values, |value| Bound::Unsigned(value.into()));
                 let numbered = values.iter().map(|value| u64::from(*value));
+                if bloom && encoding != Encoding::Dict {
+                    numbered.clone().for_each(|value| _ = all.number(value));
+                }
                 (words(encoding, values, all, numbered, numbers, out), bounds)
             }
             Values::Long(values, all) => {

@@ -5,11 +5,13 @@ mod chunk;
 mod column;
 mod dictionary;
 
+use crate::bloom::Blooms;
 use crate::cells::is_all_zero;
 use crate::error::IoContext;
 use crate::folder::{FORMAT_VERSION, Layout};
 use crate::segment::SegmentMeta;
 use crate::table::TableInfo;
+use crate::zones::Zones;
 use crate::{StorageError, sys};
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType, UInt8Type};
@@ -57,12 +59,10 @@ pub(crate) fn write_segment(
     let day = path.parent().unwrap_or(&layout.dir);
     let day_is_new = !day.exists();
     fs::create_dir_all(day).at("create", day)?;
-    let written = write_rows(&tmp, layout.table, id, batches, profile);
-    if let Err(error) = written {
+    meta.blooms = write_rows(&tmp, layout.table, id, batches, profile).inspect_err(|_| {
         // Frees what a full disk needs most; a start would remove it too.
         let _ = fs::remove_file(&tmp);
-        return Err(error);
-    }
+    })?;
     meta.bytes = fs::metadata(&tmp).at("look at", &tmp)?.len();
     fs::rename(&tmp, &path).at("rename", &tmp)?;
     sys::sync_dir(day).at("sync", day)?;
@@ -78,7 +78,7 @@ fn write_rows(
     id: u64,
     batches: &[RecordBatch],
     profile: SegmentProfile,
-) -> Result<(), StorageError> {
+) -> Result<Blooms, StorageError> {
     let file = File::create(path).at("create", path)?;
     let failed = StorageError::parquet("write segment", path);
     let schema = (table.schema)();
@@ -91,9 +91,12 @@ fn write_rows(
     for rows in order_by_time(batches).chunks(ROW_GROUP_ROWS) {
         write_row_group(&mut writer, table, batches, rows, profile).map_err(&failed)?;
     }
+    // Filters follow their row group, so their places are known before the footer is.
+    let blooms = Blooms::of(writer.flushed_row_groups());
     let file = writer.into_inner().map_err(&failed)?;
     let file = file.into_inner().map_err(|error| error.into_error()).at("write", path)?;
-    file.sync_all().at("sync", path)
+    file.sync_all().at("sync", path)?;
+    Ok(blooms)
 }
 
 /// All columns page by page, so that what is known of a page's rows stays in the cache.
@@ -161,7 +164,8 @@ fn described(table: &TableInfo) -> Vec<&'static str> {
     [Some(table.time()), table.duration, Some("tap"), Some("proto")].into_iter().flatten().collect()
 }
 
-/// What the manifest keeps of the rows; `bytes` is not known yet. The batches have the columns `described`.
+/// What the manifest keeps of the rows; `bytes` and filters are not known yet. The batches have the columns `described`,
+/// and those of zones unless they are of an older version.
 fn describe(table: &TableInfo, id: u64, batches: &[RecordBatch]) -> SegmentMeta {
     let (mut end_min, mut end_max, mut start_min) = (i64::MAX, i64::MIN, i64::MAX);
     let mut protos = [false; 256];
@@ -208,6 +212,8 @@ fn describe(table: &TableInfo, id: u64, batches: &[RecordBatch]) -> SegmentMeta 
         t_start_min: start_min,
         taps,
         protos: (0..=255u8).filter(|&proto| protos[usize::from(proto)]).collect(),
+        zones: Zones::of(table.zones, batches),
+        blooms: Blooms::default(),
     }
 }
 
@@ -231,14 +237,16 @@ pub(crate) fn describe_file(
             return Err(StorageError::Damaged { path: path.to_owned(), offset: 0, reason });
         }
     }
-    let columns = ProjectionMask::columns(reader.parquet_schema(), described(table));
+    let blooms = Blooms::of(reader.metadata().row_groups());
+    let wanted = described(table).into_iter().chain(table.zones.iter().copied());
+    let columns = ProjectionMask::columns(reader.parquet_schema(), wanted);
     let batches = reader.with_projection(columns).build().map_err(&failed)?.collect::<Result<Vec<_>, _>>();
     let batches = batches.map_err(StorageError::arrow("read rows of a segment"))?;
     if batches.iter().all(|batch| batch.num_rows() == 0) {
         return Err(StorageError::Damaged { path: path.to_owned(), offset: 0, reason: "it has no rows".to_owned() });
     }
     let bytes = fs::metadata(path).at("look at", path)?.len();
-    Ok(SegmentMeta { file, bytes, ..describe(table, id, &batches) })
+    Ok(SegmentMeta { file, bytes, blooms, ..describe(table, id, &batches) })
 }
 
 fn properties(profile: SegmentProfile, id: u64) -> WriterProperties {

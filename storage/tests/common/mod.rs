@@ -69,7 +69,7 @@ pub(crate) fn options(dir: &Path) -> StoreOptions {
 /// All rows of a snapshot, segments first, as they lie there.
 pub(crate) fn batches(snapshot: &Snapshot) -> Vec<RecordBatch> {
     let mut all = Vec::new();
-    for segment in &snapshot.segments {
+    for segment in snapshot.segments.iter() {
         all.extend(read_parquet(&segment.path));
     }
     all.extend(snapshot.live.iter().cloned());
