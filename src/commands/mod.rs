@@ -55,6 +55,7 @@ pub(crate) fn retention(config: &Config) -> Retention {
         max_age: r.max_age.map(|p| p.0),
         max_bytes: r.max_size.map(|s| s.0),
         min_free_bytes: r.min_free.map(|s| s.0),
+        shipped_to: config.archive.held_for(),
     }
 }
 

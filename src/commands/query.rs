@@ -3,6 +3,7 @@
 use crate::cli::{FlowsArgs, FromArgs, Output, SqlArgs};
 use crate::config::QuerySection;
 use crate::failure::{Code, Failure};
+use archive::ArchiveReader;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use chrono::Utc;
@@ -122,8 +123,11 @@ fn ask(from: &FromArgs, output: Output, question: Question) -> Result<(), Failur
 }
 
 async fn local_answer(dir: &Path, question: Question) -> Result<Answer, Failure> {
-    let reader = StoreReader::open(dir)?;
-    let engine = Engine::new(reader, limits(&QuerySection::default()))?;
+    let limits = limits(&QuerySection::default());
+    let engine = match dir.to_str().filter(|dir| archive::is_url(dir)) {
+        Some(url) => Engine::new(ArchiveReader::open(url).map_err(|e| Failure::new(Code::Usage, e))?, limits)?,
+        None => Engine::new(StoreReader::open(dir)?, limits)?,
+    };
     let stream = match question {
         Question::Flows(flows) => engine.flows(flows).await,
         Question::Sql(text) => engine.sql(&text).await,

@@ -5,8 +5,9 @@ use crate::parse::{self, TextKind};
 use crate::reader::ScanBudget;
 use crate::stop::{self, Stop};
 use crate::stream::{self, AbortOnDrop, QueryStream, Running};
-use crate::table::{DNS, FLOWS, StoredTable, flows_view};
+use crate::table::{self, DNS, FLOWS, StoredTable, flows_view};
 use crate::{FlowQuery, Located, QueryError};
+use archive::ArchiveReader;
 use arrow::datatypes::SchemaRef;
 use datafusion::catalog::{CatalogProvider, CatalogProviderList, SchemaProvider};
 use datafusion::catalog::{MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider};
@@ -17,13 +18,14 @@ use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::LogicalPlan;
+use datafusion::object_store::ObjectStore;
 use datafusion::optimizer::Analyzer;
 use datafusion::physical_plan::execute_stream;
 use datafusion::prelude::SessionConfig;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use storage::{Snapshot, StorageError, StoreReader};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Stack of a query thread, bytes. Planner and optimizer recurse over expressions; [`parse::TEXT_WORDS_MAX`] bounds
@@ -55,6 +57,12 @@ pub trait FlowSource: Send + Sync + 'static {
     /// # Errors
     /// When the data folder cannot be read.
     fn dns_snapshot(&self) -> Result<Snapshot, StorageError>;
+
+    /// What the files of segments lie in, where that is not this machine's file system: their `path` is then the name of
+    /// an object, with `sensor=NAME` in it, and tables have a column `sensor`.
+    fn objects(&self) -> Option<Arc<dyn ObjectStore>> {
+        None
+    }
 }
 
 impl FlowSource for StoreReader {
@@ -65,6 +73,28 @@ impl FlowSource for StoreReader {
     fn dns_snapshot(&self) -> Result<Snapshot, StorageError> {
         StoreReader::dns_snapshot(self)
     }
+}
+
+/// What an archive lists at that moment. Rows the sensors have not shipped yet are not in it.
+impl FlowSource for ArchiveReader {
+    fn snapshot(&self) -> Result<Snapshot, StorageError> {
+        listed(self, FLOWS)
+    }
+
+    fn dns_snapshot(&self) -> Result<Snapshot, StorageError> {
+        listed(self, DNS)
+    }
+
+    fn objects(&self) -> Option<Arc<dyn ObjectStore>> {
+        Some(self.store())
+    }
+}
+
+/// On a thread that may block, of the runtime whose queries read the objects.
+fn listed(archive: &ArchiveReader, table: &str) -> Result<Snapshot, StorageError> {
+    Handle::current()
+        .block_on(archive.snapshot(table))
+        .map_err(|error| StorageError::Elsewhere { reason: error.to_string() })
 }
 
 /// What queries may cost. History must never cost a packet.
@@ -159,11 +189,14 @@ impl Engine {
             .thread_name("query")
             .thread_stack_size(THREAD_STACK_BYTES)
             .on_thread_start(init)
-            .enable_time()
+            .enable_all()
             .build()
             .map_err(|e| failed("cannot start query threads", &e))?;
         let template = template(&limits).map_err(|e| failed("cannot set up the query engine", &message_of(&e)))?;
         let slots = Arc::new(Semaphore::new(limits.concurrent_max.max(1)));
+        if let Some(objects) = source.objects() {
+            template.runtime_env().register_object_store(table::objects_url().as_ref(), objects);
+        }
         let source = Arc::new(source);
         let schema = storage::flow_schema();
         Ok(Engine { shared: Arc::new(Shared { source, schema, limits, slots, template, threads: Some(threads) }) })
@@ -312,8 +345,10 @@ impl Session {
     ) -> Result<Session, DataFusionError> {
         let budget = Arc::new(ScanBudget::new(shared.limits.scan_bytes_max));
         let [flows, dns] = &snapshots;
-        let flows = StoredTable::new(FLOWS, flows.clone(), shared.schema.clone(), budget.clone());
-        let dns = StoredTable::new(DNS, dns.clone(), storage::dns_schema(), budget.clone());
+        let objects = shared.source.objects();
+        let flows =
+            StoredTable::new(FLOWS, flows.clone(), shared.schema.clone(), budget.clone(), objects.clone());
+        let dns = StoredTable::new(DNS, dns.clone(), storage::dns_schema(), budget.clone(), objects);
         let schema = MemorySchemaProvider::new();
         schema.register_table(FLOWS.to_owned(), Arc::new(flows_view(Arc::new(flows))?))?;
         schema.register_table(DNS.to_owned(), Arc::new(dns))?;
