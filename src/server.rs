@@ -94,7 +94,8 @@ pub(crate) fn serve(setup: Setup) -> Result<(), Failure> {
     };
     let (pipeline, workers) = Pipeline::start(&config, &names, &worker_taps, WhenFull::Drop, store, sink)?;
 
-    let status = Status::new(&config, &taps, &pipeline, reader.clone(), alerts, slices.clone(), archive.as_ref(), generated);
+    let status =
+        Status::new(&config, &taps, &pipeline, reader.clone(), alerts, slices.clone(), archive.as_ref(), generated);
     let control = start_services(&config, listeners, reader, hub, slices.clone(), status)?;
     let (events, inbox) = channel();
     watch_signals(events.clone())?;

@@ -113,7 +113,10 @@ fn archive(a: &v1::ArchiveStatus) -> String {
         line.push_str(&format!("! not shipping, and tries again: {}\n", a.last_error));
     }
     if a.lost + a.unreadable > 0 {
-        line.push_str(&format!("! {} segment(s) went before they were shipped, {} cannot be read\n", a.lost, a.unreadable));
+        line.push_str(&format!(
+            "! {} segment(s) went before they were shipped, {} cannot be read\n",
+            a.lost, a.unreadable
+        ));
     }
     line
 }

@@ -51,9 +51,9 @@ fn due(
     wall: SystemTime,
     free: u64,
 ) -> Vec<(usize, Arc<Segment>)> {
-    let oldest = retention.max_age.map(|max_age| {
-        micros(wall.duration_since(UNIX_EPOCH).unwrap_or_default()).saturating_sub(micros(max_age))
-    });
+    let oldest = retention
+        .max_age
+        .map(|max_age| micros(wall.duration_since(UNIX_EPOCH).unwrap_or_default()).saturating_sub(micros(max_age)));
     let is_expired = |segment: &Segment| oldest.is_some_and(|oldest| segment.t_end_max < oldest);
     let has_left = |segment: &Segment| segment.is_shipped(retention.shipped_to);
     let (mut victims, rest): (Vec<_>, Vec<_>) =
@@ -110,7 +110,11 @@ pub(crate) fn drop_segments<C: Columns>(
     let table = C::TABLE.name;
     tracing::info!(table, segments = victims.len(), rows, bytes, "retention dropped the oldest segments");
     if unshipped > 0 {
-        tracing::error!(table, segments = unshipped, "the disk is nearly full: segments went that were not shipped yet");
+        tracing::error!(
+            table,
+            segments = unshipped,
+            "the disk is nearly full: segments went that were not shipped yet"
+        );
     }
     for segment in &victims {
         segment.doom();

@@ -1,8 +1,8 @@
 //! Segments into a ClickHouse server: each one INSERT over HTTP with the file as it is for its body.
 
+use crate::ArchiveError;
 use crate::error::shortened;
 use crate::pace::Pacer;
-use crate::ArchiveError;
 use bytes::Bytes;
 use std::fs::File;
 use std::io::Read;

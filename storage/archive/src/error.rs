@@ -29,7 +29,9 @@ pub enum ArchiveError {
         url: String,
     },
     /// No credentials were found.
-    #[error("{url}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket")]
+    #[error(
+        "{url}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket"
+    )]
     NoCredentials {
         /// The archive.
         url: String,
@@ -43,7 +45,9 @@ pub enum ArchiveError {
         reason: String,
     },
     /// Nobody answered.
-    #[error("{url} cannot be reached ({reason}); check the network, AWS_ENDPOINT_URL, AWS_REGION, and AWS_ALLOW_HTTP=true for http")]
+    #[error(
+        "{url} cannot be reached ({reason}); check the network, AWS_ENDPOINT_URL, AWS_REGION, and AWS_ALLOW_HTTP=true for http"
+    )]
     Unreachable {
         /// The archive.
         url: String,
@@ -51,7 +55,9 @@ pub enum ArchiveError {
         reason: String,
     },
     /// There is a bucket and nothing of ours in it.
-    #[error("{url} holds no archive: no sensor has shipped anything there (sensor=NAME/... is missing); check the prefix")]
+    #[error(
+        "{url} holds no archive: no sensor has shipped anything there (sensor=NAME/... is missing); check the prefix"
+    )]
     Empty {
         /// The archive.
         url: String,
@@ -141,10 +147,8 @@ impl ArchiveError {
         if has(&["169.254.169.254", "CredentialsNotLoaded", "MissingAccessKeyId"]) {
             return ArchiveError::NoCredentials { url };
         }
-        let denied = matches!(
-            error,
-            object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. }
-        );
+        let denied =
+            matches!(error, object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. });
         if denied || has(&["AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"]) {
             let codes = ["AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"];
             let code = codes.into_iter().find(|code| text.contains(code)).unwrap_or("the server says so");

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use storage::{Claim, Segment, StoreReader};
+use storage::{Claim, Segment, Segments, StoreReader};
 use tokio::sync::watch;
 
 /// How often the data folder is looked at.
@@ -62,7 +62,7 @@ pub fn start(config: &ArchiveConfig, reader: &StoreReader) -> Result<Archive, Ar
     config.validate()?;
     let gone_before = left(reader.dir())?;
     for (table, segments) in reader.segments()? {
-        for segment in segments.iter().filter(|segment| gone_before.contains(&(table.to_owned(), segment.id))) {
+        for segment in segments.iter().filter(|segment| gone_before.contains(&key_of(table, segment))) {
             segment.claim(Claim::Shipping);
         }
     }
@@ -144,6 +144,15 @@ struct Shipper {
     complained_at: Option<Instant>,
 }
 
+fn key_of(table: &str, segment: &Segment) -> Key {
+    (table.to_owned(), segment.file.clone())
+}
+
+/// Every segment there is.
+fn present(tables: &[(&'static str, Arc<Segments>)]) -> HashSet<Key> {
+    tables.iter().flat_map(|(table, segments)| segments.iter().map(|segment| key_of(table, segment))).collect()
+}
+
 /// A segment that is due.
 type Due = (Key, Arc<Segment>);
 
@@ -217,17 +226,21 @@ impl Shipper {
         let now = SystemTime::now();
         let (mut due, mut oldest) = (Vec::new(), None);
         let (mut due_bytes, mut early_segments, mut early_bytes) = (0, 0, 0);
-        let mut present = HashSet::new();
-        let mut due_at = HashMap::new();
-        for (table, segments) in tables {
+        let (mut shipped, mut due_at) = (0, HashMap::new());
+        for (table, segments) in &tables {
             for segment in segments.iter() {
-                let key = (table.to_owned(), segment.id);
-                present.insert(key.clone());
-                if segment.is_shipped(1 << self.place) || self.unreadable.contains(&key) {
+                // Nearly all of them, so this comes before anything that costs.
+                if segment.is_shipped(1 << self.place) {
+                    shipped += 1;
+                    continue;
+                }
+                let key = key_of(table, segment);
+                if self.unreadable.contains(&key) {
                     continue;
                 }
                 if self.state.stage(&key) == Some(&Stage::Shipped) {
                     segment.set_shipped(self.place);
+                    shipped += 1;
                     continue;
                 }
                 let at = self.due_at.get(&key).copied().unwrap_or_else(|| self.due(segment, now));
@@ -250,10 +263,13 @@ impl Shipper {
         counters.early_segments.store(early_segments, Relaxed);
         counters.early_bytes.store(early_bytes, Relaxed);
         counters.oldest_due_ms.store(oldest.map_or(0, millis), Relaxed);
-        let forgotten = self.state.keys().filter(|key| !present.contains(*key));
-        let shipped = |key: &&Key| self.state.stage(key) == Some(&Stage::Shipped);
-        let forgotten: Vec<Key> = forgotten.filter(shipped).cloned().collect();
-        self.state.gone(forgotten)?;
+        if self.state.shipped_count() > shipped {
+            let present = present(&tables);
+            let gone = self.state.keys().filter(|key| !present.contains(*key));
+            let shipped = |key: &&Key| self.state.stage(key) == Some(&Stage::Shipped);
+            let gone = gone.filter(shipped).cloned().collect();
+            self.state.gone(gone)?;
+        }
         Ok(due)
     }
 
@@ -340,16 +356,17 @@ impl Shipper {
 
     /// Segments that were begun and have left the folder since: what of them may be there is taken back.
     async fn drop_lost(&mut self) -> Result<(), ArchiveError> {
-        let tables = self.reader.segments()?;
-        let present: HashSet<Key> =
-            tables.iter().flat_map(|(table, all)| all.iter().map(|s| ((*table).to_owned(), s.id))).collect();
+        if self.state.unfinished().next().is_none() {
+            return Ok(());
+        }
+        let present = present(&self.reader.segments()?);
         let lost = self.state.unfinished().filter(|(key, _)| !present.contains(*key));
         let lost: Vec<(Key, Stage)> = lost.map(|(key, stage)| (key.clone(), stage.clone())).collect();
         for (key, stage) in lost {
             if let (Way::Objects(objects), Stage::Begun { segment }) = (&self.way, &stage) {
                 objects.take_back(&key.0, segment).await?;
             }
-            tracing::error!(table = key.0, id = key.1, "a segment went before it was shipped");
+            tracing::error!(table = key.0, file = key.1, "a segment went before it was shipped");
             self.counters.lost.fetch_add(1, Relaxed);
             self.state.gone(vec![key])?;
         }

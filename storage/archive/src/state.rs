@@ -25,17 +25,17 @@ enum Line {
     /// First line: whose this is, and where it goes.
     Archive { format: u32, origin: String, place: String, sensor: String },
     /// A segment is on its way; `segment` is its description.
-    Begin { table: String, id: u64, segment: Value },
+    Begin { table: String, file: String, segment: Value },
     /// It arrived.
-    Uploaded { table: String, id: u64, sha256: String },
+    Uploaded { table: String, file: String, sha256: String },
     /// It is listed there.
-    Shipped { table: String, id: u64 },
+    Shipped { table: String, file: String },
     /// It has left the data folder: nothing more to remember.
-    Gone { table: String, id: u64 },
+    Gone { table: String, file: String },
 }
 
-/// Which segment of which table.
-pub(crate) type Key = (String, u64);
+/// Table, and the segment's file below the table's `segments`: it names one segment for all time.
+pub(crate) type Key = (String, String);
 
 /// How far a segment is.
 #[derive(Clone, Debug, PartialEq)]
@@ -106,40 +106,45 @@ impl State {
         self.segments.iter().filter(|(_, stage)| **stage != Stage::Shipped)
     }
 
+    /// Segments that are remembered as shipped.
+    pub(crate) fn shipped_count(&self) -> usize {
+        self.segments.values().filter(|stage| **stage == Stage::Shipped).count()
+    }
+
     /// Every segment that is remembered.
     pub(crate) fn keys(&self) -> impl Iterator<Item = &Key> {
         self.segments.keys()
     }
 
-    pub(crate) fn begin(&mut self, (table, id): Key, segment: Value) -> Result<(), ArchiveError> {
-        self.push(vec![Line::Begin { table, id, segment }])
+    pub(crate) fn begin(&mut self, (table, file): Key, segment: Value) -> Result<(), ArchiveError> {
+        self.push(vec![Line::Begin { table, file, segment }])
     }
 
-    pub(crate) fn uploaded(&mut self, (table, id): Key, sha256: String) -> Result<(), ArchiveError> {
-        self.push(vec![Line::Uploaded { table, id, sha256 }])
+    pub(crate) fn uploaded(&mut self, (table, file): Key, sha256: String) -> Result<(), ArchiveError> {
+        self.push(vec![Line::Uploaded { table, file, sha256 }])
     }
 
     pub(crate) fn shipped(&mut self, keys: Vec<Key>) -> Result<(), ArchiveError> {
-        self.push(keys.into_iter().map(|(table, id)| Line::Shipped { table, id }).collect())
+        self.push(keys.into_iter().map(|(table, file)| Line::Shipped { table, file }).collect())
     }
 
     pub(crate) fn gone(&mut self, keys: Vec<Key>) -> Result<(), ArchiveError> {
-        self.push(keys.into_iter().map(|(table, id)| Line::Gone { table, id }).collect())
+        self.push(keys.into_iter().map(|(table, file)| Line::Gone { table, file }).collect())
     }
 
     fn apply(&mut self, line: Line) {
         match line {
             Line::Archive { origin, .. } => self.origin = origin,
-            Line::Begin { table, id, segment } => drop(self.segments.insert((table, id), Stage::Begun { segment })),
-            Line::Uploaded { table, id, sha256 } => {
-                if let Some(stage) = self.segments.get_mut(&(table, id))
+            Line::Begin { table, file, segment } => drop(self.segments.insert((table, file), Stage::Begun { segment })),
+            Line::Uploaded { table, file, sha256 } => {
+                if let Some(stage) = self.segments.get_mut(&(table, file))
                     && let Stage::Begun { segment } = stage
                 {
                     *stage = Stage::Uploaded { segment: segment.take(), sha256 };
                 }
             }
-            Line::Shipped { table, id } => drop(self.segments.insert((table, id), Stage::Shipped)),
-            Line::Gone { table, id } => drop(self.segments.remove(&(table, id))),
+            Line::Shipped { table, file } => drop(self.segments.insert((table, file), Stage::Shipped)),
+            Line::Gone { table, file } => drop(self.segments.remove(&(table, file))),
         }
     }
 
@@ -167,14 +172,14 @@ impl State {
     fn rewrite(&mut self) -> Result<(), ArchiveError> {
         let (place, sensor, origin) = (self.place.clone(), self.sensor.clone(), self.origin.clone());
         let mut lines = vec![Line::Archive { format: FORMAT, origin, place, sensor }];
-        for ((table, id), stage) in &self.segments {
-            let (table, id) = (table.clone(), *id);
+        for ((table, file), stage) in &self.segments {
+            let (table, file) = (table.clone(), file.clone());
             match stage.clone() {
-                Stage::Shipped => lines.push(Line::Shipped { table, id }),
-                Stage::Begun { segment } => lines.push(Line::Begin { table, id, segment }),
+                Stage::Shipped => lines.push(Line::Shipped { table, file }),
+                Stage::Begun { segment } => lines.push(Line::Begin { table, file, segment }),
                 Stage::Uploaded { segment, sha256 } => {
-                    lines.push(Line::Begin { table: table.clone(), id, segment });
-                    lines.push(Line::Uploaded { table, id, sha256 });
+                    lines.push(Line::Begin { table: table.clone(), file: file.clone(), segment });
+                    lines.push(Line::Uploaded { table, file, sha256 });
                 }
             }
         }
@@ -202,8 +207,8 @@ pub(crate) fn left(data_dir: &Path) -> Result<BTreeSet<Key>, ArchiveError> {
         }
         for line in read(&path)? {
             match line {
-                Line::Begin { table, id, .. } | Line::Shipped { table, id } => drop(keys.insert((table, id))),
-                Line::Gone { table, id } => drop(keys.remove(&(table, id))),
+                Line::Begin { table, file, .. } | Line::Shipped { table, file } => drop(keys.insert((table, file))),
+                Line::Gone { table, file } => drop(keys.remove(&(table, file))),
                 Line::Archive { .. } | Line::Uploaded { .. } => {}
             }
         }
@@ -258,7 +263,7 @@ mod tests {
     use serde_json::json;
 
     fn key(id: u64) -> Key {
-        ("flows".to_owned(), id)
+        ("flows".to_owned(), format!("{id:016}.parquet"))
     }
 
     fn open(dir: &Path) -> State {

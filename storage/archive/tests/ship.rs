@@ -124,7 +124,16 @@ impl ObjectStore for BadLine {
 
 fn flow(n: u64) -> FlowRecord {
     let end = Nanos::from_secs(n);
-    FlowRecord { flow_id: n, start: end, end, src_port: n as u16, dst_port: 443, proto: 6, pkts_o: 1, ..Default::default() }
+    FlowRecord {
+        flow_id: n,
+        start: end,
+        end,
+        src_port: n as u16,
+        dst_port: 443,
+        proto: 6,
+        pkts_o: 1,
+        ..Default::default()
+    }
 }
 
 fn open(dir: &TempDir) -> Store {

@@ -346,8 +346,7 @@ impl Session {
         let budget = Arc::new(ScanBudget::new(shared.limits.scan_bytes_max));
         let [flows, dns] = &snapshots;
         let objects = shared.source.objects();
-        let flows =
-            StoredTable::new(FLOWS, flows.clone(), shared.schema.clone(), budget.clone(), objects.clone());
+        let flows = StoredTable::new(FLOWS, flows.clone(), shared.schema.clone(), budget.clone(), objects.clone());
         let dns = StoredTable::new(DNS, dns.clone(), storage::dns_schema(), budget.clone(), objects);
         let schema = MemorySchemaProvider::new();
         schema.register_table(FLOWS.to_owned(), Arc::new(flows_view(Arc::new(flows))?))?;
