@@ -45,6 +45,7 @@ fn open_store(config: &Config, tap_names: &[String], on_error: OnError) -> Resul
         SegmentProfile::Tuned => storage::SegmentProfile::Tuned,
         SegmentProfile::Compatible => storage::SegmentProfile::Compatible,
     };
+    options.left = archive::left(&config.data_dir).map_err(|e| Failure::new(Code::Failed, e))?;
     options.on_error = on_error;
     Ok(Store::open(options)?)
 }

@@ -1,5 +1,6 @@
 use crate::StorageError;
 use crate::encode::SegmentProfile;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -25,6 +26,9 @@ pub struct StoreOptions {
     pub frozen_max: usize,
     /// What to drop, and when.
     pub retention: Retention,
+    /// Segments that have left for an archive, as table and file below `segments`: claimed for that before anything could
+    /// merge them.
+    pub left: BTreeSet<(String, String)>,
     /// Parquet features to use.
     pub profile: SegmentProfile,
     /// What to do when the disk does not take rows.
@@ -44,6 +48,7 @@ impl StoreOptions {
             batch_rows: 8_192,
             frozen_max: 2,
             retention: Retention::default(),
+            left: BTreeSet::new(),
             profile: SegmentProfile::Tuned,
             on_error: OnError::Count,
         }

@@ -37,11 +37,12 @@ impl Store {
     ///
     /// # Errors
     /// If the folder is somebody else's, of a newer format, in use, or cannot be written; or an option is out of range.
-    pub fn open(options: StoreOptions) -> Result<Store, StorageError> {
+    pub fn open(mut options: StoreOptions) -> Result<Store, StorageError> {
         options.check()?;
         let folder = DataFolder::open(&options.dir)?;
         let flows = TableWriter::open(&options.dir, &options)?;
         let dns = TableWriter::open(&options.dir, &options)?;
+        options.left.clear();
         Ok(Store { options, flows, dns, retained_at: None, retained_count: 0, _folder: folder })
     }
 

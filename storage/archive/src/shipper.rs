@@ -4,7 +4,7 @@ use crate::clickhouse::ClickHouse;
 use crate::counters::{ArchiveCounters, millis};
 use crate::objects::Objects;
 use crate::pace::{Backoff, Pacer};
-use crate::state::{Key, Stage, State, left};
+use crate::state::{Key, Stage, State};
 use crate::{ArchiveConfig, ArchiveError};
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};
@@ -52,20 +52,13 @@ impl Drop for Archive {
     }
 }
 
-/// Starts shipping what `reader`, of the store of this process, holds: a thread for each place. Segments that left the
-/// folder earlier are claimed before this returns, so call it before the store's first tick. A place that cannot be
-/// reached is tried again; it is no error here.
+/// Starts shipping what `reader`, of the store of this process, holds: a thread for each place. The store was opened with
+/// what [`left`](crate::left) gives. A place that cannot be reached is tried again; it is no error here.
 ///
 /// # Errors
 /// When the configuration cannot work, the state does not read, or there is no thread to be had.
 pub fn start(config: &ArchiveConfig, reader: &StoreReader) -> Result<Archive, ArchiveError> {
     config.validate()?;
-    let gone_before = left(reader.dir())?;
-    for (table, segments) in reader.segments()? {
-        for segment in segments.iter().filter(|segment| gone_before.contains(&key_of(table, segment))) {
-            segment.claim(Claim::Shipping);
-        }
-    }
     let (stop, stopped) = watch::channel(false);
     let mut archive = Archive { places: Vec::new(), stop, threads: Vec::new() };
     let sensor = &config.sensor;

@@ -191,8 +191,12 @@ impl State {
     }
 }
 
-/// Segments that left this data folder for any place, whether or not it is still shipped to: they are merged no more.
-pub(crate) fn left(data_dir: &Path) -> Result<BTreeSet<Key>, ArchiveError> {
+/// Segments that left this data folder for any place, whether or not it is still shipped to, as table and file: for
+/// [`storage::StoreOptions::left`], since they are merged no more.
+///
+/// # Errors
+/// If a state does not read.
+pub fn left(data_dir: &Path) -> Result<BTreeSet<(String, String)>, ArchiveError> {
     let dir = State::dir(data_dir);
     let entries = match fs::read_dir(&dir) {
         Ok(entries) => entries,

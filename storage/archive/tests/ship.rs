@@ -137,7 +137,8 @@ fn flow(n: u64) -> FlowRecord {
 }
 
 fn open(dir: &TempDir) -> Store {
-    Store::open(StoreOptions::new(dir.path(), vec!["core".into(), "edge".into()])).unwrap()
+    let left = archive::left(dir.path()).unwrap();
+    Store::open(StoreOptions { left, ..StoreOptions::new(dir.path(), vec!["core".into(), "edge".into()]) }).unwrap()
 }
 
 /// Adds a segment of rows that end in the given seconds, from a day to the next.
