@@ -13,7 +13,7 @@ Exit codes:
   3  the input is damaged or no capture: what came before the damage is stored
   4  not permitted: a capability or a file permission is missing
   5  no server answers at the address
-  130, 143  ended at once by a second SIGINT or SIGTERM";
+  130, 143  ended by SIGINT or SIGTERM: a question by the first, a server or a replay by the second";
 
 /// Capture server for network taps: packets to flows, flows to Parquet, answers in SQL over gRPC.
 #[derive(Debug, Parser)]
@@ -47,6 +47,10 @@ pub(crate) enum Output {
     Ecs,
     /// `flows` only: one JSON object a line, as flow events of Suricata's EVE log.
     Eve,
+    /// `flows` and `sql` only: an Arrow IPC stream.
+    Arrow,
+    /// `flows` and `sql` only: a Parquet file.
+    Parquet,
 }
 
 impl Output {
@@ -57,6 +61,11 @@ impl Output {
     /// Whether only flows can be printed so.
     pub(crate) fn is_for_flows(self) -> bool {
         matches!(self, Output::Ecs | Output::Eve)
+    }
+
+    /// Whether it is binary, for rows of an answer alone.
+    pub(crate) fn is_columns(self) -> bool {
+        matches!(self, Output::Arrow | Output::Parquet)
     }
 
     /// What a command line that does not parse asks for: `--output json` or `--output=json`, else a table.
@@ -94,6 +103,9 @@ pub(crate) enum Command {
     /// What a running server captures, lost, holds.
     #[command(after_help = EXIT_CODES)]
     Status(StatusArgs),
+    /// Which segments retention would drop, and why.
+    #[command(after_help = format!("{RETENTION_HELP}\n\n{EXIT_CODES}"))]
+    Retention(RetentionArgs),
     /// Check a configuration file.
     #[command(after_help = EXIT_CODES)]
     Validate(ValidateArgs),
@@ -115,22 +127,38 @@ const FLOWS_HELP: &str = "\
 Examples:
   taphouse flows \"src_ip = '10.0.0.1' AND dst_port = 443\" --since -15m
   taphouse flows \"net('10.0.0.0/8') AND pkts_r = 0\" --data-dir taphouse-data --output json
-  taphouse flows \"host('2001:db8::1') OR port(53)\" --limit 20
-
+  taphouse flows \"host('2001:db8::1') OR port(53)\" --sort bytes,t_end:asc --limit 20
+  taphouse flows --since -1h --top 10 --by src_ip,dst_port --metric packets
+  taphouse flows \"proto = 'tcp'\" --since -6h --timeline 5m --by app --top 4
+  taphouse flows --since -1d --export yesterday.parquet
   taphouse flows --since -5m --limit 0 --output ecs
 
-Either side: host('10.0.0.1'), net('10.0.0.0/8'), port(443). Columns: taphouse sql 'DESCRIBE flows'.";
+Either side: host('10.0.0.1'), net('10.0.0.0/8'), port(443). Columns: taphouse sql 'DESCRIBE flows'; bytes and packets
+are both directions together, as are retrans, lost, ooo, zwin, goodput and others that end in _o and _r there.
+
+A flow that lasts has a record each active timeout (a minute), under one flow_id. --top and --timeline count it once in
+each group; its bytes and packets are those of its records. In a timeline a record counts in the interval in which it
+ends, and --until bounds that end; elsewhere --until bounds its start.";
 
 const SQL_HELP: &str = "\
 Examples:
   taphouse sql \"SELECT src_ip, sum(bytes_o) AS bytes FROM flows GROUP BY src_ip ORDER BY bytes DESC LIMIT 10\"
-  taphouse sql \"SELECT count(*) FROM flows WHERE host('10.0.0.1')\" --data-dir taphouse-data --output csv";
+  taphouse sql \"SELECT count(*) FROM flows WHERE host('10.0.0.1')\" --data-dir taphouse-data --output csv
+  taphouse sql -f report.sql --export report.csv.gz
+  taphouse sql - --output parquet < report.sql > report.parquet";
 
 const SLICE_HELP: &str = "\
 Examples:
   taphouse slice start --filter \"host 10.0.0.1 and port 53\" --before 5s --duration 30s --save dns.pcapng.zst
   taphouse slice list
   taphouse slice get 3 incident.pcapng.zst && zstd -dc incident.pcapng.zst | tcpdump -nr -";
+
+const RETENTION_HELP: &str = "\
+Examples:
+  taphouse retention --dry-run --data-dir taphouse-data --max-age 7d
+  taphouse retention --dry-run --config /etc/taphouse/taphouse.yaml --output json
+
+Nothing is changed, and a server may be running. Sizes and ages are those of storage.retention.";
 
 /// What both kinds of server take.
 #[derive(Clone, Debug, Args)]
@@ -194,6 +222,36 @@ pub(crate) struct FromArgs {
     pub(crate) data_dir: Option<PathBuf>,
 }
 
+/// Where an answer comes from, and where it goes.
+#[derive(Debug, Args)]
+pub(crate) struct AnswerArgs {
+    /// Write the answer into this file instead, in the format its name ends in: .parquet, .arrow, .csv, .ndjson or
+    /// .json, the last three also with .gz or .zst behind.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) export: Option<PathBuf>,
+    /// Write over the file of --export.
+    #[arg(long, requires = "export")]
+    pub(crate) force: bool,
+    /// How arrow and parquet have addresses and MACs: as text (the default), or as the bytes they are stored as.
+    #[arg(long, value_enum)]
+    pub(crate) addresses: Option<Addresses>,
+    /// Print all of it, also what is longer than the terminal; otherwise $PAGER shows that, or less -SFX.
+    #[arg(long)]
+    pub(crate) no_pager: bool,
+    #[command(flatten)]
+    pub(crate) from: FromArgs,
+}
+
+/// How addresses are told where there is a choice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Addresses {
+    /// As people write them.
+    #[default]
+    Text,
+    /// 16 bytes, IPv4 mapped; 6 bytes of a MAC.
+    Binary,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct FlowsArgs {
     /// A SQL boolean expression over the columns of `flows`.
@@ -205,23 +263,44 @@ pub(crate) struct FlowsArgs {
     /// Flows that start before this time.
     #[arg(long, value_name = "T", allow_hyphen_values = true)]
     pub(crate) until: Option<String>,
-    /// Most rows to print; 0 for all.
-    #[arg(long, default_value_t = 100)]
-    pub(crate) limit: u64,
-    /// Columns to print, separated by commas; all of them in json, ndjson and csv by default.
+    /// Most rows to print, of a timeline the newest intervals; 0 for all. A listing has 100 without it, an export all.
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<u64>,
+    /// Columns to print, separated by commas; all of them in all formats but the table by default.
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
     pub(crate) columns: Vec<String>,
+    /// The order: columns, separated by commas, each the largest first, or smallest with :asc. The newest first by
+    /// default.
+    #[arg(long, value_name = "COLUMN[:asc|desc]", value_delimiter = ',', conflicts_with_all = ["top", "timeline"])]
+    pub(crate) sort: Vec<String>,
+    /// Instead of flows, the N groups that have the most; with --timeline, how many are told apart there.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000), conflicts_with = "columns")]
+    pub(crate) top: Option<u64>,
+    /// What makes a group: columns, separated by commas.
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    pub(crate) by: Vec<String>,
+    /// What groups are compared by, and bars show: bytes (the default), packets, flows, or another count to add up, such
+    /// as bytes_o or retrans.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) metric: Option<String>,
+    /// Instead of flows, sums for each interval of this length, such as 1m; with --by for the largest groups, 5 of them
+    /// unless --top says otherwise, and all others together.
+    #[arg(long, value_name = "INTERVAL", conflicts_with = "columns")]
+    pub(crate) timeline: Option<String>,
     #[command(flatten)]
-    pub(crate) from: FromArgs,
+    pub(crate) answer: AnswerArgs,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct SqlArgs {
-    /// One SELECT statement.
-    #[arg(value_name = "QUERY")]
-    pub(crate) query: String,
+    /// One SELECT statement; - reads it from standard input.
+    #[arg(value_name = "QUERY", required_unless_present = "file")]
+    pub(crate) query: Option<String>,
+    /// Read the statement from this file; - is standard input.
+    #[arg(short, long, value_name = "FILE", conflicts_with = "query")]
+    pub(crate) file: Option<PathBuf>,
     #[command(flatten)]
-    pub(crate) from: FromArgs,
+    pub(crate) answer: AnswerArgs,
 }
 
 #[derive(Debug, Args)]
@@ -306,6 +385,31 @@ pub(crate) struct StatusArgs {
     /// The server's address.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
     pub(crate) server: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RetentionArgs {
+    /// Show what would go; nothing is changed.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// The data folder; that of the configuration by default.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Age of the newest flow in a segment, such as 7d. With any of the three limits here, the configuration's do not count.
+    #[arg(long, value_name = "AGE")]
+    pub(crate) max_age: Option<String>,
+    /// Bytes of all segments together, such as 10GiB.
+    #[arg(long, visible_alias = "max-bytes", value_name = "SIZE")]
+    pub(crate) max_size: Option<String>,
+    /// Free space the disk must keep, such as 50GiB.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) min_free: Option<String>,
+    /// Configuration file (YAML) with the limits to apply.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Override any key of the configuration, for example storage.retention.max_age=30d.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -14,6 +14,8 @@ pub(crate) enum Code {
     DamagedInput = 3,
     NotPermitted = 4,
     Unreachable = 5,
+    Interrupted = 130,
+    Terminated = 143,
 }
 
 impl Code {
@@ -24,6 +26,8 @@ impl Code {
             Code::DamagedInput => "damaged_input",
             Code::NotPermitted => "not_permitted",
             Code::Unreachable => "unreachable",
+            Code::Interrupted => "interrupted",
+            Code::Terminated => "terminated",
         }
     }
 }
@@ -74,6 +78,10 @@ impl Failure {
 
     /// Prints the sentence and gives the code to exit with.
     pub(crate) fn report(&self, output: Output) -> ExitCode {
+        // Who sends a signal knows why it ended.
+        if matches!(self.code, Code::Interrupted | Code::Terminated) {
+            return ExitCode::from(self.code as u8);
+        }
         let message = self.message();
         if output.is_json() && !self.reported {
             let document = json!({ "error": { "code": self.code.name(), "message": message } });

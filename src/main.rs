@@ -11,6 +11,7 @@ mod pipeline;
 mod server;
 mod slices;
 mod status;
+mod tables;
 mod taps;
 mod time;
 
@@ -28,8 +29,13 @@ fn main() -> ExitCode {
         Err(error) => return Failure::usage(&error).report(Output::asked(std::env::args_os())),
     };
     let output = cli.output.output;
-    if output.is_for_flows() && !matches!(cli.command, Command::Flows(_)) {
-        return commands::query::not_flows(output).report(output);
+    let has_it = match cli.command {
+        Command::Flows(_) => true,
+        Command::Sql(_) => !output.is_for_flows(),
+        _ => !output.is_for_flows() && !output.is_columns(),
+    };
+    if !has_it {
+        return commands::query::not_here(output).report(output);
     }
     let result = match cli.command {
         Command::Run(args) => commands::run::run(&args),
@@ -40,6 +46,7 @@ fn main() -> ExitCode {
         Command::Alerts(args) => commands::alerts::alerts(&args, output),
         Command::Slice(args) => commands::slice::slice(&args, output),
         Command::Status(args) => commands::status::status(&args, output),
+        Command::Retention(args) => commands::retention::retention(&args, output),
         Command::Validate(args) => commands::misc::validate(&args, output),
         Command::ExampleConfig => commands::misc::example_config(),
         Command::Completions { shell } => commands::misc::completions(shell),

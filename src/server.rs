@@ -4,9 +4,12 @@ use crate::commands::retention;
 use crate::config::{self, Config, Sharding};
 use crate::failure::{Code, Failure};
 use crate::notify::Notify;
-use crate::pipeline::{AlertSink, Ingest, LiveSettings, LiveWorker, Pipeline, Shard, WhenFull, Worker, WorkerView};
+use crate::pipeline::{
+    ActiveFlows, AlertSink, Ingest, LiveSettings, LiveWorker, Pipeline, Shard, WhenFull, Worker, WorkerView,
+};
 use crate::slices::SliceRecorder;
 use crate::status::{AlertState, Status};
+use crate::tables::{ActiveFlowsTable, LedgerTable, Tables};
 use crate::taps::{LiveTap, open_with};
 use anyhow::Context;
 use capture::ledger::{Cause, QueueCounts};
@@ -15,7 +18,7 @@ use capture::slice::Recorder;
 use capture::{Held, InterfaceChange, InterfaceFailed, InterfaceReport, NicWatch, Source, Supervised, Supervisor};
 use detect::DetectConfig;
 use rpc::metrics::QueryMetrics;
-use rpc::{AlertHub, RpcError, Services, StatusFn};
+use rpc::{AlertHub, HttpServices, RpcError, Services, StatusFn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::sync::Arc;
@@ -96,7 +99,8 @@ pub(crate) fn serve(setup: Setup) -> Result<(), Failure> {
 
     let status =
         Status::new(&config, &taps, &pipeline, reader.clone(), alerts, slices.clone(), archive.as_ref(), generated);
-    let control = start_services(&config, listeners, reader, hub, slices.clone(), status)?;
+    let tables = tables(&taps, &pipeline, reader);
+    let control = start_services(&config, listeners, tables, hub, slices.clone(), status)?;
     let (events, inbox) = channel();
     watch_signals(events.clone())?;
 
@@ -145,6 +149,16 @@ pub(crate) fn serve(setup: Setup) -> Result<(), Failure> {
         totals.records_ring_full + totals.records_disk_full
     );
     outcome
+}
+
+/// What queries find: the data folder, and what the workers have in memory.
+fn tables(taps: &[LiveTap], pipeline: &Pipeline, reader: StoreReader) -> Tables {
+    let workers = || taps.iter().flat_map(|tap| tap.workers.iter().enumerate().map(move |(queue, w)| (tap, queue, w)));
+    let views = || pipeline.views.iter().cloned();
+    let active = workers().zip(views()).map(|((tap, _, worker), view)| (tap.name.clone(), view, worker.wake.clone()));
+    let active = ActiveFlowsTable::new(ActiveFlows::new(active), taps.iter().map(|tap| tap.name.clone()).collect());
+    let ledger = workers().zip(views()).map(|((tap, queue, _), view)| (tap.name.clone(), queue as u32, view));
+    Tables::of_server(reader, active, LedgerTable::new(ledger))
 }
 
 /// Logs and publishes alerts, counts those that fire, and has their packets kept.
@@ -234,7 +248,7 @@ fn join_workers<'a>(
 ) -> Box<dyn Iterator<Item = LiveWorker>> {
     let workers: Vec<Worker> = workers.collect();
     let wakes: Vec<_> = tap.workers.iter().filter_map(|w| w.wake.clone()).collect();
-    if tap.sharding == Sharding::Queue || wakes.len() < workers.len() {
+    if tap.sharding == Sharding::Queue || workers.len() == 1 || wakes.len() < workers.len() {
         return Box::new(workers.into_iter().map(LiveWorker::Alone));
     }
     let members = workers.into_iter().zip(views).zip(wakes).map(|((w, view), wake)| (w, view.ledger.clone(), wake));
@@ -436,7 +450,7 @@ struct Control {
 fn start_services(
     config: &Config,
     listeners: Listeners,
-    reader: StoreReader,
+    tables: Tables,
     hub: AlertHub,
     slices: Arc<SliceRecorder>,
     status: Status,
@@ -450,13 +464,16 @@ fn start_services(
     };
     let status: StatusFn = Arc::new(move || status.read());
     let queries = Arc::new(QueryMetrics::default());
-    let engine = query::Engine::new(reader, crate::commands::query::limits(&config.query))?;
+    let (limits, geo) =
+        (crate::commands::query::limits(&config.query), crate::commands::query::geo_files(&config.query));
+    let engine = query::Engine::with_geo(tables, limits, &geo)?;
     let slices = Some(slices as Arc<dyn rpc::SliceControl>);
-    let services = Services { engine, alerts: hub, status: status.clone(), slices, queries: queries.clone() };
-    let metrics = rpc::metrics::exporter(status, queries);
+    let metrics = rpc::metrics::exporter(status.clone(), queries.clone());
+    let web = HttpServices { metrics, engine: engine.clone(), queries: queries.clone() };
+    let services = Services { engine, alerts: hub, status, slices, queries };
     let tasks = vec![
         runtime.spawn(rpc::serve_grpc(grpc, services, wait(signal.clone()))),
-        runtime.spawn(rpc::serve_http(http, metrics, wait(signal))),
+        runtime.spawn(rpc::serve_http(http, web, wait(signal))),
     ];
     Ok(Control { runtime, shutdown, tasks, grpc: grpc_address, http: http_address })
 }

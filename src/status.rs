@@ -207,8 +207,8 @@ impl Status {
         let Some(c) = self.reader.counts() else { return v1::StorageStatus::default() };
         let dns = self.reader.dns_counts().unwrap_or_default();
         let range = self.reader.snapshot().ok().and_then(|s| {
-            let least = s.segments.iter().map(|s| s.t_end_min).min()?;
-            Some((least, s.segments.iter().map(|s| s.t_end_max).max()?))
+            let times = s.segments.times();
+            Some((times.iter().map(|t| t.t_end_min).min()?, times.iter().map(|t| t.t_end_max).max()?))
         });
         let time = |us: Option<i64>| {
             us.and_then(|us| u64::try_from(us).ok())
@@ -224,7 +224,21 @@ impl Status {
             dns_segments: dns.segments,
             dns_rows: dns.segment_rows + dns.live_rows,
             dns_bytes: dns.segment_bytes,
+            compaction: Some(v1::CompactionStatus {
+                compactions: c.compactions + dns.compactions,
+                segments_merged: c.segments_merged + dns.segments_merged,
+                rows: c.rows_merged + dns.rows_merged,
+                bytes_read: c.bytes_merged + dns.bytes_merged,
+                bytes_written: c.bytes_merged_into + dns.bytes_merged_into,
+                abandoned: c.compactions_abandoned + dns.compactions_abandoned,
+                errors: c.compaction_errors + dns.compaction_errors,
+            }),
+            waiting_bytes: c.unlinks_waiting_bytes + dns.unlinks_waiting_bytes,
+            segments_removed: c.segments_removed + dns.segments_removed,
+            rows_removed: c.rows_removed + dns.rows_removed,
+            bytes_removed: c.bytes_removed + dns.bytes_removed,
             removed_unshipped: c.segments_removed_unshipped + dns.segments_removed_unshipped,
+            last_error: c.last_error.or(dns.last_error).unwrap_or_default(),
         }
     }
 }

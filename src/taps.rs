@@ -39,7 +39,7 @@ pub(crate) struct LiveTap {
 /// What one worker of a tap reads.
 pub(crate) struct LiveWorker {
     pub(crate) source: Box<dyn Source>,
-    /// What it sleeps on, where other workers leave packets for it.
+    /// What ends its sleep, where it sleeps on such a thing.
     pub(crate) wake: Option<Arc<Wake>>,
 }
 
@@ -108,14 +108,9 @@ pub(crate) fn open_interfaces(
     for queues in queues {
         let mut source = TapSource::new(&tap.name, queues, waiting(config.capture.wait));
         controls.push(source.control(id, failures.clone()));
-        let wake = match tap.sharding == Sharding::Symmetric && workers > 1 {
-            true => Some(Arc::new(Wake::new().map_err(|e| anyhow!("cannot make an eventfd: {e}"))?)),
-            false => None,
-        };
-        if let Some(wake) = &wake {
-            source.wake_by(wake.clone());
-        }
-        live.push(LiveWorker { source: Box::new(source), wake });
+        let wake = Arc::new(Wake::new().map_err(|e| anyhow!("cannot make an eventfd: {e}"))?);
+        source.wake_by(wake.clone());
+        live.push(LiveWorker { source: Box::new(source), wake: Some(wake) });
     }
     let supervised = each.into_iter().zip(opened).enumerate().map(|(number, ((interface, options), mut open))| {
         let view = Arc::new(InterfaceView::new(id, &interface.name, &open));

@@ -1,4 +1,5 @@
 use crate::{Alert, DetectError};
+use rustix::fs::FallocateFlags;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -9,12 +10,15 @@ const PREVIOUS: &str = "alerts.1.ndjson";
 const MAX_BYTES_MIN: u64 = 4_096;
 /// Longest line, whatever `max_bytes` is.
 const LINE_BYTES_MAX: u64 = 256 * 1024;
+/// Space kept beyond the end of the file, so that a full disk can still be told of: about a hundred alerts.
+const RESERVE_BYTES: u64 = 64 * 1024;
 
 /// The durable, numbered list of alerts: one JSON object a line in `alerts.ndjson`.
 ///
 /// An alert that [`append`](AlertLog::append) returned is on disk (fdatasync) and has the next number, from 1 without
 /// gaps, across restarts and rotations. When a line would make the file longer than `max_bytes`, the file becomes
-/// `alerts.1.ndjson`, replacing the one before it: the log takes at most `2 * max_bytes`.
+/// `alerts.1.ndjson`, replacing the one before it: the log takes at most `2 * max_bytes`. Space for about a hundred
+/// alerts is set aside beyond that, for those about a full disk.
 ///
 /// One process writes, guarded by whoever owns the folder; any number of others [`read`](AlertLog::read) meanwhile.
 #[derive(Debug)]
@@ -72,6 +76,7 @@ impl AlertLog {
             recovery: Recovery { torn_bytes: 0, unreadable_lines: earlier.unreadable_lines + current.unreadable_lines },
         };
         log.recover(&current.tail)?;
+        log.reserve();
         Ok(log)
     }
 
@@ -112,7 +117,15 @@ impl AlertLog {
         self.dirty = false;
         self.len += bytes;
         self.next_seq += 1;
+        self.reserve();
         Ok(alert)
+    }
+
+    /// Has the file system set space aside for what comes next (fallocate(2)), which does not change the file's length.
+    /// One that cannot, or is full, leaves the log as it is: alerts that do not fit are errors then.
+    fn reserve(&self) {
+        let bytes = RESERVE_BYTES.min(self.max_bytes);
+        let _ = rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, self.len, bytes);
     }
 
     /// Up to `limit` alerts with numbers above `after_seq`, in order, and the lowest number still there (1 if there is
@@ -299,6 +312,25 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn space_for_alerts_is_set_aside_and_changes_no_length() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let probe = File::create(dir.path().join("probe")).unwrap();
+        if let Err(error) = rustix::fs::fallocate(&probe, FallocateFlags::KEEP_SIZE, 0, RESERVE_BYTES) {
+            println!("SKIPPED: this file system sets no space aside ({error})");
+            return;
+        }
+        let log = AlertLog::open(&dir.path().join("log"), 1 << 20).unwrap();
+        let found = log.file.metadata().unwrap();
+        assert_eq!(found.len(), 0);
+        assert!(found.blocks() * 512 >= RESERVE_BYTES, "{} blocks", found.blocks());
+        drop(log);
+        // A small log takes no more than it may grow to.
+        let log = AlertLog::open(&dir.path().join("small"), MAX_BYTES_MIN).unwrap();
+        assert!(log.file.metadata().unwrap().blocks() * 512 < RESERVE_BYTES);
+    }
 
     #[test]
     fn only_whole_lines_have_a_number() {

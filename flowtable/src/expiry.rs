@@ -91,6 +91,12 @@ impl Expiry {
         self.bounds[slot as usize] = FREE;
     }
 
+    /// Whether the slot is free. Answered from four bytes of an array read in sequence.
+    #[inline]
+    pub(crate) fn is_free(&self, slot: usize) -> bool {
+        self.bounds[slot] == FREE
+    }
+
     /// Timeouts have changed: the bounds were computed from others, so the sweep is to look at every flow again.
     pub(crate) fn look_at_all(&mut self) {
         self.bounds.iter_mut().filter(|bound| **bound != FREE).for_each(|bound| *bound &= 1);

@@ -15,9 +15,11 @@ mod sink;
 mod state;
 mod table;
 mod tcp;
+mod walk;
 
 pub use config::{FlowTableConfig, FlowTableError, Timeouts};
 pub use fragments::{FragmentCache, FragmentCounts};
 pub use record::{ConnState, EndReason, FlowRecord, RttLife, TcpState};
 pub use sink::{FlowInView, FlowSink, HintOwner, HintSlot, TcpOpening};
 pub use table::{FlowTable, FlowTableCounts};
+pub use walk::FlowWalk;

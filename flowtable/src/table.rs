@@ -4,7 +4,7 @@ use crate::index::Index;
 use crate::pressure::{Patience, marks};
 use crate::sink::{FlowInView, HintOwner, HintSlot};
 use crate::state::{Birth, FlowState, NO_EXTRA, bits};
-use crate::{EndReason, FlowSink, FlowTableConfig, FlowTableError, memory, prefetch, segments};
+use crate::{EndReason, FlowRecord, FlowSink, FlowTableConfig, FlowTableError, memory, prefetch, segments};
 use hints::App;
 use wire::{Nanos, PacketMeta, proto};
 
@@ -310,6 +310,12 @@ impl FlowTable {
         self.counts.exported[reason as usize - 1] += 1;
     }
 
+    /// What there is to a flow in the slot.
+    #[inline]
+    pub(crate) fn parts_of(&self, slot: usize) -> (&FlowState, &Birth, &Extras) {
+        (&self.states[slot], &self.births[slot], &self.extras)
+    }
+
     /// Makes room at the cap: what nobody answered goes first.
     #[cold]
     fn evict(&mut self, sink: &mut impl FlowSink) {
@@ -337,14 +343,26 @@ impl FlowTableCounts {
 /// Hands a record over, with what the side arena knows.
 #[inline]
 fn deliver(state: &FlowState, birth: &Birth, extras: &Extras, reason: EndReason, sink: &mut impl FlowSink) {
+    deliver_to(state, birth, extras, reason, |record, text| sink.record(record, text));
+}
+
+/// The same to whoever asks.
+#[inline]
+pub(crate) fn deliver_to<T>(
+    state: &FlowState,
+    birth: &Birth,
+    extras: &Extras,
+    reason: EndReason,
+    take: impl FnOnce(&FlowRecord, &[u8]) -> T,
+) -> T {
     let mut record = state.record(birth, reason);
     record.app = App::ALL.get(usize::from(state.sides[1].mark)).copied().unwrap_or_default();
     if state.extra == NO_EXTRA {
-        sink.record(&record, &[]);
+        take(&record, &[])
     } else {
         let mut text = [0; TEXTS_MAX];
         let ([srv, cli], lens, text) = extras.read(state.extra, &mut text);
         (record.rtt_srv_life, record.rtt_cli_life, record.text) = (srv, cli, lens);
-        sink.record(&record, text);
+        take(&record, text)
     }
 }

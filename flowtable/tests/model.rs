@@ -1,7 +1,7 @@
 //! The table against a naive model: a `HashMap`, no batches, no sweep, every timeout checked by a scan.
 
-use flowtable::{EndReason, FlowRecord, FlowSink, FlowTable, FlowTableConfig, Timeouts};
-use hashbrown::HashMap;
+use flowtable::{EndReason, FlowRecord, FlowSink, FlowTable, FlowTableConfig, FlowWalk, Timeouts};
+use hashbrown::{HashMap, HashSet};
 use proptest::prelude::*;
 use wire::{Addr, Direction, FlowKey, Nanos, PacketMeta, TcpFlags, proto};
 
@@ -290,6 +290,118 @@ proptest! {
         if emergencies > 0 {
             prop_assert!(counts.emergencies > 0);
         }
+    }
+
+    /// A walk in slices, with packets, parts, ends, evictions and new flows in the slots of old ones between them: each flow
+    /// is shown at most once, with what the model has counted at that moment and under the id its record will have; and
+    /// every flow that was there from the first slice to the last is shown.
+    #[test]
+    fn a_walk_shows_each_flow_once_and_all_that_stay(
+        steps in steps(),
+        flows_max in 16u32..64,
+        idle in 1u64..20,
+        active in 2u64..40,
+        slice in 1usize..9,
+        room in 1usize..9,
+        every in 1usize..6,
+    ) {
+        let timeouts = Timeouts {
+            tcp_idle: Nanos::from_secs(idle * 2),
+            udp_idle: Nanos::from_secs(idle),
+            closed: Nanos::from_secs(1),
+            active: Nanos::from_secs(active),
+            ..Timeouts::default()
+        };
+        let mut packets = packets(&steps);
+        for (i, p) in packets.iter_mut().enumerate() {
+            p.key.vlan = if i % 5 == 0 { 0 } else { (i / 7) as u16 };
+        }
+        let mut table = FlowTable::new(FlowTableConfig { flows_max, timeouts, side_bytes_max: 1 << 12 }).unwrap();
+        let mut model = Model { timeouts, flows: HashMap::new(), lines: Vec::new() };
+        let mut walk: Option<Walk> = None;
+        let (mut shown_in_all, mut walks) = (0, 0);
+        for (i, p) in packets.iter().enumerate() {
+            let mut out = Records::default();
+            table.process(std::slice::from_ref(p), &mut out);
+            let (before, after): (Vec<_>, Vec<_>) = out.0.iter().partition(|r| !model.includes(r, p));
+            for r in before {
+                Walk::record(&mut walk, &model, r)?;
+                model.settle(r, p, true, true)?;
+            }
+            model.count(p);
+            for r in after {
+                Walk::record(&mut walk, &model, r)?;
+                model.settle(r, p, true, true)?;
+            }
+            if i % every != 0 {
+                continue;
+            }
+            let walk_now = walk.get_or_insert_with(|| {
+                let there = model.flows.iter().map(|(key, f)| (*key, f.first_ts)).collect();
+                Walk { walk: table.walk(), there, shown: HashMap::new() }
+            });
+            let mut seen = Vec::new();
+            let (count, over) = table.step(&mut walk_now.walk, slice, |r, _| {
+                let taken = seen.len() < room;
+                if taken {
+                    seen.push(*r);
+                }
+                taken
+            });
+            prop_assert_eq!(count, seen.len());
+            prop_assert!(count <= slice);
+            // Nothing is in the way of a slice but room and the end.
+            prop_assert!(over || count > 0 || table.counts().active < u64::from(flows_max));
+            for r in &seen {
+                walk_now.show(&model, r)?;
+                shown_in_all += 1;
+            }
+            if over {
+                let walk_now = walk.take().unwrap();
+                for stayed in &walk_now.there {
+                    prop_assert!(walk_now.shown.contains_key(stayed), "{:?} was there all the time", stayed);
+                }
+                walks += 1;
+            }
+        }
+        prop_assert!(packets.len() < 100 || shown_in_all > 0);
+        prop_assert!(packets.len() < 500 || walks > 0);
+    }
+}
+
+/// A walk, and what must hold at its end.
+struct Walk {
+    walk: FlowWalk,
+    /// Flows that were there when it began, and still are: by key and first packet.
+    there: HashSet<(FlowKey, u64)>,
+    /// The ids under which flows were shown.
+    shown: HashMap<(FlowKey, u64), u64>,
+}
+
+impl Walk {
+    fn show(&mut self, model: &Model, r: &FlowRecord) -> Result<(), TestCaseError> {
+        let key = model.key_of(r);
+        let Some(f) = model.flows.get(&key) else {
+            return Err(TestCaseError::fail(format!("a flow that is not there: {r:?}")));
+        };
+        prop_assert_eq!(f.counts, [r.pkts_o, r.pkts_r, r.bytes_o, r.bytes_r]);
+        prop_assert_eq!((f.start, f.end, f.part), (r.start.0, r.end.0, r.part));
+        prop_assert_eq!((f.flags, r.end_reason), ([r.flags_o, r.flags_r], EndReason::Active));
+        prop_assert_eq!(self.shown.insert((key, f.first_ts), r.flow_id), None, "shown twice");
+        Ok(())
+    }
+
+    /// A record was exported: it has the id its flow was shown under, and a flow that ended is no longer waited for.
+    fn record(walk: &mut Option<Walk>, model: &Model, r: &FlowRecord) -> Result<(), TestCaseError> {
+        let (Some(walk), key) = (walk, model.key_of(r)) else { return Ok(()) };
+        let flow = (key, model.flows[&key].first_ts);
+        if let Some(id) = walk.shown.get(&flow) {
+            prop_assert_eq!(*id, r.flow_id);
+        }
+        if r.end_reason != EndReason::Active {
+            walk.there.remove(&flow);
+        }
+        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Arrow IPC streams cut into messages, and put together again.
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array, ArrayRef, RecordBatch};
 use arrow::buffer::Buffer;
 use arrow::datatypes::{Schema, SchemaRef};
 use arrow::error::ArrowError;
@@ -40,6 +40,16 @@ impl Encoder {
         self.writer.finish()?;
         Ok(Bytes::from(std::mem::take(self.writer.get_mut())))
     }
+}
+
+/// A batch in parts of some [`CHUNK_BYTES_MAX`], of one row at least. A batch without rows has none.
+pub(crate) fn parts(batch: &RecordBatch) -> impl Iterator<Item = RecordBatch> {
+    // What a part refers to: a batch may be a slice of a much larger one.
+    let bytes = |column: &ArrayRef| column.to_data().get_slice_memory_size().unwrap_or(0);
+    let bytes: usize = batch.columns().iter().map(bytes).sum();
+    let rows = batch.num_rows();
+    let step = (rows / bytes.div_ceil(CHUNK_BYTES_MAX).max(1)).max(1);
+    (0..rows).step_by(step).map(move |start| batch.slice(start, step.min(rows - start)))
 }
 
 /// Cuts without copying.
@@ -97,7 +107,7 @@ impl Decoder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arrow::array::{ArrayRef, DictionaryArray, Int64Array};
+    use arrow::array::{DictionaryArray, Int64Array};
     use arrow::datatypes::Int32Type;
     use std::sync::Arc;
 
@@ -130,6 +140,16 @@ mod tests {
             assert_eq!(decoder.schema().unwrap(), batches[0].schema());
             assert_eq!(decoded, batches, "pieces of {cut}");
         }
+    }
+
+    #[test]
+    fn parts_are_all_of_a_batch() {
+        let large = batch(400_000);
+        let sizes: Vec<usize> = parts(&large).map(|part| part.num_rows()).collect();
+        assert!(sizes.len() >= 4 && sizes.iter().sum::<usize>() == 400_000, "{sizes:?}");
+        // A slice is as small as it looks.
+        assert_eq!(parts(&large.slice(7, 100)).collect::<Vec<_>>(), [large.slice(7, 100)]);
+        assert_eq!(parts(&batch(0)).count(), 0);
     }
 
     #[test]

@@ -1,34 +1,58 @@
 use crate::RpcError;
-use crate::metrics::{CONTENT_TYPE, MetricsFn};
+use crate::metrics::{CONTENT_TYPE, MetricsFn, QueryMetrics};
+use crate::rest;
 use crate::server::SHUTDOWN_GRACE;
 use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use query::Engine;
 use std::future::{Future, IntoFuture};
+use std::sync::Arc;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 
-const INDEX: &str = "taphouse\n\n/metrics  OpenMetrics text for Prometheus\n/healthz  200 while the server runs\n";
+const INDEX: &str = "taphouse
 
-/// Serves `/metrics`, `/healthz` and a text index at `/` until `shutdown` completes; connections then have five seconds
-/// to close. `metrics` is called once a scrape, on a thread that may block for it.
+/api/v1/openapi.json  the REST interface, described
+/api/v1/flows         flows, newest first
+/api/v1/sql           any SQL query (POST)
+/api/v1/tables        tables and their columns
+/metrics              OpenMetrics text for Prometheus
+/healthz              200 while the server runs
+";
+
+/// What the HTTP server answers from.
+#[derive(Clone)]
+pub struct HttpServices {
+    /// Supplies `/metrics`. Called once a scrape, on a thread that may block for it.
+    pub metrics: MetricsFn,
+    /// Answers questions about flows.
+    pub engine: Engine,
+    /// Counts queries; the same that the gRPC services are given.
+    pub queries: Arc<QueryMetrics>,
+}
+
+/// Serves the REST interface under `/api/v1`, `/metrics`, `/healthz` and a text index at `/` until `shutdown`
+/// completes. Then running answers end, and connections have five seconds to close.
 ///
 /// # Errors
 /// [`RpcError::Serve`] when the listener fails.
 pub async fn serve_http(
     listener: TcpListener,
-    metrics: MetricsFn,
+    services: HttpServices,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), RpcError> {
-    let (close, closing) = oneshot::channel();
-    let serving = axum::serve(listener, router(metrics)).with_graceful_shutdown(async {
+    let (close, closing) = watch::channel(false);
+    let loopback = listener.local_addr().is_ok_and(|addr| addr.ip().is_loopback());
+    let mut closed = closing.clone();
+    let serving = axum::serve(listener, router(services, loopback, closing)).with_graceful_shutdown(async move {
         // An error means that the sender is gone, which is the end as well.
-        let _ = closing.await;
+        let _ = closed.wait_for(|closing| *closing).await;
     });
     let signal = async {
         shutdown.await;
-        let _ = close.send(());
+        close.send_replace(true);
         tokio::time::sleep(SHUTDOWN_GRACE).await;
     };
     tokio::select! {
@@ -39,11 +63,13 @@ pub async fn serve_http(
     }
 }
 
-fn router(metrics: MetricsFn) -> Router {
+fn router(services: HttpServices, loopback: bool, closing: watch::Receiver<bool>) -> Router {
+    let HttpServices { metrics, engine, queries } = services;
     Router::new()
         .route("/", get(async || INDEX))
         .route("/healthz", get(async || "ok\n"))
         .route("/metrics", get(async move || scrape(metrics).await))
+        .nest("/api/v1", rest::router(rest::Api { engine, metrics: queries, closing }, loopback))
 }
 
 /// The status behind the metrics may wait for a lock, so it is asked for on a thread that may.

@@ -41,24 +41,47 @@ pub fn render(status: &v1::Status, queries: &QueryMetrics) -> String {
     }
 }
 
-/// Which call of `FlowService` ran a query.
+/// Which call ran a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Method {
-    /// `ListFlows`.
+    /// `ListFlows` of `FlowService`.
     ListFlows,
-    /// `StreamFlows`.
+    /// `StreamFlows` and `StreamFlowsArrow` of `FlowService`.
     StreamFlows,
-    /// `Query`.
+    /// `Query` of `FlowService`.
     Query,
+    /// A statement planned for a Flight SQL client: `GetFlightInfo`, `GetSchema`, `CreatePreparedStatement`.
+    FlightPlan,
+    /// An answer fetched by a Flight SQL client: `DoGet`.
+    FlightGet,
+    /// `GET /api/v1/flows`.
+    RestFlows,
+    /// `POST /api/v1/sql`.
+    RestSql,
 }
 
 impl Method {
+    /// Every method.
+    pub const ALL: [Method; 7] = [
+        Method::ListFlows,
+        Method::StreamFlows,
+        Method::Query,
+        Method::FlightPlan,
+        Method::FlightGet,
+        Method::RestFlows,
+        Method::RestSql,
+    ];
+
     /// The value of the label `method`.
     pub const fn name(self) -> &'static str {
         match self {
             Method::ListFlows => "list_flows",
             Method::StreamFlows => "stream_flows",
             Method::Query => "query",
+            Method::FlightPlan => "flight_plan",
+            Method::FlightGet => "flight_get",
+            Method::RestFlows => "rest_flows",
+            Method::RestSql => "rest_sql",
         }
     }
 }
@@ -85,14 +108,28 @@ impl EncodeLabelSet for ErrorLabels {
     }
 }
 
-/// Counters of the queries answered over gRPC. Cheap to share, safe to update from any thread.
+/// Counters of the queries answered over gRPC, Flight SQL and REST. Cheap to share, safe to update from any thread.
 #[derive(Debug)]
 pub struct QueryMetrics {
     started: Family<MethodLabel, Counter>,
     errors: Family<ErrorLabels, Counter>,
     seconds: Family<MethodLabel, Histogram, fn() -> Histogram>,
     rows: Family<MethodLabel, Counter>,
+    bytes: Family<MethodLabel, Counter>,
     in_flight: Gauge,
+    pub(crate) prepared: PreparedMetrics,
+}
+
+/// Prepared statements of Flight SQL clients.
+#[derive(Debug, Default)]
+pub(crate) struct PreparedMetrics {
+    /// Held now.
+    pub(crate) open: Gauge,
+    pub(crate) opened: Counter,
+    /// Forgotten since nobody used them.
+    pub(crate) expired: Counter,
+    /// Not taken on, as many being held as allowed.
+    pub(crate) refused: Counter,
 }
 
 impl Default for QueryMetrics {
@@ -104,13 +141,16 @@ impl Default for QueryMetrics {
             errors: Family::default(),
             seconds: Family::new_with_constructor(seconds),
             rows: Family::default(),
+            bytes: Family::default(),
             in_flight: Gauge::default(),
+            prepared: PreparedMetrics::default(),
         };
         // Series that exist from the start, so that a rate over the first query is not lost.
-        for method in [Method::ListFlows, Method::StreamFlows, Method::Query] {
+        for method in Method::ALL {
             metrics.started.get_or_create_owned(&MethodLabel(method));
             metrics.seconds.get_or_create_owned(&MethodLabel(method));
             metrics.rows.get_or_create_owned(&MethodLabel(method));
+            metrics.bytes.get_or_create_owned(&MethodLabel(method));
         }
         metrics
     }
@@ -129,6 +169,11 @@ impl QueryMetrics {
         self.started.get_or_create(&MethodLabel(method)).get()
     }
 
+    /// Prepared statements held for Flight SQL clients now.
+    pub fn prepared_open(&self) -> u64 {
+        u64::try_from(self.prepared.open.get()).unwrap_or(0)
+    }
+
     /// Queries running now.
     pub fn in_flight(&self) -> u64 {
         u64::try_from(self.in_flight.get()).unwrap_or(0)
@@ -143,12 +188,28 @@ impl QueryMetrics {
         );
         registry.register("taphouse_query_rows", "Rows sent in answer to queries", self.rows.clone());
         registry.register_with_unit(
+            "taphouse_query_sent",
+            "Size of the answers to queries",
+            Unit::Bytes,
+            self.bytes.clone(),
+        );
+        registry.register_with_unit(
             "taphouse_query_duration",
             "From the first byte of a query to the last of its answer, the reader's pace included",
             Unit::Seconds,
             self.seconds.clone(),
         );
         registry.register("taphouse_queries_in_flight", "Queries running now", self.in_flight.clone());
+        let PreparedMetrics { open, opened, expired, refused } = &self.prepared;
+        let name = "taphouse_prepared_statements";
+        registry.register(format!("{name}_open"), "Prepared statements of Flight SQL clients held now", open.clone());
+        registry.register(name, "Statements prepared for Flight SQL clients", opened.clone());
+        registry.register(format!("{name}_expired"), "Prepared statements forgotten unused", expired.clone());
+        registry.register(
+            format!("{name}_refused"),
+            "Statements not prepared, as many being held as allowed",
+            refused.clone(),
+        );
     }
 }
 
@@ -163,17 +224,13 @@ pub struct QueryGuard {
 }
 
 impl QueryGuard {
-    /// Counts rows that were handed over for sending.
-    pub fn rows(&self, count: usize) {
-        self.row_counter()(count);
-    }
-
-    /// The same, for a task that runs without the guard.
-    pub fn row_counter(&self) -> Arc<dyn Fn(usize) + Send + Sync> {
-        let rows = self.metrics.rows.get_or_create_owned(&MethodLabel(self.method));
-        Arc::new(move |count| {
-            rows.inc_by(count as u64);
-        })
+    /// Counts what is handed over for sending; also for a task that runs without the guard.
+    pub fn sent(&self) -> Sent {
+        let label = MethodLabel(self.method);
+        Sent {
+            rows: self.metrics.rows.get_or_create_owned(&label),
+            bytes: self.metrics.bytes.get_or_create_owned(&label),
+        }
     }
 
     /// Says how the query ended. Only the first call counts.
@@ -194,8 +251,27 @@ impl Drop for QueryGuard {
     }
 }
 
+/// Counts what leaves in answer to a query.
+#[derive(Clone, Debug)]
+pub struct Sent {
+    rows: Counter,
+    bytes: Counter,
+}
+
+impl Sent {
+    /// Rows of the answer.
+    pub fn rows(&self, count: usize) {
+        self.rows.inc_by(count as u64);
+    }
+
+    /// Bytes of the answer, framing left out.
+    pub fn bytes(&self, count: usize) {
+        self.bytes.inc_by(count as u64);
+    }
+}
+
 /// The name of a code as the gRPC documentation writes it.
-fn code_name(code: Code) -> &'static str {
+pub(crate) fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "CANCELLED",
@@ -249,7 +325,7 @@ impl Collector for StatusCollector {
         out.flow_table(&flows)?;
         out.fragments(&self.0.fragments.unwrap_or_default())?;
         out.hints(&self.0.hints.unwrap_or_default())?;
-        out.storage(&self.0.storage.unwrap_or_default())?;
+        out.storage(&self.0.storage.clone().unwrap_or_default())?;
         out.detectors(&self.0.detectors.unwrap_or_default())?;
         out.alerts(&self.0.alerts.unwrap_or_default())
     }
@@ -634,7 +710,33 @@ impl Families<'_> {
                 self.plain_gauge(name, help, Some(Unit::Seconds), seconds(time))?;
             }
         }
-        Ok(())
+        self.reworked(storage)
+    }
+
+    /// Segments merged and dropped.
+    fn reworked(&mut self, storage: &v1::StorageStatus) -> fmt::Result {
+        let c = storage.compaction.unwrap_or_default();
+        let bytes = Some(Unit::Bytes);
+        for (name, help, unit, count) in [
+            ("taphouse_storage_compactions", "Segments made by merging others", None, c.compactions),
+            ("taphouse_storage_segments_merged", "Segments merged into larger ones", None, c.segments_merged),
+            ("taphouse_storage_rows_merged", "Rows rewritten by merging", None, c.rows),
+            ("taphouse_storage_compactions_abandoned", "Merges given up for retention", None, c.abandoned),
+            ("taphouse_storage_compaction_errors", "Merges that failed", None, c.errors),
+            ("taphouse_storage_segments_removed", "Segments dropped by retention", None, storage.segments_removed),
+            ("taphouse_storage_rows_removed", "Rows in them", None, storage.rows_removed),
+            ("taphouse_storage_removed", "Their size", bytes.clone(), storage.bytes_removed),
+        ] {
+            self.counter(name, help, unit, [(&[] as Labels<'_>, count)])?;
+        }
+        self.counter(
+            "taphouse_storage_compaction",
+            "Bytes of segments read and written by merging",
+            bytes.clone(),
+            [(&[("direction", "read")] as Labels<'_>, c.bytes_read), (&[("direction", "written")], c.bytes_written)],
+        )?;
+        let help = "Size of files dropped or merged that queries hold";
+        self.plain_gauge("taphouse_storage_waiting", help, bytes, storage.waiting_bytes as f64)
     }
 
     fn detectors(&mut self, d: &v1::DetectorStatus) -> fmt::Result {

@@ -1,3 +1,4 @@
+use crate::metrics::{QueryGuard, Sent};
 use std::future::Future;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -28,17 +29,22 @@ impl Scope {
         Scope { deadline, closing }
     }
 
+    /// The scope of a request over HTTP, which sets no deadline.
+    pub(crate) fn without_deadline(closing: watch::Receiver<bool>) -> Scope {
+        Scope { deadline: None, closing }
+    }
+
     /// Runs `work` as far as the scope goes; past it `work` is dropped, which stops it.
-    pub(crate) async fn run<T>(&self, work: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    pub(crate) async fn run<T, E: From<Status>>(&self, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
         let mut closing = self.closing.clone();
         tokio::select! {
             biased;
             result = work => result,
-            () = at(self.deadline) => Err(Status::deadline_exceeded(
+            () = at(self.deadline) => Err(E::from(Status::deadline_exceeded(
                 "the deadline set by the caller passed: allow more time, or narrow the filter or the time range",
-            )),
+            ))),
             // An error means that the sender is gone, and the server with it.
-            _ = closing.wait_for(|closing| *closing) => Err(Status::unavailable("the server is shutting down")),
+            _ = closing.wait_for(|closing| *closing) => Err(E::from(Status::unavailable("the server is shutting down"))),
         }
     }
 
@@ -74,6 +80,22 @@ impl Scope {
             }
         });
         receiver
+    }
+}
+
+impl Scope {
+    /// Streams the answer to a query: as [`Scope::stream`], and counts what `work` sends and how it ended.
+    pub(crate) fn answer<T, W>(
+        self,
+        mut guard: QueryGuard,
+        work: impl FnOnce(Sent, mpsc::Sender<Result<T, Status>>) -> W,
+    ) -> mpsc::Receiver<Result<T, Status>>
+    where
+        T: Send + 'static,
+        W: Future<Output = Result<(), Status>> + Send + 'static,
+    {
+        let sent = guard.sent();
+        self.stream(|sender| work(sent, sender), move |code| guard.finish(code))
     }
 }
 

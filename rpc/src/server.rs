@@ -1,4 +1,5 @@
 use crate::alerts::{AlertHub, Alerts};
+use crate::flight::FlightSql;
 use crate::flows::Flows;
 use crate::metrics::QueryMetrics;
 use crate::slices::{SliceControl, Slices};
@@ -7,6 +8,7 @@ use crate::v1::capture_service_server::{CaptureService, CaptureServiceServer};
 use crate::v1::flow_service_server::FlowServiceServer;
 use crate::v1::slice_service_server::SliceServiceServer;
 use crate::{FILE_DESCRIPTOR_SET, MESSAGE_BYTES_MAX, RpcError, StatusFn, v1};
+use arrow_flight::flight_service_server::FlightServiceServer;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -57,7 +59,7 @@ pub async fn bind(addr: SocketAddr, key: &'static str) -> Result<TcpListener, Rp
     })
 }
 
-/// Serves all services of `taphouse.v1`, health and reflection until `shutdown` completes. Then running answers end
+/// Serves all services of `taphouse.v1`, Flight SQL, health and reflection until `shutdown` completes. Then running answers end
 /// with UNAVAILABLE, and connections have five seconds to close.
 ///
 /// # Errors
@@ -69,14 +71,16 @@ pub async fn serve_grpc(
 ) -> Result<(), RpcError> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| RpcError::Serve { what: "gRPC", source };
     let (close, closing) = watch::channel(false);
-    let flows =
-        FlowServiceServer::new(Flows { engine: services.engine, metrics: services.queries, closing: closing.clone() });
+    let (engine, metrics) = (services.engine, services.queries);
+    let flight = FlightServiceServer::new(FlightSql::new(engine.clone(), metrics.clone(), closing.clone()));
+    let flows = FlowServiceServer::new(Flows { engine, metrics, closing: closing.clone() });
     let alerts = AlertServiceServer::new(Alerts { hub: services.alerts, closing: closing.clone() });
     let capture = CaptureServiceServer::new(Capture { status: services.status });
     let slices = services.slices.map(|control| SliceServiceServer::new(Slices { control }));
 
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<FlowServiceServer<Flows>>().await;
+    health.set_serving::<FlightServiceServer<FlightSql>>().await;
     health.set_serving::<AlertServiceServer<Alerts>>().await;
     health.set_serving::<CaptureServiceServer<Capture>>().await;
     if slices.is_some() {
@@ -93,6 +97,7 @@ pub async fn serve_grpc(
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_service(sized!(flows))
+        .add_service(sized!(flight))
         .add_service(sized!(alerts))
         .add_service(sized!(capture))
         .add_optional_service(slices.map(|slices| sized!(slices)))

@@ -27,16 +27,19 @@ fn to_status(failure: Failure<'_>) -> Status {
             match error {
                 QueryError::Sql(_)
                 | QueryError::Filter(_)
+                | QueryError::Parameters(_)
                 | QueryError::ReadOnly { .. }
                 | QueryError::TooLong { .. } => Code::InvalidArgument,
                 QueryError::Busy { .. }
                 | QueryError::ScanLimit { .. }
                 | QueryError::RowLimit { .. }
-                | QueryError::MemoryLimit { .. } => Code::ResourceExhausted,
+                | QueryError::MemoryLimit { .. }
+                | QueryError::LiveTableMemory { .. } => Code::ResourceExhausted,
                 QueryError::TimeLimit { .. } => Code::DeadlineExceeded,
                 QueryError::Storage(inner) => return to_status(Failure::Storage(inner)),
                 QueryError::Execution { .. } => Code::Internal,
-                QueryError::Stopped | QueryError::SegmentGone => Code::Unavailable,
+                QueryError::GeoFile { .. } => Code::FailedPrecondition,
+                QueryError::Stopped | QueryError::SegmentGone | QueryError::LiveTable { .. } => Code::Unavailable,
             },
             error.to_string(),
         ),
@@ -149,7 +152,10 @@ mod tests {
     fn codes_tell_the_callers_fault_from_the_servers() {
         assert_eq!(QueryError::Busy { max: 1 }.to_status().code(), Code::ResourceExhausted);
         let limit = std::time::Duration::from_secs(1);
-        assert_eq!(QueryError::TimeLimit { limit }.to_status().code(), Code::DeadlineExceeded);
+        assert_eq!(
+            QueryError::TimeLimit { limit, read: Default::default() }.to_status().code(),
+            Code::DeadlineExceeded
+        );
         assert_eq!(HubError::Ahead { resume_after: 2, last_seq: 1 }.to_status().code(), Code::OutOfRange);
         let long = QueryError::Execution { message: "é".repeat(MESSAGE_BYTES_MAX) }.to_status();
         assert!(long.message().len() < MESSAGE_BYTES_MAX + 8 && long.message().ends_with(" ..."));

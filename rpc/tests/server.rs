@@ -3,8 +3,8 @@
 mod common;
 
 use common::{Fixture, record, status};
-use rpc::RpcError;
 use rpc::metrics::{self, Method, QueryMetrics};
+use rpc::{HttpServices, RpcError};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,7 +25,13 @@ async fn status_is_what_the_server_supplied() {
 async fn health_answers_for_each_service() {
     let fixture = Fixture::start(&[]).await;
     let mut health = HealthClient::new(fixture.channel().await);
-    for service in ["", "taphouse.v1.FlowService", "taphouse.v1.AlertService", "taphouse.v1.CaptureService"] {
+    for service in [
+        "",
+        "taphouse.v1.FlowService",
+        "taphouse.v1.AlertService",
+        "taphouse.v1.CaptureService",
+        "arrow.flight.protocol.FlightService",
+    ] {
         let answer = health.check(HealthCheckRequest { service: service.into() }).await.unwrap().into_inner();
         assert_eq!(answer.status(), ServingStatus::Serving, "{service}");
     }
@@ -84,8 +90,11 @@ async fn http_serves_metrics_health_and_an_index() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let source = metrics::exporter(Arc::new(status), Arc::new(QueryMetrics::default()));
-    let serving = tokio::spawn(rpc::serve_http(listener, source, async {
+    let fixture = Fixture::start(&[record(1)]).await;
+    let queries = Arc::new(QueryMetrics::default());
+    let metrics = metrics::exporter(Arc::new(status), queries.clone());
+    let services = HttpServices { metrics, engine: fixture.engine.clone(), queries };
+    let serving = tokio::spawn(rpc::serve_http(listener, services, async {
         let _ = stopped.await;
     }));
 
@@ -96,6 +105,7 @@ async fn http_serves_metrics_health_and_an_index() {
     assert_eq!(get(addr, "/healthz").await.1, "ok\n");
     assert!(get(addr, "/").await.1.contains("/metrics"));
     assert!(get(addr, "/nothing").await.0.starts_with("HTTP/1.1 404"));
+    assert!(get(addr, "/api/v1/flows?columns=proto&format=csv").await.1.contains("proto\n6\n"));
 
     stop.send(()).unwrap();
     serving.await.unwrap().unwrap();
@@ -175,6 +185,17 @@ async fn metrics_say_what_the_status_says_and_count_queries() {
         ("taphouse_storage_dns_segments", 4.0),
         ("taphouse_storage_dns_rows", 41.0),
         ("taphouse_storage_dns_bytes", 42.0),
+        ("taphouse_storage_compactions_total", 21.0),
+        ("taphouse_storage_segments_merged_total", 22.0),
+        ("taphouse_storage_rows_merged_total", 23.0),
+        (r#"taphouse_storage_compaction_bytes_total{direction="read"}"#, 24.0),
+        (r#"taphouse_storage_compaction_bytes_total{direction="written"}"#, 26.0),
+        ("taphouse_storage_compactions_abandoned_total", 27.0),
+        ("taphouse_storage_compaction_errors_total", 28.0),
+        ("taphouse_storage_waiting_bytes", 29.0),
+        ("taphouse_storage_segments_removed_total", 31.0),
+        ("taphouse_storage_rows_removed_total", 32.0),
+        ("taphouse_storage_removed_bytes_total", 33.0),
         ("taphouse_export_up", 1.0),
         (r#"taphouse_export_records_total{outcome="sent"}"#, 11.0),
         (r#"taphouse_export_records_total{outcome="dropped_ring_full"}"#, 8.0),

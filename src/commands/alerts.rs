@@ -130,7 +130,7 @@ impl Printer<'_> {
                 "seq", "time", "state", "severity", "rule"
             )?,
             Output::Csv => writeln!(self.out, "seq,time,state,severity,rule,tap,src_ip,dst_ip,score,summary")?,
-            Output::Json | Output::Ndjson | Output::Ecs | Output::Eve => {}
+            _ => {}
         }
         Ok(())
     }
@@ -140,8 +140,6 @@ impl Printer<'_> {
         let time = detect::format_time(a.time);
         let address = |ip: Option<wire::Addr>| ip.map(|ip| ip.to_string()).unwrap_or_default();
         match self.output {
-            // Following, each alert is a document of its own: a JSON array would never close.
-            Output::Json | Output::Ndjson | Output::Ecs | Output::Eve => writeln!(self.out, "{}", json!(a))?,
             Output::Csv => writeln!(
                 self.out,
                 "{},{time},{},{},{},{},{},{},{},{}",
@@ -165,6 +163,8 @@ impl Printer<'_> {
                 a.rule,
                 a.summary
             )?,
+            // Following, each alert is a document of its own: a JSON array would never close.
+            _ => writeln!(self.out, "{}", json!(a))?,
         }
         self.out.flush()?;
         Ok(())

@@ -88,6 +88,7 @@ impl Source for Generated {
         }
         if self.batch.is_empty() {
             std::thread::sleep(Duration::from_nanos(self.next.ts_ns - now.0).min(WAIT_MAX));
+            handler.idle(now);
             return Ok(Polled::Idle);
         }
         let frames: Vec<Frame<'_>> = self

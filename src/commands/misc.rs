@@ -15,10 +15,8 @@ pub(crate) fn validate(args: &ValidateArgs, output: Output) -> Result<(), Failur
     let mut out = std::io::stdout().lock();
     match output {
         Output::Table => writeln!(out, "{file} is valid")?,
-        Output::Json | Output::Ndjson | Output::Ecs | Output::Eve => {
-            writeln!(out, "{}", json!({ "file": file, "valid": true }))?
-        }
         Output::Csv => writeln!(out, "file,valid\n\"{}\",true", file.replace('"', "\"\""))?,
+        _ => writeln!(out, "{}", json!({ "file": file, "valid": true }))?,
     }
     Ok(())
 }

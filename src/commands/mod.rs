@@ -5,6 +5,7 @@ pub(crate) mod demo;
 pub(crate) mod misc;
 pub(crate) mod query;
 pub(crate) mod replay;
+pub(crate) mod retention;
 pub(crate) mod run;
 pub(crate) mod slice;
 pub(crate) mod status;
@@ -14,7 +15,7 @@ use crate::config::{Config, SegmentProfile};
 use crate::failure::{Code, Failure};
 use std::io::IsTerminal;
 use std::path::Path;
-use storage::{OnError, Retention, Store, StoreOptions};
+use storage::{Compaction, OnError, Retention, Store, StoreOptions};
 
 /// The configuration of a command that writes: file, then `--set`, then `--data-dir` and `--ipfix`.
 fn load_config(args: &ServerArgs) -> Result<Config, Failure> {
@@ -44,6 +45,11 @@ fn open_store(config: &Config, tap_names: &[String], on_error: OnError) -> Resul
     options.profile = match s.profile {
         SegmentProfile::Tuned => storage::SegmentProfile::Tuned,
         SegmentProfile::Compatible => storage::SegmentProfile::Compatible,
+    };
+    options.compaction = Compaction {
+        enabled: s.compaction.enabled,
+        segments_min: s.compaction.min_segments as usize,
+        bytes_per_s: s.compaction.rate.0,
     };
     options.left = archive::left(&config.data_dir).map_err(|e| Failure::new(Code::Failed, e))?;
     options.on_error = on_error;

@@ -234,7 +234,6 @@ impl Summary {
         let mut out = std::io::stdout().lock();
         match output {
             Output::Json => writeln!(out, "{:#}", self.json()),
-            Output::Ndjson | Output::Ecs | Output::Eve => writeln!(out, "{}", self.json()),
             Output::Csv => {
                 let errors: u64 = self.decode_errors().iter().map(|(_, n)| n).sum();
                 writeln!(out, "packets,bytes,flows,records,alerts,not_ip,decode_errors,elapsed_s,cpu_s")?;
@@ -253,6 +252,7 @@ impl Summary {
                 )
             }
             Output::Table => self.table(&mut out),
+            _ => writeln!(out, "{}", self.json()),
         }
     }
 

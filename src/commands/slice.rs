@@ -111,9 +111,6 @@ fn print(slices: &[v1::Slice], output: Output) -> Result<(), Failure> {
     match output {
         Output::Table => writeln!(out, "{}", table(slices))?,
         Output::Json => writeln!(out, "{:#}", Value::from(slices.iter().map(document).collect::<Vec<_>>()))?,
-        Output::Ndjson | Output::Ecs | Output::Eve => {
-            slices.iter().try_for_each(|s| writeln!(out, "{}", document(s)))?
-        }
         Output::Csv => {
             writeln!(out, "id,state,ended_by,packets,bytes,file_bytes,dropped_queue_full,overwritten,path")?;
             for s in slices {
@@ -124,6 +121,7 @@ fn print(slices: &[v1::Slice], output: Output) -> Result<(), Failure> {
                 writeln!(out, "{},{},\"{ended}\",{counts},\"{path}\"", s.id, s.state)?;
             }
         }
+        _ => slices.iter().try_for_each(|s| writeln!(out, "{}", document(s)))?,
     }
     Ok(())
 }

@@ -19,13 +19,13 @@ pub(crate) fn status(args: &StatusArgs, output: Output) -> Result<(), Failure> {
     match output {
         Output::Table => write!(out, "{}", text(&status))?,
         Output::Json => writeln!(out, "{:#}", document(&status))?,
-        Output::Ndjson | Output::Ecs | Output::Eve => writeln!(out, "{}", document(&status))?,
         Output::Csv => {
             writeln!(out, "tap,queue,cause,packets,loss")?;
             for (q, c) in status.queues.iter().flat_map(|q| q.causes.iter().map(move |c| (q, c))) {
                 writeln!(out, "\"{}\",{},{},{},{}", q.tap.replace('"', "\"\""), q.queue, c.name, c.count, c.loss)?;
             }
         }
+        _ => writeln!(out, "{}", document(&status))?,
     }
     Ok(())
 }
@@ -42,7 +42,7 @@ fn document(s: &v1::Status) -> Value {
         json!({ "stored": r.stored, "dropped_ring_full": r.dropped_ring_full, "dropped_disk": r.dropped_disk })
     };
     let flows = s.flows.clone().unwrap_or_default();
-    let storage = s.storage.unwrap_or_default();
+    let storage = s.storage.clone().unwrap_or_default();
     let alerts = s.alerts.unwrap_or_default();
     let detectors = s.detectors.unwrap_or_default();
     let exported: serde_json::Map<String, Value> =
@@ -79,7 +79,14 @@ fn document(s: &v1::Status) -> Value {
         "storage": { "segments": storage.segments, "rows": storage.rows, "bytes": storage.bytes,
                      "wal_bytes": storage.wal_bytes, "oldest": time(&storage.oldest), "newest": time(&storage.newest),
                      "dns_segments": storage.dns_segments, "dns_rows": storage.dns_rows, "dns_bytes": storage.dns_bytes,
-                     "removed_unshipped": storage.removed_unshipped },
+                     "compaction": storage.compaction.map(|c| json!({
+                         "compactions": c.compactions, "segments_merged": c.segments_merged, "rows": c.rows,
+                         "bytes_read": c.bytes_read, "bytes_written": c.bytes_written, "abandoned": c.abandoned,
+                         "errors": c.errors,
+                     })),
+                     "waiting_bytes": storage.waiting_bytes, "segments_removed": storage.segments_removed,
+                     "rows_removed": storage.rows_removed, "bytes_removed": storage.bytes_removed,
+                     "removed_unshipped": storage.removed_unshipped, "last_error": storage.last_error },
         "detectors": { "openings": detectors.openings, "openings_dropped": detectors.openings_dropped,
                        "ticks_late": detectors.ticks_late, "ticks_dropped": detectors.ticks_dropped,
                        "sources_tracked": detectors.sources_tracked, "sources_evicted": detectors.sources_evicted },
@@ -194,7 +201,7 @@ fn text(s: &v1::Status) -> String {
     interfaces(s, &mut out);
     out.push_str(&format!("\n{}\n", ledger(s)));
     hints(s, &mut out);
-    let (records, storage) = (s.records.unwrap_or_default(), s.storage.unwrap_or_default());
+    let (records, storage) = (s.records.unwrap_or_default(), s.storage.clone().unwrap_or_default());
     let (flows, alerts) = (s.flows.clone().unwrap_or_default(), s.alerts.unwrap_or_default());
     let ended: Vec<String> =
         flows.exported.iter().filter(|e| e.count > 0).map(|e| format!("{} {}", e.count, e.reason)).collect();
@@ -228,6 +235,28 @@ fn text(s: &v1::Status) -> String {
         bytesize::ByteSize(storage.bytes + storage.dns_bytes),
         bytesize::ByteSize(storage.wal_bytes)
     ));
+    if let Some(c) = storage.compaction.filter(|c| c.compactions + c.errors > 0) {
+        out.push_str(&format!(
+            "         {} segments merged into {}, {} read and {} written for it; {} attempts failed\n",
+            c.segments_merged,
+            c.compactions,
+            bytesize::ByteSize(c.bytes_read),
+            bytesize::ByteSize(c.bytes_written),
+            c.errors
+        ));
+    }
+    if storage.segments_removed > 0 {
+        out.push_str(&format!(
+            "         {} segments dropped by retention, {} rows, {}; {} held by queries\n",
+            storage.segments_removed,
+            storage.rows_removed,
+            bytesize::ByteSize(storage.bytes_removed),
+            bytesize::ByteSize(storage.waiting_bytes)
+        ));
+    }
+    if !storage.last_error.is_empty() {
+        out.push_str(&format!("! storage: {}\n", storage.last_error));
+    }
     if let Some(e) = &s.export {
         let state = if e.up { "reached" } else { "not reached" };
         out.push_str(&format!(

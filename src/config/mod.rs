@@ -376,6 +376,8 @@ pub(crate) struct StorageSection {
     pub(crate) profile: SegmentProfile,
     /// Log of alerts, in two files of at most this size each.
     pub(crate) alert_log: Size,
+    /// Merging of small segments in the background.
+    pub(crate) compaction: CompactionSection,
     /// When old segments are removed, oldest first. `null` means no such limit.
     pub(crate) retention: RetentionSection,
 }
@@ -389,6 +391,7 @@ impl Default for StorageSection {
             sync_bytes: Size::mib(8),
             profile: SegmentProfile::Tuned,
             alert_log: Size::mib(64),
+            compaction: CompactionSection::default(),
             retention: RetentionSection::default(),
         }
     }
@@ -402,6 +405,25 @@ pub(crate) enum SegmentProfile {
     Tuned,
     /// Read by everything.
     Compatible,
+}
+
+/// Merging of small segments in the background, in those that have a tap and an hour in common.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct CompactionSection {
+    /// Whether segments are merged at all.
+    pub(crate) enabled: bool,
+    /// Segments of an hour that still receives rows, 2 to 512, that make it worth while. Later it is two.
+    pub(crate) min_segments: u16,
+    /// Bytes read and written a second at most.
+    pub(crate) rate: Size,
+}
+
+impl Default for CompactionSection {
+    fn default() -> CompactionSection {
+        let d = storage::Compaction::default();
+        CompactionSection { enabled: d.enabled, min_segments: d.segments_min as u16, rate: Size(d.bytes_per_s) }
+    }
 }
 
 /// When old segments are removed.
@@ -426,17 +448,40 @@ impl Default for RetentionSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct QuerySection {
-    /// Memory of sorts, joins and groups.
+    /// Memory of sorts, joins and groups, of all queries together.
     pub(crate) memory: Size,
     /// Wall time.
     pub(crate) time_max: Period,
-    /// Threads; 0 means one for each core.
+    /// Bytes read from segments; `null` for no limit.
+    pub(crate) scan_max: Option<Size>,
+    /// Queries at a time; one more is refused.
+    pub(crate) concurrent_max: u16,
+    /// Threads of all queries; 0 means one for each core.
     pub(crate) threads: u16,
+    /// MaxMind DB files (.mmdb), read again when they are replaced.
+    pub(crate) geoip: GeoipSection,
+}
+
+/// MaxMind DB files that SQL functions look addresses up in.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct GeoipSection {
+    /// Of `country(address)`.
+    pub(crate) country: Option<PathBuf>,
+    /// Of `asn(address)` and `as_org(address)`.
+    pub(crate) asn: Option<PathBuf>,
 }
 
 impl Default for QuerySection {
     fn default() -> QuerySection {
-        QuerySection { memory: Size::mib(1024), time_max: Period::secs(60), threads: 0 }
+        QuerySection {
+            memory: Size::mib(1024),
+            time_max: Period::secs(60),
+            scan_max: None,
+            concurrent_max: 16,
+            threads: 0,
+            geoip: GeoipSection::default(),
+        }
     }
 }
 
@@ -444,9 +489,9 @@ impl Default for QuerySection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RpcSection {
-    /// gRPC.
+    /// gRPC, Arrow Flight SQL.
     pub(crate) grpc_listen: SocketAddr,
-    /// HTTP: `/metrics` for Prometheus, `/healthz`.
+    /// HTTP: REST under `/api/v1`, `/metrics` for Prometheus, `/healthz`.
     pub(crate) http_listen: SocketAddr,
 }
 
@@ -500,6 +545,22 @@ impl Config {
                 "storage.segment_rows",
                 format!("{}; allowed are 1 to 16777216", self.storage.segment_rows),
             ));
+        }
+        let compaction = &self.storage.compaction;
+        if !(2..=512).contains(&compaction.min_segments) {
+            return Err(invalid(
+                "storage.compaction.min_segments",
+                format!("{}; allowed are 2 to 512", compaction.min_segments),
+            ));
+        }
+        if compaction.rate.0 == 0 {
+            return Err(invalid(
+                "storage.compaction.rate",
+                "0; at least 1B, or set storage.compaction.enabled to false".to_owned(),
+            ));
+        }
+        if self.query.concurrent_max == 0 {
+            return Err(invalid("query.concurrent_max", "0; allowed are 1 to 65535".to_owned()));
         }
         for (key, address) in [("rpc.grpc_listen", self.rpc.grpc_listen), ("rpc.http_listen", self.rpc.http_listen)] {
             if !address.ip().is_loopback() {
@@ -643,6 +704,8 @@ mod tests {
             ("ipfix: {collector: 'collector.example'}", "ipfix.collector"),
             ("ipfix: {message_bytes_max: 100}", "ipfix.message_bytes_max"),
             ("ipfix: {collector: '192.0.2.1:4739', ring: 1}", "ipfix.ring"),
+            ("storage: {compaction: {min_segments: 1}}", "storage.compaction.min_segments"),
+            ("storage: {compaction: {rate: 0}}", "storage.compaction.rate"),
         ] {
             let error = Config::parse(text).unwrap().validate().unwrap_err().to_string();
             assert!(error.contains(key), "{error}");

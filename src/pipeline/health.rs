@@ -124,7 +124,12 @@ mod tests {
     fn each_tap_reads_its_own_workers() {
         let views: [WorkerView; 3] = std::array::from_fn(|k| {
             let sources = std::sync::Arc::new(sketches::HyperLogLog::new(4).unwrap());
-            let view = WorkerView { gauges: Default::default(), sources, ledger: Default::default() };
+            let view = WorkerView {
+                gauges: Default::default(),
+                sources,
+                ledger: Default::default(),
+                desk: Default::default(),
+            };
             view.gauges.capacity(100);
             let mut counts = FlowTableCounts { active: 10 + k as u64, emergency: k == 2, ..Default::default() };
             counts.exported[EndReason::Evicted as usize - 1] = 5;

@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! source → Ingest (decode) → Worker (flow table, sketches, feed) ─ rtrb ring ─→ writer thread → Store, Exporter
-//!              └→ Dealer → Worker … (replay, several workers)     └─ ticks ───→ detector thread → alerts
+//!              └→ Dealer → Worker … (replay, several workers)     ├─ ticks ───→ detector thread → alerts
+//!                                                                 └─ slices ──→ queries of flows in progress
 //! ```
 
+mod active;
 mod deal;
 mod detectors;
 mod handoff;
@@ -17,6 +19,7 @@ mod shared;
 mod worker;
 mod writer;
 
+pub(crate) use active::{ActiveFlows, CopyError};
 pub(crate) use deal::Dealer;
 pub(crate) use detectors::AlertSink;
 pub(crate) use handoff::{LiveWorker, Shard};
@@ -92,6 +95,7 @@ impl Pipeline {
                 gauges: Arc::new(WorkerGauges::default()),
                 sources: Arc::new(HyperLogLog::new(SOURCES_PRECISION)?),
                 ledger: Arc::new(QueueLedger::default()),
+                desk: Arc::default(),
             };
             let feed = TickFeed::new(k, tap_names.len(), detect_config.limits);
             let rows = match when_full {
@@ -108,8 +112,8 @@ impl Pipeline {
                 view.sources.clone(),
             );
             let (table, hints) = (config.flowtable.to_table(), config.hints.to_limits());
-            workers.push(Worker::new(table, hints, outlet, view.gauges.clone(), settings.clone())?);
-            inlets.push(writer::Inlet::new(ends, view.ledger.clone()));
+            workers.push(Worker::new(table, hints, outlet, &view, settings.clone())?);
+            inlets.push(writer::Inlet::new(ends, &view));
             views.push(view);
         }
         let (retention, retention_changes) = channel();

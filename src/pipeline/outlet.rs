@@ -41,13 +41,13 @@ pub(crate) struct Outlet {
     sources: Arc<HyperLogLog>,
 }
 
-/// Rows on their way to the writer, and their texts beside them, in the same order.
-struct Lane<R> {
+/// Rows on their way to another thread, and their texts beside them, in the same order.
+pub(super) struct Lane<R> {
     rows: rtrb::Producer<R>,
     text: rtrb::Producer<u8>,
 }
 
-/// The writer's end of a lane.
+/// The other thread's end of a lane.
 pub(super) struct LaneEnd<R> {
     pub(super) rows: rtrb::Consumer<R>,
     pub(super) text: rtrb::Consumer<u8>,
@@ -59,16 +59,21 @@ const TEXT_A_ROW: usize = 64;
 /// Text of at least a few rows fits whatever the number of rows.
 const TEXT_MIN: usize = 1 << 16;
 
-fn lane<R>(rows: usize) -> (Lane<R>, LaneEnd<R>) {
+pub(super) fn lane<R>(rows: usize) -> (Lane<R>, LaneEnd<R>) {
     let (producer, consumer) = rtrb::RingBuffer::new(rows);
     let (text, text_end) = rtrb::RingBuffer::new((rows * TEXT_A_ROW).max(TEXT_MIN));
     (Lane { rows: producer, text }, LaneEnd { rows: consumer, text: text_end })
 }
 
 impl<R> Lane<R> {
+    /// Whether the other end is gone.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.rows.is_abandoned()
+    }
+
     /// `Err` if there is no room for both.
     #[inline]
-    fn push(&mut self, row: R, text: &[u8]) -> Result<(), R> {
+    pub(super) fn push(&mut self, row: R, text: &[u8]) -> Result<(), R> {
         if !text.is_empty() {
             if self.rows.is_full() {
                 return Err(row);
@@ -104,6 +109,11 @@ impl Outlet {
         let (dns, dns_end) = lane((rows / 4).max(1));
         let outlet = Outlet { records, dns, ticks, feed, when_full, ledger, gauges, sources };
         (outlet, OutletEnds { records: records_end, dns: dns_end })
+    }
+
+    /// Where its records ended.
+    pub(super) fn ledger(&self) -> &QueueLedger {
+        &self.ledger
     }
 
     /// A DNS transaction for the writer.

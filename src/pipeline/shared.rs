@@ -1,5 +1,6 @@
 //! What other threads may read of the workers: relaxed counters, written by one thread each.
 
+use super::active::CopyDesk;
 use capture::ledger::QueueLedger;
 use flowtable::{EndReason, FlowTableCounts, FragmentCounts};
 use hints::InspectCounts;
@@ -111,4 +112,6 @@ pub(crate) struct WorkerView {
     pub(crate) sources: Arc<HyperLogLog>,
     /// Where its packets and records ended.
     pub(crate) ledger: Arc<QueueLedger>,
+    /// Where its flows in progress are asked for.
+    pub(crate) desk: Arc<CopyDesk>,
 }

@@ -1,10 +1,11 @@
 //! One worker: flow table, hints, sketches and detector feed over decoded packets, run to completion.
 
+use super::active::TableCopy;
 use super::ingest::Stage;
 use super::outlet::Outlet;
 use super::payloads::{From, Payloads};
 use super::settings::LiveSettings;
-use super::shared::WorkerGauges;
+use super::shared::{WorkerGauges, WorkerView};
 use flowtable::{FlowInView, FlowRecord, FlowSink, FlowTable, FlowTableConfig, FlowTableError, HintSlot, TcpOpening};
 use hints::{DnsRecord, Hint, HintSink, InspectLimits, Inspector, Payload};
 use std::sync::Arc;
@@ -19,6 +20,8 @@ pub(crate) struct Worker {
     settings_seen: u64,
     /// Tick of the last publication of rare counts.
     published_tick: u64,
+    /// Last: it tells that there will be no more records.
+    copy: TableCopy,
 }
 
 impl Worker {
@@ -26,13 +29,14 @@ impl Worker {
         config: FlowTableConfig,
         limits: InspectLimits,
         outlet: Outlet,
-        gauges: Arc<WorkerGauges>,
+        view: &WorkerView,
         settings: Arc<LiveSettings>,
     ) -> Result<Worker, FlowTableError> {
         let table = FlowTable::new(config)?;
+        let (gauges, copy) = (view.gauges.clone(), TableCopy::new(view.desk.clone()));
         gauges.capacity(u64::from(config.flows_max));
         let inspector = Inspector::new(limits);
-        Ok(Worker { table, inspector, outlet, gauges, settings, settings_seen: 0, published_tick: 0 })
+        Ok(Worker { table, inspector, outlet, gauges, settings, settings_seen: 0, published_tick: 0, copy })
     }
 
     /// Ends every flow, closes the last tick and lets go of the rings, which tells writer and detectors.
@@ -85,6 +89,9 @@ impl Stage for Worker {
         }
         self.inspector.advance(last.clock, &mut DnsOnly(&mut self.outlet));
         self.publish(last.clock);
+        if self.copy.is_wanted() {
+            self.copy.slice(&self.table, self.outlet.ledger());
+        }
         packets.len()
     }
 
@@ -93,6 +100,9 @@ impl Stage for Worker {
         self.table.advance(clock, &mut self.outlet);
         self.inspector.advance(clock, &mut DnsOnly(&mut self.outlet));
         self.publish(clock);
+        if self.copy.is_wanted() {
+            self.copy.idle_slices(&self.table, self.outlet.ledger());
+        }
     }
 }
 

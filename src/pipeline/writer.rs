@@ -1,6 +1,8 @@
 //! The one thread that writes: takes records from every worker's ring to the store, and to the exporter where there is one.
 
+use super::active::CopyDesk;
 use super::outlet::{LaneEnd, OutletEnds};
+use super::shared::WorkerView;
 use capture::ledger::QueueLedger;
 use export::ExportHandle;
 use flowtable::FlowRecord;
@@ -19,13 +21,14 @@ const IDLE: Duration = Duration::from_millis(1);
 pub(super) struct Inlet {
     pub(super) ends: OutletEnds,
     ledger: Arc<QueueLedger>,
+    desk: Arc<CopyDesk>,
     /// Texts of the rows being moved; reused.
     text: Vec<u8>,
 }
 
 impl Inlet {
-    pub(super) fn new(ends: OutletEnds, ledger: Arc<QueueLedger>) -> Inlet {
-        Inlet { ends, ledger, text: Vec::new() }
+    pub(super) fn new(ends: OutletEnds, view: &WorkerView) -> Inlet {
+        Inlet { ends, ledger: view.ledger.clone(), desk: view.desk.clone(), text: Vec::new() }
     }
 }
 
@@ -41,7 +44,7 @@ pub(super) fn run(
         // Asked before the rings are emptied: what was pushed before a worker let go is then still found.
         let last_round = inlets.iter().all(|inlet| inlet.ends.records.rows.is_abandoned());
         let mut moved = 0;
-        for Inlet { ends, ledger, text } in &mut inlets {
+        for Inlet { ends, ledger, desk, text } in &mut inlets {
             let append = |rows: &[FlowRecord], text: &[u8]| {
                 store.append(rows, text)?;
                 if let Some(export) = &mut export {
@@ -51,7 +54,9 @@ pub(super) fn run(
             };
             let taken = drain(&mut ends.records, text, |r| r.text.total(), append);
             seen.flows(&store, ledger);
-            moved += taken?;
+            let taken = taken?;
+            desk.taken(taken);
+            moved += taken;
             let texts = |r: &DnsRecord| usize::from(r.question_len) + usize::from(r.answers_len);
             let taken = drain(&mut ends.dns, text, texts, |rows, text| store.append_dns(rows, text));
             seen_dns.dns(&store, ledger);
@@ -80,12 +85,12 @@ pub(super) fn run(
 }
 
 /// Gives a store what waits in one lane, a bounded number of rows; says how many.
-fn drain<R>(
+pub(super) fn drain<R, E>(
     lane: &mut LaneEnd<R>,
     text: &mut Vec<u8>,
     text_of: impl Fn(&R) -> usize,
-    mut append: impl FnMut(&[R], &[u8]) -> Result<(), StorageError>,
-) -> Result<usize, StorageError> {
+    mut append: impl FnMut(&[R], &[u8]) -> Result<(), E>,
+) -> Result<usize, E> {
     let count = lane.rows.slots().min(CHUNK_RECORDS);
     if count == 0 {
         return Ok(0);

@@ -69,9 +69,16 @@ impl Bloom {
     }
 }
 
-/// All filters of a segment: by column, one for each of its row groups.
+/// All filters of a segment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Blooms(Arc<[(&'static str, Box<[Bloom]>)]>);
+pub(crate) struct Blooms(Arc<[ColumnBlooms]>);
+
+/// Those of a column, one for each row group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct ColumnBlooms {
+    column: &'static str,
+    row_groups: Box<[Bloom]>,
+}
 
 impl Blooms {
     /// Those of a file.
@@ -83,8 +90,8 @@ impl Blooms {
                 Some(chunk) => Bloom::after_header(chunk.bloom_filter_offset(), chunk.bloom_filter_length()),
                 None => Bloom::after_header(None, None),
             };
-            let blooms: Box<[Bloom]> = row_groups.iter().map(bloom).collect();
-            blooms.iter().any(|bloom| bloom.bytes > 0).then_some((name, blooms))
+            let row_groups: Box<[Bloom]> = row_groups.iter().map(bloom).collect();
+            row_groups.iter().any(|bloom| bloom.bytes > 0).then_some(ColumnBlooms { column: name, row_groups })
         };
         Blooms((0..columns).filter_map(column).collect())
     }
@@ -95,12 +102,12 @@ impl Blooms {
 
     /// Row groups they tell of; 0 if there are none.
     pub(crate) fn row_groups(&self) -> usize {
-        self.0.first().map_or(0, |(_, blooms)| blooms.len())
+        self.0.first().map_or(0, |column| column.row_groups.len())
     }
 
     pub(crate) fn get(&self, column: &str, row_group: usize) -> Option<Bloom> {
-        let (_, blooms) = self.0.iter().find(|(name, _)| *name == column)?;
-        blooms.get(row_group).copied().filter(|bloom| bloom.bytes > 0)
+        let blooms = self.0.iter().find(|blooms| blooms.column == column)?;
+        blooms.row_groups.get(row_group).copied().filter(|bloom| bloom.bytes > 0)
     }
 }
 
@@ -108,9 +115,9 @@ impl Blooms {
 impl Serialize for Blooms {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(self.0.len()))?;
-        for (name, blooms) in self.0.iter() {
-            let pairs: Vec<(u64, u32)> = blooms.iter().map(|bloom| (bloom.offset, bloom.bytes)).collect();
-            map.serialize_entry(name, &pairs)?;
+        for ColumnBlooms { column, row_groups } in self.0.iter() {
+            let pairs: Vec<(u64, u32)> = row_groups.iter().map(|bloom| (bloom.offset, bloom.bytes)).collect();
+            map.serialize_entry(column, &pairs)?;
         }
         map.end()
     }
@@ -131,11 +138,11 @@ impl<'de> Deserialize<'de> for Blooms {
                 let mut columns = Vec::new();
                 while let Some((name, pairs)) = map.next_entry::<String, Vec<(u64, u32)>>()? {
                     // Of a newer version's column nobody asks.
-                    let Some(name) = column_name(&name) else { continue };
+                    let Some(column) = column_name(&name) else { continue };
                     // What is no whole number of blocks is not asked either.
-                    let whole = |bytes: u32| if bytes as usize % BLOOM_BLOCK_BYTES == 0 { bytes } else { 0 };
+                    let whole = |bytes: u32| if (bytes as usize).is_multiple_of(BLOOM_BLOCK_BYTES) { bytes } else { 0 };
                     let blooms = pairs.into_iter().map(|(offset, bytes)| Bloom { offset, bytes: whole(bytes) });
-                    columns.push((name, blooms.collect()));
+                    columns.push(ColumnBlooms { column, row_groups: blooms.collect() });
                 }
                 Ok(Blooms(columns.into()))
             }

@@ -140,6 +140,10 @@ pub enum StorageError {
     },
 }
 
+fn full() -> String {
+    io::Error::from_raw_os_error(libc::ENOSPC).to_string()
+}
+
 fn owner(pid: Option<u32>) -> String {
     match pid {
         Some(pid) => format!("another taphouse (pid {pid})"),
@@ -150,11 +154,17 @@ fn owner(pid: Option<u32>) -> String {
 impl StorageError {
     /// Why rows could not be written below `dir`, for people: a full disk is told as such, wherever it was met.
     pub(crate) fn reason(&self, dir: &Path) -> String {
-        let (text, full) = (self.to_string(), io::Error::from_raw_os_error(libc::ENOSPC).to_string());
-        match text.contains(&full) {
-            true => format!("the disk of {} is full: {full}; free some space, or choose another folder", dir.display()),
-            false => text,
+        match self.is_full() {
+            true => {
+                format!("the disk of {} is full: {}; free some space, or choose another folder", dir.display(), full())
+            }
+            false => self.to_string(),
         }
+    }
+
+    /// The disk is full. Parquet's errors keep only the text of theirs.
+    pub(crate) fn is_full(&self) -> bool {
+        self.to_string().contains(&full())
     }
 
     pub(crate) fn arrow(action: &'static str) -> impl Fn(arrow::error::ArrowError) -> StorageError {

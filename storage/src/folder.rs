@@ -1,17 +1,19 @@
 //! The data folder: its layout, its marker, and the lock that makes one process its writer.
 
+use crate::StorageError;
 use crate::columns::FLOWS;
+use crate::disk::{self, Disk, DiskFile, Open};
 use crate::dns::DNS;
 use crate::error::IoContext;
+use crate::segment::SegmentId;
 use crate::table::TableInfo;
-use crate::{StorageError, sys};
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Version of everything in a data folder. Raised when an older taphouse could no longer read it.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Every table of a data folder.
 static TABLES: [&TableInfo; 2] = [&FLOWS, &DNS];
@@ -20,15 +22,16 @@ static TABLES: [&TableInfo; 2] = [&FLOWS, &DNS];
 /// folder of table `flows`, which is the data folder itself.
 #[derive(Clone)]
 pub(crate) struct Layout {
+    pub(crate) disk: Arc<dyn Disk>,
     pub(crate) dir: PathBuf,
     pub(crate) table: &'static TableInfo,
 }
 
 impl Layout {
     /// The layout of a table below the data folder `dir`.
-    pub(crate) fn of(dir: &Path, table: &'static TableInfo) -> Layout {
+    pub(crate) fn of(disk: Arc<dyn Disk>, dir: &Path, table: &'static TableInfo) -> Layout {
         let dir = if table.folder.is_empty() { dir.to_owned() } else { dir.join(table.folder) };
-        Layout { dir, table }
+        Layout { disk, dir, table }
     }
     pub(crate) fn marker(&self) -> PathBuf {
         self.dir.join("taphouse.json")
@@ -48,24 +51,24 @@ impl Layout {
     pub(crate) fn segments_dir(&self) -> PathBuf {
         self.dir.join("segments")
     }
-    /// Path of segment `id` below `segments_dir`: a folder per day (UTC, by latest end), so that listings stay short.
-    pub(crate) fn segment_file(id: u64, t_end_max: i64) -> String {
-        format!("{}/{id:016}.parquet", sys::day(t_end_max))
+    /// Path of a segment below `segments_dir`, in the folder of its partition.
+    pub(crate) fn segment_file(dir: &str, id: SegmentId) -> String {
+        let SegmentId { number, part } = id;
+        format!("{dir}/{number:016}-{part:02}.parquet")
     }
     pub(crate) fn damaged_dir(&self) -> PathBuf {
         self.dir.join("damaged")
     }
 
     /// The numbered files of a folder (`0000000000000042.wal`), lowest first. A missing folder holds none.
-    pub(crate) fn numbered(dir: &Path, extension: &str) -> Result<Vec<(u64, PathBuf)>, StorageError> {
+    pub(crate) fn numbered(&self, dir: &Path, extension: &str) -> Result<Vec<(u64, PathBuf)>, StorageError> {
         let mut found = Vec::new();
-        let entries = match fs::read_dir(dir) {
+        let entries = match self.disk.list(dir) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
             Err(error) => return Err(error).at("list", dir),
         };
-        for entry in entries {
-            let path = entry.at("list", dir)?.path();
+        for path in entries {
             let id = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
             if let (Some(id), true) = (id, path.extension().is_some_and(|e| e == extension)) {
                 found.push((id, path));
@@ -78,23 +81,23 @@ impl Layout {
     /// Moves a file that does not check out to `damaged/`, under a name that is not taken there.
     pub(crate) fn set_aside(&self, path: &Path) -> Result<PathBuf, StorageError> {
         let dir = self.damaged_dir();
-        fs::create_dir_all(&dir).at("create", &dir)?;
+        disk::make_dir(&*self.disk, &dir).at("create", &dir)?;
         let name = path.file_name().map_or_else(|| "file".into(), |name| name.to_string_lossy().into_owned());
         let mut target = dir.join(&name);
         let mut copy = 1;
-        while target.exists() {
+        while disk::exists(&*self.disk, &target).at("look at", &target)? {
             target = dir.join(format!("{name}.{copy}"));
             copy += 1;
         }
-        fs::rename(path, &target).at("move aside", path)?;
-        sys::sync_dir(&dir).at("sync", &dir)?;
+        self.disk.rename(path, &target).at("move aside", path)?;
+        self.disk.sync_dir(&dir).at("sync", &dir)?;
         Ok(target)
     }
 
-    /// Checks that this is a data folder this version can read.
-    pub(crate) fn check(&self) -> Result<(), StorageError> {
+    /// Checks that this is a data folder this version can read; returns its format.
+    pub(crate) fn check(&self) -> Result<u32, StorageError> {
         let path = self.marker();
-        let text = match fs::read(&path) {
+        let text = match disk::read(&*self.disk, &path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(self.without_marker()),
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
@@ -110,11 +113,11 @@ impl Layout {
         if marker.format > FORMAT_VERSION {
             return Err(StorageError::Newer { dir: self.dir.clone(), found: marker.format, supported: FORMAT_VERSION });
         }
-        Ok(())
+        Ok(marker.format)
     }
 
     fn without_marker(&self) -> StorageError {
-        match foreign_entry(&self.dir) {
+        match foreign_entry(&*self.disk, &self.dir) {
             Ok(Some(found)) => StorageError::Foreign { dir: self.dir.clone(), found },
             Ok(None) | Err(_) => StorageError::NoSuchFolder { dir: self.dir.clone() },
         }
@@ -132,57 +135,72 @@ struct Marker {
 
 /// A locked data folder; the lock goes with the value, or with the process however it ends (flock(2)).
 pub(crate) struct DataFolder {
-    _lock: File,
+    _lock: Box<dyn DiskFile>,
 }
 
 impl DataFolder {
     /// Creates the folder if it is missing, refuses it if it is not ours, and locks it.
-    pub(crate) fn open(dir: &Path) -> Result<DataFolder, StorageError> {
-        let layout = Layout::of(dir, &FLOWS);
-        create_dir(dir)?;
-        if !layout.marker().exists()
-            && let Some(found) = foreign_entry(dir).at("list", dir)?
-        {
+    pub(crate) fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<DataFolder, StorageError> {
+        let layout = Layout::of(disk.clone(), dir, &FLOWS);
+        let disk = &*disk;
+        create_data_dir(disk, dir)?;
+        let marker = layout.marker();
+        let is_marked = || disk::exists(disk, &marker).at("look at", &marker);
+        if is_marked()? {
+            layout.check()?;
+        } else if let Some(found) = foreign_entry(disk, dir).at("list", dir)? {
             return Err(StorageError::Foreign { dir: dir.to_owned(), found });
         }
-        if layout.marker().exists() {
-            layout.check()?;
-        }
         let lock = lock(&layout)?;
-        // Only the owner of the lock writes the marker, and never over one that is there.
-        if !layout.marker().exists() {
-            let marker = Marker { product: PRODUCT.to_owned(), format: FORMAT_VERSION };
-            let text = serde_json::to_string(&marker).unwrap_or_default() + "\n";
-            replace(&layout.marker(), text.as_bytes())?;
+        // Only the owner of the lock writes the marker; over one of an older format before anything newer is written.
+        if !is_marked()? || layout.check()? < FORMAT_VERSION {
+            let content = Marker { product: PRODUCT.to_owned(), format: FORMAT_VERSION };
+            let text = serde_json::to_string(&content).unwrap_or_default() + "\n";
+            replace(disk, &marker, text.as_bytes())?;
         }
         layout.check()?;
         for table in TABLES {
-            let layout = Layout::of(dir, table);
-            for sub in [layout.wal_dir(), layout.segments_dir()] {
-                create_dir(&sub)?;
+            let layout = Layout::of(layout.disk.clone(), dir, table);
+            for sub in [&layout.dir, &layout.wal_dir(), &layout.segments_dir()] {
+                if sub != dir {
+                    create_dir(disk, sub)?;
+                }
             }
-            sys::sync_dir(&layout.dir).at("sync", &layout.dir)?;
         }
-        sys::sync_dir(dir).at("sync", dir)?;
         Ok(DataFolder { _lock: lock })
     }
 }
 
 /// Replaces a file so that a crash leaves either the old or the new one: write beside it, sync, rename, sync the folder.
-pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<File, StorageError> {
-    let tmp = path.with_extension("tmp");
-    let mut file = File::create(&tmp).at("create", &tmp)?;
+pub(crate) fn replace(disk: &dyn Disk, path: &Path, content: &[u8]) -> Result<Box<dyn DiskFile>, StorageError> {
+    let (tmp, dir) = (path.with_extension("tmp"), disk::parent(path));
+    let mut file = disk.open(&tmp, Open::Create).at("create", &tmp)?;
     file.write_all(content).at("write", &tmp)?;
-    file.sync_all().at("sync", &tmp)?;
-    fs::rename(&tmp, path).at("rename", &tmp)?;
-    if let Some(dir) = path.parent() {
-        sys::sync_dir(dir).at("sync", dir)?;
-    }
+    file.sync().at("sync", &tmp)?;
+    disk.rename(&tmp, path).at("rename", &tmp)?;
+    disk.sync_dir(dir).at("sync", dir)?;
     Ok(file)
 }
 
-fn create_dir(dir: &Path) -> Result<(), StorageError> {
-    match fs::create_dir_all(dir) {
+fn create_data_dir(disk: &dyn Disk, dir: &Path) -> Result<(), StorageError> {
+    if !disk.stat(dir).is_ok_and(|found| found.is_dir) {
+        create_dir(disk, dir)?;
+    }
+    // An earlier start may have created folders on the way, and ended before their names were durable. One that does not
+    // let itself be synced was there before, unless the disk fails.
+    for above in dir.ancestors().filter(|above| above.parent().is_some()).map(disk::parent) {
+        match disk.sync_dir(above) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EIO | libc::EROFS)) => {
+                return Err(error).at("sync", above);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn create_dir(disk: &dyn Disk, dir: &Path) -> Result<(), StorageError> {
+    match disk::make_dir(disk, dir) {
         Ok(()) => Ok(()),
         Err(error) if refused(&error) => Err(StorageError::ReadOnly { dir: dir.to_owned(), source: error }),
         Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory) => {
@@ -198,9 +216,9 @@ fn refused(error: &io::Error) -> bool {
 
 /// A file that shows that a folder without marker is somebody else's. What a first start that was cut short leaves
 /// behind does not count, nor does the root of a fresh file system.
-fn foreign_entry(dir: &Path) -> io::Result<Option<String>> {
-    for entry in fs::read_dir(dir)? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
+fn foreign_entry(disk: &dyn Disk, dir: &Path) -> io::Result<Option<String>> {
+    for entry in disk.list(dir)? {
+        let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if !["lock", "taphouse.tmp", "lost+found"].contains(&name.as_str()) {
             return Ok(Some(name));
         }
@@ -208,30 +226,23 @@ fn foreign_entry(dir: &Path) -> io::Result<Option<String>> {
     Ok(None)
 }
 
-fn lock(layout: &Layout) -> Result<File, StorageError> {
+fn lock(layout: &Layout) -> Result<Box<dyn DiskFile>, StorageError> {
     let path = layout.lock();
-    let mut file = match OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path) {
+    let mut file = match layout.disk.open(&path, Open::Keep) {
         Ok(file) => file,
         Err(error) if refused(&error) => {
             return Err(StorageError::ReadOnly { dir: layout.dir.clone(), source: error });
         }
         Err(error) => return Err(error).at("open", &path),
     };
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut text = String::new();
-            // The number is for the message only; an owner that is just starting has not written it.
-            let _ = file.read_to_string(&mut text);
-            return Err(StorageError::Locked { dir: layout.dir.clone(), pid: text.trim().parse().ok() });
-        }
-        Err(TryLockError::Error(error)) => return Err(error).at("lock", &path),
+    if !file.try_lock().at("lock", &path)? {
+        // The number is for the message only; an owner that is just starting has not written it.
+        let text = disk::read_from(&*file, 0).unwrap_or_default();
+        let pid = String::from_utf8_lossy(&text).trim().parse().ok();
+        return Err(StorageError::Locked { dir: layout.dir.clone(), pid });
     }
     // Not being able to write the number (a full disk) is no reason not to start: retention may free space.
-    let written = file
-        .set_len(0)
-        .and_then(|()| file.seek(SeekFrom::Start(0)))
-        .and_then(|_| file.write_all(format!("{}\n", std::process::id()).as_bytes()));
+    let written = file.set_len(0).and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()));
     if let Err(error) = written {
         tracing::warn!(path = %path.display(), %error, "cannot write the process id into the lock file");
     }

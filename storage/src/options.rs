@@ -1,7 +1,9 @@
 use crate::StorageError;
+use crate::disk::{Disk, OsDisk};
 use crate::encode::SegmentProfile;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 /// How a data folder is written.
@@ -26,6 +28,8 @@ pub struct StoreOptions {
     pub frozen_max: usize,
     /// What to drop, and when.
     pub retention: Retention,
+    /// Merging of small segments.
+    pub compaction: Compaction,
     /// Segments that have left for an archive, as table and file below `segments`: claimed for that before anything could
     /// merge them.
     pub left: BTreeSet<(String, String)>,
@@ -33,6 +37,8 @@ pub struct StoreOptions {
     pub profile: SegmentProfile,
     /// What to do when the disk does not take rows.
     pub on_error: OnError,
+    /// Where files are.
+    pub disk: Arc<dyn Disk>,
 }
 
 impl StoreOptions {
@@ -48,9 +54,11 @@ impl StoreOptions {
             batch_rows: 8_192,
             frozen_max: 2,
             retention: Retention::default(),
+            compaction: Compaction::default(),
             left: BTreeSet::new(),
             profile: SegmentProfile::Tuned,
             on_error: OnError::Count,
+            disk: Arc::new(OsDisk),
         }
     }
 
@@ -64,6 +72,12 @@ impl StoreOptions {
         }
         if !(1..=64).contains(&self.frozen_max) {
             return option("frozen_max", self.frozen_max.to_string(), "1 to 64");
+        }
+        if !(2..=512).contains(&self.compaction.segments_min) {
+            return option("compaction.segments_min", self.compaction.segments_min.to_string(), "2 to 512");
+        }
+        if self.compaction.bytes_per_s == 0 {
+            return option("compaction.bytes_per_s", "0".to_owned(), "at least 1");
         }
         if self.tap_names.len() > usize::from(u16::MAX) {
             return option("tap_names", format!("{} names", self.tap_names.len()), "at most 65535 names");
@@ -86,6 +100,23 @@ pub struct Retention {
     /// Places every segment is shipped to, as a bit mask. What has not arrived at all of them stays, beyond its age and
     /// beyond `max_bytes`; only `min_free_bytes` still takes it, since a full disk would cost what comes next.
     pub shipped_to: u8,
+}
+
+/// How small segments are merged, in the background: those that have their partition, a tap and an hour, in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compaction {
+    /// Whether they are.
+    pub enabled: bool,
+    /// Segments that make it worth while in a partition that still receives rows, 2 to 512. In one at rest it is two.
+    pub segments_min: usize,
+    /// Bytes read and written a second at most. Memory is that of `segment_rows_max` rows, about 250 bytes each.
+    pub bytes_per_s: u64,
+}
+
+impl Default for Compaction {
+    fn default() -> Compaction {
+        Compaction { enabled: true, segments_min: 8, bytes_per_s: 32 << 20 }
+    }
 }
 
 /// What to do when the disk does not take rows.

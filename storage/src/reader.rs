@@ -2,18 +2,24 @@
 
 use crate::StorageError;
 use crate::columns::FLOWS;
+use crate::disk::OsDisk;
 use crate::dns::DNS;
 use crate::folder::Layout;
 use crate::manifest::Listing;
+use crate::options::Retention;
+use crate::retention::{self, Held, RetentionPlan};
 use crate::segment::{Segment, Unlinks};
 use crate::segments::Segments;
 use crate::shared::{Rows, StoreCounts};
+use crate::table::TableInfo;
 use crate::wal::WalReader;
 use arrow::record_batch::RecordBatch;
 use hashbrown::HashMap;
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 /// All rows of a table at one moment: each row is in exactly one of the two.
 #[derive(Clone, Debug)]
@@ -52,14 +58,15 @@ impl StoreReader {
 
     /// Reads a folder that another process may be writing; takes no lock and changes nothing. Rows show up once the
     /// writer has put them into its log: within its sync interval. A file may vanish under such a reader when
-    /// retention drops it: take a new snapshot then.
+    /// retention drops it, or compaction merges it with others: take a new snapshot then.
     ///
     /// # Errors
     /// If `dir` is no data folder this version can read.
     pub fn open(dir: impl AsRef<Path>) -> Result<StoreReader, StorageError> {
         let dir = dir.as_ref().to_owned();
-        Layout::of(&dir, &FLOWS).check()?;
-        let files = |table| Arc::new(Files { layout: Layout::of(&dir, table), logs: Mutex::default() });
+        let layout = |table| Layout::of(Arc::new(OsDisk), &dir, table);
+        layout(&FLOWS).check()?;
+        let files = |table| Arc::new(Files { layout: layout(table), logs: Mutex::default() });
         let (flows, dns) = (files(&FLOWS), files(&DNS));
         Ok(StoreReader { source: Source::Files { dir, flows, dns } })
     }
@@ -102,9 +109,35 @@ impl StoreReader {
     pub fn segments(&self) -> Result<[(&'static str, Arc<Segments>); 2], StorageError> {
         let [flows, dns] = match &self.source {
             Source::Memory { flows, dns, .. } => [flows.segments(), dns.segments()],
-            Source::Files { flows, dns, .. } => [flows.snapshot()?.segments, dns.snapshot()?.segments],
+            Source::Files { flows, dns, .. } => [flows.segments(&flows.listing()?), dns.segments(&dns.listing()?)],
         };
         Ok([(FLOWS.name, flows), (DNS.name, dns)])
+    }
+
+    /// What retention would drop now, by these limits and this time; nothing is changed. From files, of a moment at which
+    /// a server may be about to drop it; there `shipped` tells which segments have been shipped, as table and file below
+    /// `segments`, while in the server they know it themselves.
+    ///
+    /// # Errors
+    /// If files cannot be read.
+    pub fn retention_plan(
+        &self,
+        retention: &Retention,
+        wall: SystemTime,
+        shipped: &BTreeSet<(String, String)>,
+    ) -> Result<RetentionPlan, StorageError> {
+        let (dir, held) = match &self.source {
+            Source::Memory { dir, flows, dns } => {
+                let held = |table: &'static TableInfo, rows: &dyn Rows| Held {
+                    table: table.name,
+                    segments: rows.segments(),
+                    waiting_bytes: rows.waiting_bytes(),
+                };
+                (dir, [held(&FLOWS, &**flows), held(&DNS, &**dns)])
+            }
+            Source::Files { dir, flows, dns } => (dir, [flows.held(shipped)?, dns.held(shipped)?]),
+        };
+        retention::plan(&OsDisk, dir, &held, retention, wall)
     }
 
     /// The store's counters of flow records; `None` when it runs in another process.
@@ -135,13 +168,13 @@ impl Files {
     /// manifest then lists; and one that is still there but listed is the same rows, and left out.
     fn snapshot(&self) -> Result<Snapshot, StorageError> {
         let mut logs = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
-        let present = Layout::numbered(&self.layout.wal_dir(), "wal")?;
+        let present = self.layout.numbered(&self.layout.wal_dir(), "wal")?;
         logs.retain(|id, _| present.iter().any(|(other, _)| other == id));
         for (id, path) in present {
             if logs.contains_key(&id) {
                 continue;
             }
-            match WalReader::open(&path, self.layout.table) {
+            match WalReader::open(&*self.layout.disk, &path, self.layout.table) {
                 Ok(Some(log)) => drop(logs.insert(id, log)),
                 Ok(None) => {}
                 Err(StorageError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
@@ -149,17 +182,12 @@ impl Files {
                 Err(error) => return Err(error),
             }
         }
-        let listing = Listing::read(&self.layout.manifest())?;
-        if let Some((at, reason)) = &listing.damage {
-            let path = self.layout.manifest();
-            return Err(StorageError::Damaged { path, offset: *at, reason: reason.clone() });
-        }
+        let listing = self.listing()?;
         let mut live = Vec::new();
         let mut ids: Vec<u64> = logs.keys().copied().collect();
         ids.sort_unstable();
         for id in ids {
-            let listed = listing.segments.contains_key(&id) || listing.removed.iter().any(|removed| removed.id == id);
-            if let (false, Some(log)) = (listed, logs.get_mut(&id)) {
+            if let (true, Some(log)) = (id > listing.published, logs.get_mut(&id)) {
                 let end = log.read_more()?;
                 if let Some((at, reason)) = end.damage {
                     tracing::warn!(path = %self.layout.wal(id).display(), at, reason, "log is damaged; rows are missing");
@@ -167,9 +195,36 @@ impl Files {
                 live.extend(log.batches.iter().cloned());
             }
         }
+        Ok(Snapshot { segments: self.segments(&listing), live })
+    }
+
+    fn listing(&self) -> Result<Listing, StorageError> {
+        let path = self.layout.manifest();
+        let listing = Listing::read(&*self.layout.disk, &path)?;
+        match listing.damage {
+            Some((offset, reason)) => Err(StorageError::Damaged { path, offset, reason }),
+            None => Ok(listing),
+        }
+    }
+
+    fn segments(&self, listing: &Listing) -> Arc<Segments> {
         let segments_dir = self.layout.segments_dir();
-        let unlinks = Arc::new(Unlinks::default());
+        let unlinks = Arc::new(Unlinks::new(self.layout.disk.clone()));
         let segment = |meta| Arc::new(Segment::new(&segments_dir, meta, unlinks.clone()));
-        Ok(Snapshot { segments: Arc::new(listing.segments.values().map(segment).collect()), live })
+        Arc::new(listing.segments.values().map(segment).collect())
+    }
+
+    fn held(&self, shipped: &BTreeSet<(String, String)>) -> Result<Held, StorageError> {
+        let listing = self.listing()?;
+        let table = self.layout.table.name;
+        let segments = self.segments(&listing);
+        for segment in segments.iter().filter(|segment| shipped.contains(&(table.to_owned(), segment.file.clone()))) {
+            (0..8).for_each(|place| segment.set_shipped(place));
+        }
+        let segments_dir = self.layout.segments_dir();
+        let waiting =
+            listing.removed.iter().filter_map(|one| self.layout.disk.stat(&segments_dir.join(&one.file)).ok());
+        let waiting_bytes = waiting.map(|stat| stat.bytes).sum();
+        Ok(Held { table, segments, waiting_bytes })
     }
 }

@@ -2,16 +2,18 @@
 //! is set aside. Nothing is destroyed that the manifest or a newer copy does not account for.
 
 use crate::StorageError;
-use crate::encode::describe_file;
+use crate::disk;
+use crate::encode::{FoundSegment, describe_file, logs_of};
 use crate::error::IoContext;
 use crate::folder::Layout;
-use crate::manifest::Listing;
+use crate::manifest::{Listing, Removed};
+use crate::segment::SegmentId;
 use crate::shared::{StoreCounts, remove_wal};
-use crate::sys;
 use crate::wal::WalReader;
 use arrow::record_batch::RecordBatch;
+use hashbrown::{HashMap, HashSet};
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The state a start continues from.
@@ -28,57 +30,72 @@ pub(crate) struct Recovered {
 pub(crate) fn recover(layout: &Layout) -> Result<Recovered, StorageError> {
     let mut counts = StoreCounts::default();
     let manifest = layout.manifest();
-    let mut listing = Listing::read(&manifest)?;
+    let mut listing = Listing::read(&*layout.disk, &manifest)?;
     if let Some((at, reason)) = listing.damage.take() {
         let kept = layout.set_aside(&manifest)?;
         counts.files_damaged += 1;
         tracing::warn!(kept = %kept.display(), at, reason, "the manifest is damaged; rebuilding it from the segments");
+        // What it lists may have been merged since, and be gone in part.
+        listing.segments.clear();
     }
     let mut present = segment_files(layout)?;
-    for removed in &listing.removed {
-        if let Some((file, _)) = present.get(&removed.id)
-            && *file == removed.file
-        {
-            let path = layout.segments_dir().join(file);
-            fs::remove_file(&path).at("remove", &path)?;
-            present.remove(&removed.id);
+    let mut removed = Vec::new();
+    for one in &listing.removed {
+        if present.get(&one.key()).is_some_and(|(file, _)| *file == one.file) {
+            present.remove(&one.key());
+            removed.push(one.clone());
         }
     }
     check_listed(layout, &mut listing, &present, &mut counts)?;
-    adopt_unlisted(layout, &mut listing, &present, &mut counts)?;
-    let mut wals = Layout::numbered(&layout.wal_dir(), "wal")?;
+    let mut wals = layout.numbered(&layout.wal_dir(), "wal")?;
+    let numbers: Vec<u64> = wals.iter().map(|(id, _)| *id).collect();
+    adopt_unlisted(layout, &mut listing, &present, &removed, &numbers, &mut counts)?;
+    // Last: until here they tell which logs' rows have been dropped.
+    for one in &removed {
+        let path = layout.segments_dir().join(&one.file);
+        layout.disk.remove_file(&path).at("remove", &path)?;
+    }
     for (id, path) in &wals {
         listing.next_id = listing.next_id.max(id + 1);
-        if is_published(&listing, *id) {
-            remove_wal(path);
+        if *id <= listing.published {
+            remove_wal(layout, path);
         }
     }
-    wals.retain(|(id, _)| !is_published(&listing, *id));
+    wals.retain(|(id, _)| *id > listing.published);
     Ok(Recovered { listing, wals, counts })
 }
 
-fn is_published(listing: &Listing, id: u64) -> bool {
-    listing.segments.contains_key(&id) || listing.removed.iter().any(|removed| removed.id == id)
-}
+/// Segment files, with their path below `segments/` and their size.
+type Present = BTreeMap<SegmentId, (String, u64)>;
 
-/// Segment files by id, with their path below `segments/` and their size. Half-written ones are removed: their rows
-/// are in the log.
-fn segment_files(layout: &Layout) -> Result<BTreeMap<u64, (String, u64)>, StorageError> {
+/// Folders a segment lies in below `segments/`: three of a partition, one by day in format 1.
+const DEPTH_MAX: usize = 3;
+
+/// All segment files. Half-written ones are removed: their rows are in a log, or in the segments they were merged from.
+fn segment_files(layout: &Layout) -> Result<Present, StorageError> {
     let root = layout.segments_dir();
-    let mut found = BTreeMap::new();
-    for day in fs::read_dir(&root).at("list", &root)? {
-        let day = day.at("list", &root)?;
-        if !day.file_type().at("look at", &day.path())?.is_dir() {
-            continue;
-        }
-        for (_, tmp) in Layout::numbered(&day.path(), "tmp")? {
-            fs::remove_file(&tmp).at("remove", &tmp)?;
-        }
-        for (id, path) in Layout::numbered(&day.path(), "parquet")? {
-            let bytes = fs::metadata(&path).at("look at", &path)?.len();
-            let Ok(file) = path.strip_prefix(&root).map(|file| file.to_string_lossy().into_owned()) else { continue };
-            if let Some((other, _)) = found.insert(id, (file.clone(), bytes)) {
-                tracing::warn!(file, other, "two segment files have one number; only the first is used");
+    let mut found = Present::new();
+    let mut dirs = vec![(root.clone(), 0)];
+    while let Some((dir, depth)) = dirs.pop() {
+        for path in layout.disk.list(&dir).at("list", &dir)? {
+            let stat = layout.disk.stat(&path).at("look at", &path)?;
+            if stat.is_dir {
+                if depth < DEPTH_MAX {
+                    dirs.push((path, depth + 1));
+                }
+                continue;
+            }
+            let stem = path.file_stem().and_then(|stem| stem.to_str());
+            let Some(id) = stem.filter(|_| depth > 0).and_then(SegmentId::parse) else { continue };
+            match path.extension().and_then(|extension| extension.to_str()) {
+                Some("tmp") => layout.disk.remove_file(&path).at("remove", &path)?,
+                Some("parquet") => {
+                    let Some(file) = path.strip_prefix(&root).ok().and_then(Path::to_str) else { continue };
+                    if let Some((other, _)) = found.insert(id, (file.to_owned(), stat.bytes)) {
+                        tracing::warn!(file, other, "two segment files have one number; only the first is used");
+                    }
+                }
+                _ => {}
             }
         }
     }
@@ -89,7 +106,7 @@ fn segment_files(layout: &Layout) -> Result<BTreeMap<u64, (String, u64)>, Storag
 fn check_listed(
     layout: &Layout,
     listing: &mut Listing,
-    present: &BTreeMap<u64, (String, u64)>,
+    present: &Present,
     counts: &mut StoreCounts,
 ) -> Result<(), StorageError> {
     let mut gone = Vec::new();
@@ -116,24 +133,28 @@ fn check_listed(
     Ok(())
 }
 
-/// Lists segments that were renamed but not listed before a crash, or that someone put back.
+/// Lists segments that a crash, or a damaged manifest, left unlisted, or that someone put back; those whose rows are
+/// elsewhere too are removed. `removed`: files of dropped segments that are still there; `wals`: numbers of the logs
+/// that are there.
 fn adopt_unlisted(
     layout: &Layout,
     listing: &mut Listing,
-    present: &BTreeMap<u64, (String, u64)>,
+    present: &Present,
+    removed: &[Removed],
+    wals: &[u64],
     counts: &mut StoreCounts,
 ) -> Result<(), StorageError> {
+    let mut found = Vec::new();
     for (&id, (file, _)) in present {
         let path = layout.segments_dir().join(file);
-        if listing.segments.contains_key(&id) || !path.exists() {
+        if listing.segments.contains_key(&id) || !disk::exists(&*layout.disk, &path).at("look at", &path)? {
             continue;
         }
-        listing.next_id = listing.next_id.max(id + 1);
-        match describe_file(layout.table, &path, id, file.clone()) {
-            Ok(meta) => {
-                tracing::info!(path = %path.display(), rows = meta.rows, "listed a segment the manifest did not have");
-                listing.segments.insert(id, meta);
-            }
+        listing.next_id = listing.next_id.max(id.number + 1);
+        match describe_file(layout, id, file.clone()) {
+            Ok(segment) => found.push(segment),
+            // The disk, not the file: the next start may have more luck.
+            Err(error @ StorageError::Io { .. }) => return Err(error),
             Err(error) => {
                 let kept = layout.set_aside(&path)?;
                 counts.files_damaged += 1;
@@ -141,7 +162,83 @@ fn adopt_unlisted(
             }
         }
     }
+    let found = without_merged(layout, listing, removed, found)?;
+    let found = without_unpublished(layout, listing, found, wals)?;
+    for FoundSegment { meta, .. } in found {
+        tracing::info!(file = meta.file, rows = meta.rows, "listed a segment the manifest did not have");
+        listing.segments.insert(meta.key(), meta);
+    }
     Ok(())
+}
+
+/// Removes segments whose rows another one of their partition has: those it was merged from, if it is complete but the
+/// manifest that tells is lost, or the merged one, if the manifest does not list it: also where retention has dropped
+/// what it was merged from. The rows a log has in a partition are never divided among segments, so it is enough to look
+/// whose logs they are.
+fn without_merged(
+    layout: &Layout,
+    listing: &Listing,
+    removed: &[Removed],
+    mut found: Vec<FoundSegment>,
+) -> Result<Vec<FoundSegment>, StorageError> {
+    let dir_of = |file: &str| file.rsplit_once('/').map(|(dir, _)| dir.to_owned()).unwrap_or_default();
+    let dirs: HashSet<String> = found.iter().map(|segment| dir_of(&segment.meta.file)).collect();
+    let mut taken: HashMap<String, HashSet<u64>> = HashMap::new();
+    let listed = listing.segments.values().map(|meta| (meta.key(), &meta.file));
+    let known = listed.chain(removed.iter().map(|removed| (removed.key(), &removed.file)));
+    for (id, file) in known.filter(|(_, file)| dirs.contains(&dir_of(file))) {
+        let logs = logs_of(layout, id, &layout.segments_dir().join(file)).unwrap_or_else(|error| {
+            tracing::warn!(%error, "a segment does not read");
+            vec![id.number]
+        });
+        taken.entry(dir_of(file)).or_default().extend(logs);
+    }
+    // The one with most logs first: it has the rows of the others.
+    found.sort_by_key(|segment| (Reverse(segment.logs.len()), segment.meta.key()));
+    let mut kept = Vec::new();
+    for segment in found {
+        let taken = taken.entry(dir_of(&segment.meta.file)).or_default();
+        if segment.logs.iter().any(|log| taken.contains(log)) {
+            let path = layout.segments_dir().join(&segment.meta.file);
+            layout.disk.remove_file(&path).at("remove", &path)?;
+            tracing::info!(path = %path.display(), "removed a segment whose rows are in another one");
+        } else {
+            taken.extend(&segment.logs);
+            kept.push(segment);
+        }
+    }
+    Ok(kept)
+}
+
+/// Decides for the log that was being published when the run ended, if its segments are among those found: all of them
+/// are there, so that it is published, or they are removed and made again from the log. Logs are published in the order
+/// of their numbers, so it is the last one.
+fn without_unpublished(
+    layout: &Layout,
+    listing: &mut Listing,
+    found: Vec<FoundSegment>,
+    wals: &[u64],
+) -> Result<Vec<FoundSegment>, StorageError> {
+    let of_log = |segment: &FoundSegment| segment.parts.map(|parts| (segment.meta.id, parts));
+    let merged = found.iter().filter(|segment| segment.parts.is_none()).flat_map(|segment| &segment.logs).max();
+    let last = found.iter().filter_map(of_log).max();
+    let before =
+        found.iter().filter_map(of_log).map(|(log, _)| log).filter(|log| last.is_some_and(|(last, _)| *log < last));
+    listing.published = before.chain(merged.copied()).fold(listing.published, u64::max);
+    let Some((log, parts)) = last.filter(|(log, _)| *log > listing.published) else { return Ok(found) };
+    let there = found.iter().filter(|segment| of_log(segment).is_some_and(|(of, _)| of == log)).count();
+    if there >= parts || !wals.contains(&log) {
+        listing.published = log;
+        return Ok(found);
+    }
+    let (unpublished, kept): (Vec<_>, Vec<_>) =
+        found.into_iter().partition(|segment| of_log(segment).is_some_and(|(of, _)| of == log));
+    for segment in unpublished {
+        let path = layout.segments_dir().join(&segment.meta.file);
+        layout.disk.remove_file(&path).at("remove", &path)?;
+        tracing::info!(path = %path.display(), "removed a segment whose rows are in its log");
+    }
+    Ok(kept)
 }
 
 /// Rows of a log file that no segment has. A file without any is removed; one with damage is also kept in `damaged/`.
@@ -150,10 +247,10 @@ pub(crate) fn load_wal(
     path: &Path,
     counts: &mut StoreCounts,
 ) -> Result<Vec<RecordBatch>, StorageError> {
-    let mut log = match WalReader::open(path, layout.table) {
+    let mut log = match WalReader::open(&*layout.disk, path, layout.table) {
         Ok(Some(log)) => log,
         Ok(None) => {
-            remove_wal(path);
+            remove_wal(layout, path);
             return Ok(Vec::new());
         }
         Err(error @ StorageError::Damaged { .. }) => {
@@ -180,7 +277,7 @@ pub(crate) fn load_wal(
         tracing::info!(path = %path.display(), rows, "recovered a log");
     }
     if log.batches.is_empty() {
-        remove_wal(path);
+        remove_wal(layout, path);
     }
     Ok(log.batches)
 }
@@ -188,11 +285,11 @@ pub(crate) fn load_wal(
 /// A second name for a file, in `damaged/`, so that it outlives its use. Costs no space and may be repeated.
 fn keep_copy(layout: &Layout, path: &Path) -> Result<(), StorageError> {
     let dir = layout.damaged_dir();
-    fs::create_dir_all(&dir).at("create", &dir)?;
+    disk::make_dir(&*layout.disk, &dir).at("create", &dir)?;
     let target = dir.join(path.file_name().unwrap_or_default());
-    if !target.exists() {
-        fs::hard_link(path, &target).at("keep a copy of", path)?;
-        sys::sync_dir(&dir).at("sync", &dir)?;
+    if !disk::exists(&*layout.disk, &target).at("look at", &target)? {
+        layout.disk.hard_link(path, &target).at("keep a copy of", path)?;
     }
+    layout.disk.sync_dir(&dir).at("sync", &dir)?;
     Ok(())
 }

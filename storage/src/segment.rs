@@ -2,18 +2,45 @@
 
 use crate::StorageError;
 use crate::bloom::{Bloom, Blooms};
+use crate::disk::{Disk, OsDisk};
 use crate::zones::Zones;
 use serde::{Deserialize, Serialize};
-use std::fs;
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
+/// What tells a segment from all others of its table, for the life of the data folder. Prints as `41-3`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SegmentId {
+    /// Number of the log file its rows came from, or of the compaction that made it; rises with the order of writing.
+    pub number: u64,
+    /// Which of the segments of one log, from 0: each has another tap or hour.
+    pub part: u8,
+}
+
+impl SegmentId {
+    /// A name that begins as a segment's file does, without its extension. Segments of format 1 have no part.
+    pub(crate) fn parse(stem: &str) -> Option<SegmentId> {
+        let (number, part) = stem.split_once('-').unwrap_or((stem, "0"));
+        Some(SegmentId { number: number.parse().ok()?, part: part.parse().ok()? })
+    }
+}
+
+impl fmt::Display for SegmentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.number, self.part)
+    }
+}
+
 /// What the manifest says of a segment.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SegmentMeta {
+    /// Its number.
     pub(crate) id: u64,
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub(crate) part: u8,
     /// Below `segments/`.
     pub(crate) file: String,
     pub(crate) rows: u64,
@@ -31,16 +58,28 @@ pub(crate) struct SegmentMeta {
     pub(crate) blooms: Blooms,
 }
 
-/// An immutable Parquet file of flow records. As long as an `Arc` of it lives, its file stays: retention only marks
-/// it, and the last owner removes it.
+impl SegmentMeta {
+    pub(crate) fn key(&self) -> SegmentId {
+        SegmentId { number: self.id, part: self.part }
+    }
+}
+
+/// Parts from the second on stand in the manifest.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+pub(crate) fn is_first(part: &u8) -> bool {
+    *part == 0
+}
+
+/// An immutable Parquet file of flow records. As long as an `Arc` of it lives, its file stays: retention and compaction
+/// only mark it, and the last owner removes it.
 #[derive(Debug)]
 pub struct Segment {
     /// Its file.
     pub path: PathBuf,
     /// The same below its table's `segments` folder, as the manifest has it.
     pub file: String,
-    /// Number of the log file its rows came from; rises with the order of writing, never used twice.
-    pub id: u64,
+    /// Which it is.
+    pub id: SegmentId,
     /// Rows in it, at least 1.
     pub rows: u64,
     /// Size of the file.
@@ -61,8 +100,12 @@ pub struct Segment {
     claim: AtomicU8,
     /// One bit for each place it has been shipped to.
     shipped: AtomicU8,
-    /// Set once retention has taken it out of the manifest.
+    /// Folders below `segments/` that its file is in.
+    dirs: usize,
+    /// Set once it is out of the manifest.
     doomed: AtomicBool,
+    /// Set once it is known not to be merged with others.
+    left_alone: AtomicBool,
     unlinks: Arc<Unlinks>,
 }
 
@@ -77,12 +120,52 @@ pub enum Claim {
     Shipping = 2,
 }
 
-/// Files retention has dropped: those waiting for a reader, and those gone.
-#[derive(Debug, Default)]
+/// Segments that are the compactor's alone. They are given back when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Claimed(Vec<Arc<Segment>>);
+
+impl Claimed {
+    /// `None` if one of them is somebody else's.
+    pub(crate) fn take(segments: &[Arc<Segment>]) -> Option<Claimed> {
+        let mut claimed = Claimed(Vec::with_capacity(segments.len()));
+        for segment in segments {
+            if !segment.claim(Claim::Compaction) {
+                return None;
+            }
+            claimed.0.push(segment.clone());
+        }
+        Some(claimed)
+    }
+
+    pub(crate) fn segments(&self) -> &[Arc<Segment>] {
+        &self.0
+    }
+
+    /// They are merged, and nobody's any more.
+    pub(crate) fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|segment| segment.release(Claim::Compaction));
+    }
+}
+
+/// Files out of the manifest: those waiting for a reader, and those gone.
+#[derive(Debug)]
 pub(crate) struct Unlinks {
+    disk: Arc<dyn Disk>,
     pub(crate) waiting_files: AtomicU64,
     pub(crate) waiting_bytes: AtomicU64,
     pub(crate) failed: AtomicU64,
+}
+
+impl Unlinks {
+    pub(crate) fn new(disk: Arc<dyn Disk>) -> Unlinks {
+        Unlinks { disk, waiting_files: AtomicU64::new(0), waiting_bytes: AtomicU64::new(0), failed: AtomicU64::new(0) }
+    }
 }
 
 impl Segment {
@@ -90,7 +173,7 @@ impl Segment {
         Segment {
             path: segments_dir.join(&meta.file),
             file: meta.file.clone(),
-            id: meta.id,
+            id: meta.key(),
             rows: meta.rows,
             bytes: meta.bytes,
             t_end_min: meta.t_end_min,
@@ -98,11 +181,13 @@ impl Segment {
             t_start_min: meta.t_start_min,
             taps: meta.taps.clone(),
             protos: meta.protos.clone(),
+            dirs: meta.file.matches('/').count(),
             zones: meta.zones.clone(),
             blooms: meta.blooms.clone(),
             claim: AtomicU8::new(0),
             shipped: AtomicU8::new(0),
             doomed: AtomicBool::new(false),
+            left_alone: AtomicBool::new(false),
             unlinks,
         }
     }
@@ -119,13 +204,14 @@ impl Segment {
             reason: format!("what is said of a segment does not read: {error}"),
         };
         let meta: SegmentMeta = serde_json::from_str(description).map_err(bad)?;
-        Ok(Segment::new(root, &meta, Arc::new(Unlinks::default())))
+        Ok(Segment::new(root, &meta, Arc::new(Unlinks::new(Arc::new(OsDisk)))))
     }
 
     /// What the manifest says of it, as one JSON object.
     pub fn description(&self) -> String {
         let meta = SegmentMeta {
-            id: self.id,
+            id: self.id.number,
+            part: self.id.part,
             file: self.file.clone(),
             rows: self.rows,
             bytes: self.bytes,
@@ -147,6 +233,10 @@ impl Segment {
             Ok(_) => true,
             Err(owner) => owner == claim as u8,
         }
+    }
+
+    pub(crate) fn is_claimed(&self) -> bool {
+        self.claim.load(Ordering::Acquire) != 0
     }
 
     /// Gives it back, if it was claimed for this.
@@ -180,6 +270,15 @@ impl Segment {
         self.blooms.get(column, row_group)
     }
 
+    /// Compaction is not to look at it again.
+    pub(crate) fn leave_alone(&self) {
+        self.left_alone.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_left_alone(&self) -> bool {
+        self.left_alone.load(Ordering::Relaxed)
+    }
+
     /// Lets the last owner remove the file. Call only after the manifest no longer names it.
     pub(crate) fn doom(&self) {
         if !self.doomed.swap(true, Ordering::AcqRel) {
@@ -189,19 +288,29 @@ impl Segment {
     }
 }
 
+#[cfg(test)]
+impl Segment {
+    /// One without a file.
+    pub(crate) fn of_test(segments_dir: &Path, meta: &SegmentMeta) -> Arc<Segment> {
+        Arc::new(Segment::new(segments_dir, meta, Arc::new(Unlinks::new(Arc::new(OsDisk)))))
+    }
+}
+
 impl Drop for Segment {
     fn drop(&mut self) {
         if !*self.doomed.get_mut() {
             return;
         }
-        if let Err(error) = fs::remove_file(&self.path) {
+        if let Err(error) = self.unlinks.disk.remove_file(&self.path) {
             // The manifest's record of the removal makes the next start try again.
             self.unlinks.failed.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove an expired segment");
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove a segment that is no longer listed");
         }
-        // The day's folder goes with its last segment; while others are in it this fails, as it should.
-        if let Some(day) = self.path.parent() {
-            let _ = fs::remove_dir(day);
+        // Folders go with their last segment; while there is something in one this fails, as it should.
+        for dir in self.path.ancestors().skip(1).take(self.dirs) {
+            if self.unlinks.disk.remove_dir(dir).is_err() {
+                break;
+            }
         }
         self.unlinks.waiting_files.fetch_sub(1, Ordering::Relaxed);
         self.unlinks.waiting_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
@@ -212,10 +321,11 @@ impl Drop for Segment {
 mod tests {
     use super::*;
 
-    fn segment() -> Segment {
+    fn segment() -> Arc<Segment> {
         let meta = SegmentMeta {
             id: 7,
-            file: "tap=a/x.parquet".into(),
+            part: 3,
+            file: "tap_name=a/x.parquet".into(),
             rows: 10,
             bytes: 1_000,
             t_end_min: 5,
@@ -226,16 +336,30 @@ mod tests {
             zones: Zones::default(),
             blooms: Blooms::default(),
         };
-        Segment::new(Path::new("none"), &meta, Arc::new(Unlinks::default()))
+        Segment::of_test(Path::new("none"), &meta)
     }
 
     #[test]
     fn a_description_gives_the_same_segment_elsewhere() {
         let segment = segment();
         let other = Segment::elsewhere(Path::new("bucket/table=flows"), &segment.description()).unwrap();
-        assert_eq!(other.path, Path::new("bucket/table=flows/tap=a/x.parquet"));
+        assert_eq!(other.path, Path::new("bucket/table=flows/tap_name=a/x.parquet"));
+        assert_eq!((other.id, &other.file), (segment.id, &segment.file));
         assert_eq!(other.description(), segment.description());
         assert!(Segment::elsewhere(Path::new("x"), "{}").is_err());
+    }
+
+    #[test]
+    fn segments_are_claimed_all_or_none() {
+        let all = [segment(), segment(), segment()];
+        let claimed = Claimed::take(&all[..2]).unwrap();
+        assert!(!all[1].claim(Claim::Shipping));
+        drop(claimed);
+        assert!(all[1].claim(Claim::Shipping));
+        assert!(Claimed::take(&all).is_none());
+        assert!(!all[0].is_claimed() && !all[2].is_claimed());
+        Claimed::take(&all[2..]).unwrap().keep();
+        assert!(!all[2].claim(Claim::Shipping), "it is merged");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The segments of a table, in a form that queries look through without touching each.
 
-use crate::Segment;
+use crate::{Segment, SegmentId};
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -29,14 +29,16 @@ impl Segments {
         &self.times
     }
 
-    pub(crate) fn insert(&mut self, segment: Arc<Segment>) {
-        let at = self.all.partition_point(|other| other.id < segment.id);
-        self.times.insert(at, times(&segment));
-        self.all.insert(at, segment);
+    /// Lists segments, which are in order, with no other between them.
+    pub(crate) fn insert(&mut self, segments: Vec<Arc<Segment>>) {
+        let Some(first) = segments.first() else { return };
+        let at = self.all.partition_point(|other| other.id < first.id);
+        self.times.splice(at..at, segments.iter().map(|segment| times(segment)));
+        self.all.splice(at..at, segments);
     }
 
     /// `ids` are sorted.
-    pub(crate) fn remove(&mut self, ids: &[u64]) {
+    pub(crate) fn remove(&mut self, ids: &[SegmentId]) {
         self.all.retain(|segment| ids.binary_search(&segment.id).is_err());
         self.times = self.all.iter().map(|segment| times(segment)).collect();
     }

@@ -1,27 +1,30 @@
 //! What the writer, the encoder thread and readers share: the rows, wherever they are.
 
 use crate::StorageError;
-use crate::encode::{SegmentProfile, write_segment};
+use crate::compact::{Pace, compact};
+use crate::encode::{NewSegment, Origin, SegmentProfile, write_segment};
 use crate::folder::Layout;
 use crate::manifest::Manifest;
-use crate::options::OnError;
+use crate::options::{Compaction, OnError, StoreOptions};
+use crate::partition;
 use crate::reader::Snapshot;
 use crate::retention::drop_segments;
-use crate::segment::{Segment, Unlinks};
+use crate::segment::{Segment, SegmentId, SegmentMeta, Unlinks};
 use crate::segments::Segments;
 use crate::table::{BatchBuilder, Columns};
 use arrow::record_batch::RecordBatch;
 use std::collections::VecDeque;
-use std::fs;
-use std::path::PathBuf;
-use std::sync::atomic::Ordering;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Counters and gauges of a store. Rows: `appended + recovered` = those in segments or live + every `rows_lost_*` +
-/// those retention removed.
+/// Counters and gauges of a store. Rows: `found + appended + recovered` = those in segments or live + every
+/// `rows_lost_*` + those retention removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoreCounts {
+    /// Rows in segments at the start.
+    pub rows_found: u64,
     /// Rows given to `append`.
     pub rows_appended: u64,
     /// Rows written to the log.
@@ -51,6 +54,9 @@ pub struct StoreCounts {
     pub encode_ns: u64,
     /// Rows in no segment yet.
     pub live_rows: u64,
+    /// Of those, rows a power cut now would take: not yet synced, or in a log that could not be synced, until their
+    /// segment is published.
+    pub unsynced_rows: u64,
     /// Segments waiting to be encoded.
     pub frozen: u64,
     /// Log bytes written since the start.
@@ -81,6 +87,22 @@ pub struct StoreCounts {
     pub unlinks_waiting_bytes: u64,
     /// Files that could not be removed; the next start tries again.
     pub unlinks_failed: u64,
+    /// Rows of more hours than a log has partitions for, in those without a date.
+    pub rows_undated: u64,
+    /// Segments made by merging others.
+    pub compactions: u64,
+    /// Segments merged into them.
+    pub segments_merged: u64,
+    /// Rows rewritten by that.
+    pub rows_merged: u64,
+    /// Bytes read for it.
+    pub bytes_merged: u64,
+    /// Bytes written by it.
+    pub bytes_merged_into: u64,
+    /// Compactions given up because a segment was shipped or dropped meanwhile, or the store was closed.
+    pub compactions_abandoned: u64,
+    /// Compactions that failed; each is tried again.
+    pub compaction_errors: u64,
     /// The latest error, for people.
     pub last_error: Option<String>,
 }
@@ -92,6 +114,15 @@ pub(crate) struct Frozen {
     pub(crate) batches: Arc<Vec<RecordBatch>>,
     /// Removed once the segment is published.
     pub(crate) wal: PathBuf,
+    /// Rows that the log does not hold for sure.
+    pub(crate) unsynced_rows: u64,
+}
+
+/// What a log has become.
+struct Published {
+    segments: Vec<Arc<Segment>>,
+    /// Of their rows, those without a date in their partition.
+    rows_undated: u64,
 }
 
 pub(crate) struct State<C: Columns> {
@@ -103,6 +134,8 @@ pub(crate) struct State<C: Columns> {
     pub(crate) active: Vec<RecordBatch>,
     /// Rows in them.
     pub(crate) active_rows: u64,
+    /// Of those, rows not synced.
+    pub(crate) active_unsynced: u64,
     /// Rows not in the log yet; `None` only before the store has been opened.
     pub(crate) pending: Option<BatchBuilder<C>>,
     pub(crate) counts: StoreCounts,
@@ -120,6 +153,7 @@ impl<C: Columns> Default for State<C> {
             frozen: VecDeque::new(),
             active: Vec::new(),
             active_rows: 0,
+            active_unsynced: 0,
             pending: None,
             counts: StoreCounts::default(),
             failing: None,
@@ -141,6 +175,8 @@ pub(crate) trait Rows: Send + Sync {
     fn published(&self) -> u64;
     /// Bytes of dropped files that readers still hold.
     fn waiting_bytes(&self) -> u64;
+    /// Merges segments where it is worth while: one job at most, `true` if there was one.
+    fn compact(&self, compaction: &Compaction, min_free: u64, pace: &Pace) -> Result<bool, StorageError>;
     /// Drops segments: off the manifest first, the files when no reader holds them.
     fn drop_segments(&self, victims: Vec<Arc<Segment>>, shipped_to: u8) -> Result<(), StorageError>;
     /// Remembers an error for people.
@@ -163,6 +199,9 @@ impl<C: Columns> Rows for Shared<C> {
     fn waiting_bytes(&self) -> u64 {
         self.unlinks.waiting_bytes.load(Ordering::Relaxed)
     }
+    fn compact(&self, compaction: &Compaction, min_free: u64, pace: &Pace) -> Result<bool, StorageError> {
+        compact(self, compaction, min_free, pace)
+    }
     fn drop_segments(&self, victims: Vec<Arc<Segment>>, shipped_to: u8) -> Result<(), StorageError> {
         drop_segments(self, victims, shipped_to)
     }
@@ -180,8 +219,14 @@ impl<C: Columns> State<C> {
 /// Lock order: `manifest`, then `state`; `state` is never held across I/O.
 pub(crate) struct Shared<C: Columns> {
     pub(crate) layout: Layout,
-    profile: SegmentProfile,
+    pub(crate) profile: SegmentProfile,
     on_error: OnError,
+    /// Rows of a segment at most.
+    pub(crate) segment_rows_max: u64,
+    /// Number of the next log or compaction.
+    next_number: AtomicU64,
+    /// Told of new segments; a store without compaction has none.
+    pub(crate) pace: Option<Arc<Pace>>,
     pub(crate) unlinks: Arc<Unlinks>,
     pub(crate) manifest: Mutex<Manifest>,
     state: Mutex<State<C>>,
@@ -195,15 +240,19 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 impl<C: Columns> Shared<C> {
     pub(crate) fn new(
         layout: Layout,
-        profile: SegmentProfile,
-        on_error: OnError,
+        options: &StoreOptions,
+        next_number: u64,
         manifest: Manifest,
         unlinks: Arc<Unlinks>,
+        pace: Option<Arc<Pace>>,
     ) -> Self {
         Shared {
             layout,
-            profile,
-            on_error,
+            profile: options.profile,
+            on_error: options.on_error,
+            segment_rows_max: options.segment_rows_max,
+            next_number: AtomicU64::new(next_number),
+            pace,
             unlinks,
             manifest: Mutex::new(manifest),
             state: Mutex::default(),
@@ -241,6 +290,9 @@ impl<C: Columns> Shared<C> {
             segment_rows: state.segments.iter().map(|segment| segment.rows).sum(),
             segment_bytes: state.segments.iter().map(|segment| segment.bytes).sum(),
             live_rows: state.frozen_rows() + state.active_rows + pending,
+            unsynced_rows: state.frozen.iter().map(|frozen| frozen.unsynced_rows).sum::<u64>()
+                + state.active_unsynced
+                + pending,
             frozen: state.frozen.len() as u64,
             unlinks_waiting: self.unlinks.waiting_files.load(Ordering::Relaxed),
             unlinks_waiting_bytes: self.unlinks.waiting_bytes.load(Ordering::Relaxed),
@@ -255,6 +307,7 @@ impl<C: Columns> Shared<C> {
         let Some(pending) = state.pending.as_mut().filter(|pending| !pending.is_empty()) else { return Ok(None) };
         let batch = pending.finish()?;
         state.active_rows += batch.num_rows() as u64;
+        state.active_unsynced += batch.num_rows() as u64;
         state.active.push(batch.clone());
         Ok(Some(batch))
     }
@@ -264,7 +317,16 @@ impl<C: Columns> Shared<C> {
         let mut state = self.state();
         let rows = state.active.pop().map_or(0, |batch| batch.num_rows() as u64);
         state.active_rows -= rows;
+        state.active_unsynced -= rows;
         rows
+    }
+
+    /// The active rows are durable.
+    pub(crate) fn synced(&self, took: Duration) {
+        let mut state = self.state();
+        state.active_unsynced = 0;
+        state.counts.syncs += 1;
+        state.counts.sync_ns += took.as_nanos() as u64;
     }
 
     /// Drops the pending rows; returns how many.
@@ -289,7 +351,8 @@ impl<C: Columns> Shared<C> {
         }
         let batches = std::mem::take(&mut state.active);
         state.active_rows = 0;
-        state.frozen.push_back(Frozen { id, batches: Arc::new(batches), wal });
+        let unsynced_rows = std::mem::take(&mut state.active_unsynced);
+        state.frozen.push_back(Frozen { id, batches: Arc::new(batches), wal, unsynced_rows });
         self.changed.notify_all();
         true
     }
@@ -297,7 +360,9 @@ impl<C: Columns> Shared<C> {
     /// Hands rows of an earlier run to the encoder, whether or not it is stuck: they must be visible.
     pub(crate) fn freeze(&self, id: u64, batches: Vec<RecordBatch>, wal: PathBuf, frozen_max: usize) {
         let mut state = self.wait_for_room(frozen_max);
-        state.frozen.push_back(Frozen { id, batches: Arc::new(batches), wal });
+        // Who wrote the log may have died before it synced it.
+        let unsynced_rows = batches.iter().map(|batch| batch.num_rows() as u64).sum();
+        state.frozen.push_back(Frozen { id, batches: Arc::new(batches), wal, unsynced_rows });
         self.changed.notify_all();
     }
 
@@ -343,10 +408,10 @@ impl<C: Columns> Shared<C> {
         while let Some(frozen) = self.next_frozen() {
             let since = Instant::now();
             match self.publish(&frozen) {
-                Ok(segment) => {
+                Ok(published) => {
                     backoff = RETRY_FIRST;
-                    remove_wal(&frozen.wal);
-                    self.published(segment, since.elapsed());
+                    remove_wal(&self.layout, &frozen.wal);
+                    self.published(published, since.elapsed());
                 }
                 Err(error) => {
                     self.stuck(&error, Instant::now() + backoff);
@@ -373,23 +438,57 @@ impl<C: Columns> Shared<C> {
         }
     }
 
-    fn publish(&self, frozen: &Frozen) -> Result<Segment, StorageError> {
-        let meta = write_segment(&self.layout, frozen.id, &frozen.batches, self.profile)?;
-        let segment = Segment::new(&self.layout.segments_dir(), &meta, self.unlinks.clone());
-        self.manifest().add(meta)?;
-        Ok(segment)
+    fn publish(&self, frozen: &Frozen) -> Result<Published, StorageError> {
+        let partitions = partition::split(self.layout.table, &frozen.batches);
+        let mut metas = Vec::with_capacity(partitions.len());
+        for (part, partition) in partitions.iter().enumerate() {
+            let new = NewSegment {
+                id: SegmentId { number: frozen.id, part: part as u8 },
+                dir: &partition.dir,
+                origin: Origin::Log { parts: partitions.len() },
+                batches: &frozen.batches,
+                rows: &partition.rows,
+                profile: self.profile,
+            };
+            metas.push(write_segment(&self.layout, &new, None)?);
+        }
+        let undated = partitions.iter().filter(|partition| partition.is_undated);
+        let rows_undated = undated.map(|partition| partition.rows.len() as u64).sum();
+        let segments = metas.iter().map(|meta| self.segment(meta)).collect();
+        self.manifest().publish(frozen.id, metas)?;
+        Ok(Published { segments, rows_undated })
     }
 
-    /// The switch: in one step the rows leave the frozen ones and come in as a segment.
-    fn published(&self, segment: Segment, took: Duration) {
+    pub(crate) fn segment(&self, meta: &SegmentMeta) -> Arc<Segment> {
+        Arc::new(Segment::new(&self.layout.segments_dir(), meta, self.unlinks.clone()))
+    }
+
+    /// The switch: in one step the rows leave the frozen ones and come in as segments.
+    fn published(&self, published: Published, took: Duration) {
         let mut state = self.state();
         state.frozen.pop_front();
-        Arc::make_mut(&mut state.segments).insert(Arc::new(segment));
-        state.counts.segments_published += 1;
+        state.counts.segments_published += published.segments.len() as u64;
+        state.counts.rows_undated += published.rows_undated;
+        Arc::make_mut(&mut state.segments).insert(published.segments);
         state.counts.encode_ns += took.as_nanos() as u64;
         state.failing = None;
         state.retry_at = None;
         self.changed.notify_all();
+        drop(state);
+        if let Some(pace) = &self.pace {
+            pace.wake();
+        }
+    }
+
+    /// Whether a log waits to be encoded, and can be.
+    pub(crate) fn is_encoding(&self) -> bool {
+        let state = self.state();
+        !state.frozen.is_empty() && state.failing.is_none()
+    }
+
+    /// A number no log and no compaction has had.
+    pub(crate) fn take_number(&self) -> u64 {
+        self.next_number.fetch_add(1, Ordering::Relaxed)
     }
 
     fn stuck(&self, error: &StorageError, retry_at: Instant) {
@@ -408,8 +507,8 @@ impl<C: Columns> Shared<C> {
     }
 }
 
-pub(crate) fn remove_wal(path: &std::path::Path) {
-    if let Err(error) = fs::remove_file(path) {
+pub(crate) fn remove_wal(layout: &Layout, path: &Path) {
+    if let Err(error) = layout.disk.remove_file(path) {
         // Its rows are listed in the manifest, so the next start drops it.
         tracing::warn!(path = %path.display(), %error, "cannot remove a log whose rows are in a segment");
     }

@@ -1,6 +1,7 @@
 //! The one writer of a data folder, with all its tables.
 
 use crate::columns::FlowColumns;
+use crate::compact::{Compactor, Pace};
 use crate::dns::DnsColumns;
 use crate::folder::DataFolder;
 use crate::options::{Now, StoreOptions};
@@ -10,15 +11,18 @@ use crate::writer::TableWriter;
 use crate::{StorageError, retention};
 use flowtable::FlowRecord;
 use hints::DnsRecord;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Writes flow records and DNS transactions into a data folder, which it owns until it is dropped. One thread calls
-/// it; it keeps one more for each table, which encodes segments.
+/// it; it keeps one more for each table, which encodes segments, and one that merges small segments.
 ///
 /// A row is visible to readers as soon as [`append`](Store::append) returns and survives a crash once it is synced,
 /// within `wal_sync_interval` if [`tick`](Store::tick) is called more often than that.
 pub struct Store {
     options: StoreOptions,
+    /// Before the tables, so that it ends first.
+    compactor: Option<Compactor>,
     flows: TableWriter<FlowColumns>,
     dns: TableWriter<DnsColumns>,
     retained_at: Option<Instant>,
@@ -39,11 +43,21 @@ impl Store {
     /// If the folder is somebody else's, of a newer format, in use, or cannot be written; or an option is out of range.
     pub fn open(mut options: StoreOptions) -> Result<Store, StorageError> {
         options.check()?;
-        let folder = DataFolder::open(&options.dir)?;
-        let flows = TableWriter::open(&options.dir, &options)?;
-        let dns = TableWriter::open(&options.dir, &options)?;
+        let folder = DataFolder::open(options.disk.clone(), &options.dir)?;
+        let compaction = options.compaction;
+        let pace = compaction.enabled.then(|| Arc::new(Pace::new(Some(compaction.bytes_per_s))));
+        let flows = TableWriter::open(&options, pace.clone())?;
+        let dns = TableWriter::open(&options, pace.clone())?;
+        let compactor = match pace {
+            Some(pace) => {
+                let tables: Vec<Arc<dyn Rows>> = vec![flows.shared.clone(), dns.shared.clone()];
+                let min_free = options.retention.min_free_bytes.unwrap_or(0);
+                Some(Compactor::start(&options.dir, tables, compaction, min_free, pace)?)
+            }
+            None => None,
+        };
         options.left.clear();
-        Ok(Store { options, flows, dns, retained_at: None, retained_count: 0, _folder: folder })
+        Ok(Store { options, compactor, flows, dns, retained_at: None, retained_count: 0, _folder: folder })
     }
 
     /// Takes flow records and their texts: those of all records one after the other, each record's part as long as its
@@ -79,10 +93,14 @@ impl Store {
     /// Replaces the limits of retention; they apply from the next tick on.
     pub fn set_retention(&mut self, retention: crate::Retention) {
         self.options.retention = retention;
+        if let Some(compactor) = &self.compactor {
+            compactor.set_min_free(retention.min_free_bytes.unwrap_or(0));
+        }
         self.retained_at = None;
     }
 
-    /// Writes every row to the logs and makes it durable.
+    /// Writes every row to the logs and makes it durable. Rows of a log that cannot be synced are durable once their
+    /// segment is: until then `StoreCounts::unsynced_rows` is not 0.
     ///
     /// # Errors
     /// With `OnError::Fail`, as `append`.
@@ -100,11 +118,30 @@ impl Store {
         flows.and(self.dns.flush())
     }
 
-    /// Flushes and lets go of the folder.
+    /// Merges segments until no merge is worth it, on the calling thread, at any rate, and whether or not
+    /// `compaction.enabled`. Returns how many merges that took.
+    ///
+    /// # Errors
+    /// If segments cannot be read or written; all rows stay where they are.
+    pub fn compact(&mut self) -> Result<u64, StorageError> {
+        let min_free = self.options.retention.min_free_bytes.unwrap_or(0);
+        let pace = Pace::new(None);
+        let tables: [&dyn Rows; 2] = [&*self.flows.shared, &*self.dns.shared];
+        let mut merges = 0;
+        for table in tables {
+            while table.compact(&self.options.compaction, min_free, &pace)? {
+                merges += 1;
+            }
+        }
+        Ok(merges)
+    }
+
+    /// Flushes, ends what is done in the background, and lets go of the folder.
     ///
     /// # Errors
     /// As `flush`. Rows that could not be published are synced in the log, and become a segment at the next start.
     pub fn close(mut self) -> Result<(), StorageError> {
+        self.compactor = None;
         self.flush()
     }
 
@@ -146,7 +183,9 @@ impl Store {
         }
         self.retained_at = Some(now.mono);
         self.retained_count = published;
-        if let Err(error) = retention::apply(&self.options.dir, &tables, &self.options.retention, now.wall) {
+        if let Err(error) =
+            retention::apply(&*self.options.disk, &self.options.dir, &tables, &self.options.retention, now.wall)
+        {
             tables[0].complain(&error);
             tracing::warn!(%error, "cannot drop old segments");
         }

@@ -1,16 +1,10 @@
 //! The few things the standard library does not say about a file system.
 
 use std::ffi::CString;
-use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-
-/// Makes names created, renamed or removed in `dir` durable (fsync(2): a file's own fsync does not cover its name).
-pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
-}
 
 /// Bytes an unprivileged process can still write to the file system that holds `path` (statvfs(3)).
 pub(crate) fn free_bytes(path: &Path) -> io::Result<u64> {
@@ -25,6 +19,21 @@ pub(crate) fn free_bytes(path: &Path) -> io::Result<u64> {
     // SAFETY: statvfs returned 0, so it has filled the structure.
     let stat = unsafe { stat.assume_init() };
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Lets the calling thread run, and use the disk, only where others leave something (setpriority(2), ioprio_set(2)). Where
+/// that is not possible it runs as any other: it is slowed down by its own limit too.
+pub(crate) fn lowest_priority() {
+    const NICE_MAX: i32 = 19;
+    const IOPRIO_WHO_PROCESS: i32 = 1;
+    const IOPRIO_CLASS_IDLE: i32 = 3 << 13;
+    // SAFETY: setpriority takes numbers alone; process 0 is the calling thread.
+    let nice = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE_MAX) };
+    // SAFETY: ioprio_set takes numbers alone; process 0 is the calling thread.
+    let idle = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_CLASS_IDLE) };
+    if nice != 0 || idle != 0 {
+        tracing::debug!(nice, idle, "cannot lower the priority of a thread");
+    }
 }
 
 /// Day of a time in microseconds since 1970 as `YYYY-MM-DD`, UTC (days-to-civil, proleptic Gregorian).

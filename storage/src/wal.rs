@@ -7,6 +7,7 @@
 //! bytes. Their mark lets a reader find the next good frame after a bad one.
 
 use crate::StorageError;
+use crate::disk::{self, Disk, DiskFile, Open};
 use crate::error::IoContext;
 use crate::table::TableInfo;
 use arrow::buffer::Buffer;
@@ -14,8 +15,6 @@ use arrow::ipc::CompressionType;
 use arrow::ipc::reader::StreamDecoder;
 use arrow::ipc::writer::{IpcWriteOptions, StreamWriter};
 use arrow::record_batch::RecordBatch;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8; 8] = b"TAPHWAL1";
@@ -28,7 +27,7 @@ const STUCK: &str = "an earlier frame that this one needs is damaged";
 pub(crate) struct WalWriter {
     pub(crate) id: u64,
     pub(crate) path: PathBuf,
-    file: File,
+    file: Box<dyn DiskFile>,
     stream: StreamWriter<Vec<u8>>,
     /// Bytes written.
     pub(crate) bytes: u64,
@@ -38,18 +37,23 @@ pub(crate) struct WalWriter {
 
 impl WalWriter {
     /// Creates the file. Its name becomes durable with the first `sync`.
-    pub(crate) fn create(path: PathBuf, id: u64, table: &TableInfo) -> Result<WalWriter, StorageError> {
+    pub(crate) fn create(
+        disk: &dyn Disk,
+        path: PathBuf,
+        id: u64,
+        table: &TableInfo,
+    ) -> Result<WalWriter, StorageError> {
         let arrow = StorageError::arrow("start a log");
         let options = IpcWriteOptions::default().try_with_compression(Some(CompressionType::LZ4_FRAME));
         let stream =
             options.and_then(|options| StreamWriter::try_new_with_options(Vec::new(), &(table.schema)(), options));
         let stream = stream.map_err(arrow)?;
-        let mut file = OpenOptions::new().write(true).create_new(true).open(&path).at("create", &path)?;
+        let mut file = disk.open(&path, Open::CreateNew).at("create", &path)?;
         let mut head = MAGIC.to_vec();
         head.extend_from_slice(&id.to_le_bytes());
-        let named = file.write_all(&head).and_then(|()| path.parent().map_or(Ok(()), crate::sys::sync_dir));
+        let named = file.write_all(&head).and_then(|()| disk.sync_dir(disk::parent(&path)));
         if let Err(error) = named {
-            let _ = std::fs::remove_file(&path);
+            let _ = disk.remove_file(&path);
             return Err(error).at("write", &path);
         }
         Ok(WalWriter { id, path, file, stream, bytes: HEAD_BYTES, bytes_unsynced: HEAD_BYTES })
@@ -85,7 +89,7 @@ impl WalWriter {
 
     /// Makes everything appended durable.
     pub(crate) fn sync(&mut self) -> Result<(), StorageError> {
-        self.file.sync_data().at("sync", &self.path)?;
+        self.file.sync().at("sync", &self.path)?;
         self.bytes_unsynced = 0;
         Ok(())
     }
@@ -102,7 +106,7 @@ fn checksum(head: &[u8], payload: &[u8]) -> u32 {
 pub(crate) struct WalReader {
     table: &'static TableInfo,
     path: PathBuf,
-    file: File,
+    file: Box<dyn DiskFile>,
     decoder: StreamDecoder,
     /// A good frame could not be decoded (the one with the schema is missing): none of the later ones can.
     stuck: bool,
@@ -130,13 +134,15 @@ impl WalReader {
     ///
     /// # Errors
     /// `Damaged` if it is no log file.
-    pub(crate) fn open(path: &Path, table: &'static TableInfo) -> Result<Option<WalReader>, StorageError> {
-        let mut file = File::open(path).at("open", path)?;
+    pub(crate) fn open(
+        disk: &dyn Disk,
+        path: &Path,
+        table: &'static TableInfo,
+    ) -> Result<Option<WalReader>, StorageError> {
+        let file = disk.open(path, Open::Read).at("open", path)?;
         let mut head = [0; HEAD_BYTES as usize];
-        match file.read_exact(&mut head) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-            Err(error) => return Err(error).at("read", path),
+        if disk::read_full(&*file, &mut head, 0).at("read", path)? < head.len() {
+            return Ok(None);
         }
         if &head[..8] != MAGIC {
             let reason = "it does not begin as a taphouse log does".to_owned();
@@ -156,9 +162,7 @@ impl WalReader {
 
     /// Reads the frames that have been completed since. Holds what is new of the file in memory.
     pub(crate) fn read_more(&mut self) -> Result<WalEnd, StorageError> {
-        let mut bytes = Vec::new();
-        self.file.seek(SeekFrom::Start(self.at)).at("read", &self.path)?;
-        self.file.read_to_end(&mut bytes).at("read", &self.path)?;
+        let bytes = disk::read_from(&*self.file, self.at).at("read", &self.path)?;
         let mut rest = bytes.as_slice();
         let mut end = WalEnd::default();
         while !rest.is_empty() {
@@ -251,7 +255,8 @@ fn decode(decoder: &mut StreamDecoder, table: &TableInfo, payload: &[u8]) -> Res
 impl WalWriter {
     /// Makes every write fail as on a full disk.
     pub(crate) fn fill_disk(&mut self) {
-        self.file = OpenOptions::new().write(true).open("/dev/full").expect("every Linux has /dev/full");
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
+        self.file = Box::new(full.expect("every Linux has /dev/full"));
     }
 }
 

@@ -1,6 +1,7 @@
 //! The writer of one table: its log, and the thread that makes segments of it.
 
 use crate::StorageError;
+use crate::compact::Pace;
 use crate::error::IoContext;
 use crate::folder::Layout;
 use crate::manifest::Manifest;
@@ -13,7 +14,6 @@ use crate::table::{BatchBuilder, Columns};
 use crate::wal::WalWriter;
 use arrow::record_batch::RecordBatch;
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -27,7 +27,6 @@ pub(crate) struct TableWriter<C: Columns> {
     encoder: Option<JoinHandle<()>>,
     /// Log of the active rows; `None` while there are none.
     pub(crate) wal: Option<WalWriter>,
-    next_id: u64,
     /// Last tick that synced.
     synced_at: Instant,
     /// First tick that saw active rows.
@@ -43,11 +42,11 @@ const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 
 impl<C: Columns> TableWriter<C> {
     /// Opens a table of a data folder that is locked, and finishes what a crash left of it.
-    pub(crate) fn open(dir: &Path, options: &StoreOptions) -> Result<Self, StorageError> {
-        let layout = Layout::of(dir, C::TABLE);
+    pub(crate) fn open(options: &StoreOptions, pace: Option<Arc<Pace>>) -> Result<Self, StorageError> {
+        let layout = Layout::of(options.disk.clone(), &options.dir, C::TABLE);
         let recovered = recover(&layout)?;
         let next_id = recovered.listing.next_id.max(1);
-        let unlinks = Arc::new(Unlinks::default());
+        let unlinks = Arc::new(Unlinks::new(layout.disk.clone()));
         let segments_dir = layout.segments_dir();
         let segments: Segments = recovered
             .listing
@@ -60,12 +59,13 @@ impl<C: Columns> TableWriter<C> {
         segments.iter().filter(has_left).for_each(|segment| {
             segment.claim(Claim::Shipping);
         });
-        let manifest = Manifest::create(layout.manifest(), recovered.listing)?;
-        let shared = Arc::new(Shared::new(layout.clone(), options.profile, options.on_error, manifest, unlinks));
+        let manifest = Manifest::create(layout.disk.clone(), layout.manifest(), recovered.listing);
+        let shared = Arc::new(Shared::new(layout.clone(), options, next_id, manifest, unlinks, pace));
         {
             let mut state = shared.state();
+            state.counts =
+                StoreCounts { rows_found: segments.iter().map(|segment| segment.rows).sum(), ..recovered.counts };
             state.segments = Arc::new(segments);
-            state.counts = recovered.counts;
             state.pending = Some(BatchBuilder::new(&options.tap_names, options.batch_rows));
         }
         let encoder = {
@@ -78,7 +78,6 @@ impl<C: Columns> TableWriter<C> {
             shared,
             encoder: Some(encoder),
             wal: None,
-            next_id,
             synced_at: Instant::now(),
             active_since: None,
             complained_at: None,
@@ -182,6 +181,11 @@ impl<C: Columns> TableWriter<C> {
         let Some(batch) = self.shared.seal_pending()? else { return Ok(()) };
         if let Err(error) = self.log(&batch) {
             let rows = self.shared.discard_last_active();
+            // What the log has may well be safe in it.
+            let since = Instant::now();
+            if self.wal.as_mut().is_some_and(|wal| wal.sync().is_ok()) {
+                self.shared.synced(since.elapsed());
+            }
             self.abandon_wal();
             self.shared.state().counts.rows_lost_disk += rows;
             let reason = error.reason(&self.options.dir);
@@ -212,10 +216,9 @@ impl<C: Columns> TableWriter<C> {
         let wal = match &mut self.wal {
             Some(wal) => wal,
             None => {
-                let id = self.next_id;
-                let wal = WalWriter::create(self.layout.wal(id), id, C::TABLE)?;
-                self.next_id += 1;
-                self.wal.insert(wal)
+                // Taken even if this fails: the file may be there then and not let itself be removed.
+                let id = self.shared.take_number();
+                self.wal.insert(WalWriter::create(&*self.layout.disk, self.layout.wal(id), id, C::TABLE)?)
             }
         };
         let before = wal.bytes;
@@ -232,9 +235,7 @@ impl<C: Columns> TableWriter<C> {
         let since = Instant::now();
         match wal.sync() {
             Ok(()) => {
-                let mut state = self.shared.state();
-                state.counts.syncs += 1;
-                state.counts.sync_ns += since.elapsed().as_nanos() as u64;
+                self.shared.synced(since.elapsed());
                 Ok(())
             }
             Err(error) => {
@@ -251,7 +252,7 @@ impl<C: Columns> TableWriter<C> {
         let Some(wal) = self.wal.take() else { return };
         self.active_since = None;
         if !self.shared.freeze_active(wal.id, wal.path.clone(), usize::MAX) {
-            let _ = fs::remove_file(&wal.path);
+            let _ = self.layout.disk.remove_file(&wal.path);
         }
     }
 

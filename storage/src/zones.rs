@@ -1,8 +1,8 @@
 //! Smallest and largest values of a segment's columns, as the manifest keeps them.
 
+use crate::encode::Place;
 use crate::table::column_name;
-use arrow::array::AsArray;
-use arrow::compute::{max, min};
+use arrow::array::{Array, AsArray, PrimitiveArray};
 use arrow::datatypes::{ArrowPrimitiveType, DataType, Int64Type, UInt16Type, UInt32Type};
 use arrow::record_batch::RecordBatch;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
@@ -16,24 +16,12 @@ use std::sync::Arc;
 pub(crate) struct Zones(Arc<[(&'static str, RangeInclusive<i64>)]>);
 
 /// Of a column without a value.
-const NOTHING: RangeInclusive<i64> = 1..=0;
+const NOTHING: RangeInclusive<i64> = RangeInclusive::new(1, 0);
 
 impl Zones {
-    /// The zones of `columns`, of which those are left out that a batch does not have.
-    pub(crate) fn of(columns: &[&'static str], batches: &[RecordBatch]) -> Zones {
-        let zone = |name: &'static str| {
-            let mut all = NOTHING;
-            for batch in batches {
-                let range = range(batch, name)?;
-                all = match (all.is_empty(), range.is_empty()) {
-                    (_, true) => all,
-                    (true, false) => range,
-                    (false, false) => *all.start().min(range.start())..=*all.end().max(range.end()),
-                };
-            }
-            Some((name, all))
-        };
-        Zones(columns.iter().filter_map(|name| zone(name)).collect())
+    /// The zones of `columns` over some rows; those are left out that a batch does not have.
+    pub(crate) fn of(columns: &[&'static str], batches: &[RecordBatch], rows: &[Place]) -> Zones {
+        Zones(columns.iter().filter_map(|name| Some((*name, zone(name, batches, rows)?))).collect())
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -45,21 +33,31 @@ impl Zones {
     }
 }
 
-fn range(batch: &RecordBatch, name: &str) -> Option<RangeInclusive<i64>> {
-    fn of<T: ArrowPrimitiveType<Native: Into<i64>>>(column: &dyn arrow::array::Array) -> RangeInclusive<i64> {
-        let column = column.as_primitive::<T>();
-        match min(column).zip(max(column)) {
-            Some((min, max)) => min.into()..=max.into(),
-            None => NOTHING,
-        }
-    }
-    let column = batch.column_by_name(name)?;
-    match column.data_type() {
-        DataType::Int64 => Some(of::<Int64Type>(column)),
-        DataType::UInt32 => Some(of::<UInt32Type>(column)),
-        DataType::UInt16 => Some(of::<UInt16Type>(column)),
+fn zone(name: &str, batches: &[RecordBatch], rows: &[Place]) -> Option<RangeInclusive<i64>> {
+    match batches.first()?.column_by_name(name)?.data_type() {
+        DataType::Int64 => range::<Int64Type>(name, batches, rows),
+        DataType::UInt32 => range::<UInt32Type>(name, batches, rows),
+        DataType::UInt16 => range::<UInt16Type>(name, batches, rows),
         _ => None,
     }
+}
+
+fn range<T: ArrowPrimitiveType<Native: Into<i64>>>(
+    name: &str,
+    batches: &[RecordBatch],
+    rows: &[Place],
+) -> Option<RangeInclusive<i64>> {
+    let column = |batch: &RecordBatch| batch.column_by_name(name)?.as_primitive_opt::<T>().cloned();
+    let columns: Vec<PrimitiveArray<T>> = batches.iter().map(column).collect::<Option<_>>()?;
+    let (mut min, mut max) = (i64::MAX, i64::MIN);
+    for &(batch, row) in rows {
+        let column = &columns[batch as usize];
+        if column.is_valid(row as usize) {
+            let value = column.value(row as usize).into();
+            (min, max) = (min.min(value), max.max(value));
+        }
+    }
+    Some(if min <= max { min..=max } else { NOTHING })
 }
 
 /// `{"bytes_o":[min,max],...}`, `null` for a column of nothing but null.
@@ -106,21 +104,29 @@ mod tests {
     use arrow::array::{ArrayRef, Int64Array, UInt32Array};
 
     #[test]
-    fn ranges_are_of_all_batches_and_of_values_alone() {
+    fn ranges_are_of_the_rows_asked_for_and_of_values_alone() {
+        let all = |batches: &[RecordBatch]| -> Vec<Place> {
+            let rows =
+                |(at, batch): (usize, &RecordBatch)| (0..batch.num_rows()).map(move |row| (at as u32, row as u32));
+            batches.iter().enumerate().flat_map(rows).collect()
+        };
         let batch = |bytes: Vec<i64>, rtt: Vec<Option<u32>>| {
             let columns: [(&str, ArrayRef); 2] =
                 [("bytes_o", Arc::new(Int64Array::from(bytes))), ("rtt_us", Arc::new(UInt32Array::from(rtt)))];
             RecordBatch::try_from_iter_with_nullable(columns.map(|(name, column)| (name, column, true))).unwrap()
         };
         let columns = ["bytes_o", "rtt_us", "vlan"];
-        let zones = Zones::of(&columns, &[batch(vec![5, -7], vec![None; 2]), batch(vec![9], vec![None])]);
+        let batches = [batch(vec![5, -7], vec![None; 2]), batch(vec![9], vec![None])];
+        assert_eq!(Zones::of(&columns, &batches, &[(0, 0), (1, 0)]).get("bytes_o"), Some(&(5..=9)));
+        let zones = Zones::of(&columns, &batches, &all(&batches));
         assert_eq!(zones.get("bytes_o"), Some(&(-7..=9)));
         assert!(zones.get("rtt_us").unwrap().is_empty());
         assert_eq!(zones.get("vlan"), None, "no such column");
         let json = serde_json::to_string(&zones).unwrap();
         assert_eq!(json, r#"{"bytes_o":[-7,9],"rtt_us":null}"#);
         assert_eq!(serde_json::from_str::<Zones>(&json).unwrap(), zones);
-        let zones = Zones::of(&columns, &[batch(vec![1], vec![None]), batch(vec![1], vec![Some(u32::MAX)])]);
+        let batches = [batch(vec![1], vec![None]), batch(vec![1], vec![Some(u32::MAX)])];
+        let zones = Zones::of(&columns, &batches, &all(&batches));
         assert_eq!(zones.get("rtt_us"), Some(&(4_294_967_295..=4_294_967_295)));
         assert!(serde_json::from_str::<Zones>(r#"{"a_new_one":[1,2]}"#).unwrap().is_empty());
     }

@@ -2,11 +2,19 @@
 
 mod common;
 
+use arrow::record_batch::RecordBatch;
 use common::{batches, copy_folder, flow, flows, ids, options};
+use parquet::arrow::ArrowWriter;
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::WriterProperties;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use storage::{Now, Store, StoreOptions, StoreReader};
+use std::time::Duration;
+use storage::{Compaction, Now, Retention, StorageError, Store, StoreOptions, StoreReader};
+
+/// Where rows of tap `core` in the first hour lie.
+const HOUR: &str = "segments/tap_name=core/date=1970-01-01/hour=00";
 
 fn only_file(dir: &Path) -> PathBuf {
     let files: Vec<PathBuf> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -143,7 +151,7 @@ fn a_file_that_is_no_log_is_set_aside() {
     assert!(dir.path().join("damaged/0000000000000009.wal").exists());
     store.append(&flows(0..1), &[]).unwrap();
     store.flush().unwrap();
-    assert_eq!(store.reader().snapshot().unwrap().segments[0].id, 10, "numbers are not used twice");
+    assert_eq!(store.reader().snapshot().unwrap().segments[0].id.number, 10, "numbers are not used twice");
 }
 
 /// A copy of the folder at each step of publishing: the log still there, the segment there or not, listed or not.
@@ -181,13 +189,12 @@ fn a_crash_at_any_step_of_publishing_shows_each_row_once() {
         }
         if !step.contains(&"manifest.ndjson") {
             // A segment that was being written.
-            let day = crash.path().join("segments/1970-01-01");
-            fs::write(day.join("0000000000000002.tmp"), b"PAR1 half a segment").unwrap();
+            fs::write(crash.path().join(HOUR).join("0000000000000002-00.tmp"), b"PAR1 half a segment").unwrap();
         }
         assert_eq!(ids(&StoreReader::open(crash.path()).unwrap().snapshot().unwrap()), wanted, "{step:?}, read only");
         assert_eq!(reopen_ids(crash.path()), wanted, "{step:?}");
         assert_eq!(reopen_ids(crash.path()), wanted, "{step:?}, once more");
-        let left: Vec<_> = fs::read_dir(crash.path().join("segments/1970-01-01")).unwrap().collect();
+        let left: Vec<_> = fs::read_dir(crash.path().join(HOUR)).unwrap().collect();
         assert_eq!(left.len(), 2, "no leftovers: {left:?}");
     }
 }
@@ -266,6 +273,106 @@ fn missing_and_damaged_segments_are_told_and_the_rest_is_served() {
     let counts = store.counts();
     assert_eq!((counts.segments_missing, counts.files_damaged, counts.segments), (1, 1, 1));
     assert_eq!(ids(&store.reader().snapshot().unwrap()), (10..20).collect::<Vec<_>>());
+}
+
+/// Files that are no segments of ours, under names of segments: each is named and set aside, and the rest is served.
+#[test]
+fn foreign_newer_and_broken_segments_are_set_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::open(options(dir.path())).unwrap();
+    store.append(&flows(0..10), &[]).unwrap();
+    store.flush().unwrap();
+    let path = store.reader().snapshot().unwrap().segments[0].path.clone();
+    drop(store);
+    let good = fs::read(&path).unwrap();
+    let batch = common::read_parquet(&path).remove(0);
+    let parquet = |batch: &RecordBatch, format: &str| {
+        let format = KeyValue::new("taphouse.format".to_owned(), format.to_owned());
+        let properties = WriterProperties::builder().set_key_value_metadata(Some(vec![format])).build();
+        let mut bytes = Vec::new();
+        let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), Some(properties)).unwrap();
+        writer.write(batch).unwrap();
+        writer.close().unwrap();
+        bytes
+    };
+    let mut flipped = good.clone();
+    // The length of the footer, which is what everything else is found by.
+    let footer = flipped.len() - 5;
+    flipped[footer] ^= 0x20;
+    let newer = (storage::FORMAT_VERSION + 1).to_string();
+    let cases = [
+        ("newer", parquet(&batch, &newer)),
+        ("foreign", parquet(&batch.project(&[2, 3]).unwrap(), "1")),
+        ("no rows", parquet(&batch.slice(0, 0), "1")),
+        ("no parquet", b"something else entirely".to_vec()),
+        ("empty", Vec::new()),
+        ("cut", good[..good.len() / 2].to_vec()),
+        ("flipped", flipped),
+    ];
+    for (number, (_, content)) in (100..).zip(&cases) {
+        fs::write(path.with_file_name(format!("{number:016}-00.parquet")), content).unwrap();
+    }
+    let store = Store::open(options(dir.path())).unwrap();
+    let counts = store.counts();
+    assert_eq!((counts.files_damaged, counts.segments), (cases.len() as u64, 1));
+    assert_eq!(ids(&store.reader().snapshot().unwrap()), (0..10).collect::<Vec<_>>());
+    for (number, (what, content)) in (100..).zip(&cases) {
+        let kept = dir.path().join(format!("damaged/{number:016}-00.parquet"));
+        assert_eq!(&fs::read(kept).unwrap(), content, "{what}");
+    }
+}
+
+/// Retention drops what is just being merged, and the power goes: the merged file is there, complete, and its rows must
+/// not come back.
+#[test]
+fn a_merged_segment_whose_rows_were_dropped_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::open(options(dir.path())).unwrap();
+    for part in 0..2 {
+        store.append(&flows(part * 10..part * 10 + 10), &[]).unwrap();
+        store.flush().unwrap();
+    }
+    drop(store);
+    let merging = tempfile::tempdir().unwrap();
+    copy_folder(dir.path(), merging.path());
+    let compaction = Compaction { segments_min: 2, ..Compaction::default() };
+    let store = Store::open(StoreOptions { compaction, ..options(merging.path()) }).unwrap();
+    let merged = loop {
+        let snapshot = store.reader().snapshot().unwrap();
+        match &snapshot.segments[..] {
+            [one] => break one.path.clone(),
+            _ => std::thread::yield_now(),
+        }
+    };
+    let retention = Retention { max_age: Some(Duration::ZERO), ..Retention::default() };
+    let mut store = Store::open(StoreOptions { retention, ..options(dir.path()) }).unwrap();
+    let held = store.reader().snapshot().unwrap();
+    store.tick(Now::read()).unwrap();
+    assert_eq!(store.counts().rows_removed, 20);
+    let crash = tempfile::tempdir().unwrap();
+    copy_folder(dir.path(), crash.path());
+    drop(held);
+    let target = crash.path().join(merged.strip_prefix(merging.path()).unwrap());
+    fs::copy(&merged, &target).unwrap();
+    assert_eq!(reopen_ids(crash.path()), [0u64; 0]);
+    assert!(!target.exists());
+}
+
+#[test]
+fn a_manifest_of_a_newer_version_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Store::open(options(dir.path())).unwrap());
+    let path = dir.path().join("manifest.ndjson");
+    let json = r#"{"manifest":{"format":9,"next_id":5,"added_later":true}}"#;
+    let text = format!("{:08x} {json}\nsomething this version cannot read\n", crc32fast::hash(json.as_bytes()));
+    fs::write(&path, &text).unwrap();
+    let error = Store::open(options(dir.path())).err().unwrap();
+    assert!(matches!(error, StorageError::Newer { found: 9, .. }), "{error}");
+    assert!(matches!(
+        StoreReader::open(dir.path()).and_then(|reader| reader.snapshot()),
+        Err(StorageError::Newer { found: 9, .. })
+    ));
+    assert_eq!(fs::read_to_string(&path).unwrap(), text);
 }
 
 #[test]

@@ -118,12 +118,15 @@ fn every_column_comes_back_from_memory_log_and_segment() {
         assert_eq!(all(&other.dns_snapshot().unwrap()), wanted(0..200), "from the log");
         store.flush().unwrap();
         let snapshot = other.dns_snapshot().unwrap();
-        assert_eq!((snapshot.segments.len(), snapshot.live.len()), (1, 0));
-        assert_eq!(all(&snapshot), wanted(0..200), "from a segment");
+        assert_eq!((snapshot.segments.len(), snapshot.live.len()), (2, 0), "one of each tap");
+        assert_eq!(all(&snapshot), wanted(0..200), "from segments");
         assert_eq!(batches(&snapshot)[0].schema(), dns_schema());
-        let segment = &snapshot.segments[0];
-        assert_eq!((segment.t_end_min, segment.t_start_min, segment.t_end_max), (0, 0, 199_000_000));
-        assert_eq!((segment.protos.as_slice(), segment.taps.len()), ([6, 17].as_slice(), 2));
+        let segment = &snapshot.segments[1];
+        assert_eq!((segment.t_end_min, segment.t_start_min, segment.t_end_max), (1_000_000, 1_000_000, 199_000_000));
+        assert_eq!(
+            (segment.protos.as_slice(), segment.taps.as_slice()),
+            ([6, 17].as_slice(), ["edge".to_owned()].as_slice())
+        );
         assert!(segment.path.starts_with(dir.path().join("dns/segments")));
         assert_eq!(store.reader().snapshot().unwrap().rows(), 0, "no flows");
         assert_eq!((store.counts().rows_appended, store.dns_counts().segment_rows), (0, 200));
@@ -195,8 +198,10 @@ fn retention_counts_both_tables_and_leaves_the_newest_of_each() {
     }
     store.tick(Now::read()).unwrap();
     assert_eq!(ids(&store.reader().snapshot().unwrap()), (20..30).collect::<Vec<_>>());
-    assert_eq!(all(&store.reader().dns_snapshot().unwrap()), wanted(20..30));
-    assert_eq!((store.counts().segments_removed, store.dns_counts().segments_removed), (2, 2));
+    // The newest segment of table `dns` is that of the tap with the last row.
+    let edge = wanted(20..30).into_iter().filter(|(row, _)| row.tap.0 == 1).collect::<Vec<_>>();
+    assert_eq!(all(&store.reader().dns_snapshot().unwrap()), edge);
+    assert_eq!((store.counts().segments_removed, store.dns_counts().segments_removed), (2, 5));
 }
 
 #[test]

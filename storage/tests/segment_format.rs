@@ -47,7 +47,7 @@ fn tuned_segments_have_what_readers_prune_by() {
     assert_eq!(file.num_rows() as u64, ROWS);
     assert_eq!(file.schema_descr().num_columns(), flow_schema().fields().len());
     let pairs = file.key_value_metadata().unwrap();
-    assert!(pairs.iter().any(|pair| pair.key == "taphouse.format" && pair.value.as_deref() == Some("1")));
+    assert!(pairs.iter().any(|pair| pair.key == "taphouse.format" && pair.value.as_deref() == Some("2")));
     let group = meta.row_group(0);
     let sorting = group.sorting_columns().unwrap();
     assert_eq!((sorting[0].column_idx, sorting[0].descending), (0, false));
@@ -56,7 +56,8 @@ fn tuned_segments_have_what_readers_prune_by() {
         assert!(column.offset_index_offset().is_some(), "{}", column.column_path());
         let unordered = ["flow_id", "src_mac", "dst_mac"].contains(&column.column_path().string().as_str());
         assert_eq!(column.statistics().is_none(), unordered, "{}", column.column_path());
-        let looked_up = ["src_ip", "dst_ip", "name"].contains(&column.column_path().string().as_str());
+        let looked_up =
+            ["src_ip", "dst_ip", "src_port", "dst_port", "name"].contains(&column.column_path().string().as_str());
         assert_eq!(column.bloom_filter_offset().is_some(), looked_up, "{}", column.column_path());
     }
     let pages = meta.offset_index().unwrap()[0][0].page_locations();
@@ -65,7 +66,7 @@ fn tuned_segments_have_what_readers_prune_by() {
     assert!(encodings(&meta, "bytes_o").contains(&Encoding::BYTE_STREAM_SPLIT));
     assert!(encodings(&meta, "src_port").contains(&Encoding::BYTE_STREAM_SPLIT));
     assert!(encodings(&meta, "dst_ip").contains(&Encoding::RLE_DICTIONARY));
-    // A filter sized for as many distinct values as rows takes 10 bits each; three networks need far fewer.
+    // A filter sized for as many distinct values as rows takes 15 bits each and more; three networks need far fewer.
     let blooms = ["src_ip", "dst_ip"].map(|name| {
         let column = group.columns().iter().find(|column| column.column_path().string() == name).unwrap();
         column.bloom_filter_length().unwrap()

@@ -260,7 +260,7 @@ def test_a_damaged_segment_is_told_and_then_set_aside(testdata, tmp_path):
     folder = tmp_path / "data"
     for name in ("mix_example", "cid_udp"):
         taphouse("replay", testdata / f"pcap/{name}.pcap", "--data-dir", folder)
-    segments = sorted(folder.glob("segments/*/*.parquet"), key=lambda p: p.stat().st_size)
+    segments = sorted(folder.glob("segments/**/*.parquet"), key=lambda p: p.stat().st_size)
     assert len(segments) == 2
     whole = count(folder)
     os.truncate(segments[1], segments[1].stat().st_size // 2)

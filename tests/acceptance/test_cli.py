@@ -323,7 +323,7 @@ def test_rows_that_were_synced_survive_a_kill_exactly_once(server, tmp_path):
     settings = [*HASTY, "--set", "storage.segment_age=1s"]
     running = server(["demo", "--rate", "20000", "--data-dir", data, *settings])
     # Some in segments, some in the log only.
-    until("no segment and log", lambda: list(data.glob("segments/*/*.parquet")) and list(data.glob("wal/*.wal")))
+    until("no segment and log", lambda: list(data.glob("segments/**/*.parquet")) and list(data.glob("wal/*.wal")))
     seen = until("no rows", lambda: (found := rows(ids, data)) if len(found := rows(ids, data)) > 2000 else None)
     running.process.kill()
     running.process.wait()
@@ -345,7 +345,7 @@ def test_a_folder_is_read_while_it_is_written(server, tmp_path):
         assert answer["n"] == answer["d"], "rows on their way from log to segment are there once"
         assert answer["n"] >= counts[-1], "and never missing"
         counts.append(answer["n"])
-        return len(list(data.glob("segments/*/*.parquet"))) >= 3
+        return len(list(data.glob("segments/**/*.parquet"))) >= 3
 
     until("no segments", grown)
     assert counts[-1] > 0

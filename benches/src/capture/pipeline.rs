@@ -5,6 +5,8 @@
 
 #![allow(dead_code, reason = "the server uses what is not used here")]
 
+#[path = "../../../src/pipeline/active.rs"]
+mod active;
 #[path = "../../../src/pipeline/detectors.rs"]
 mod detectors;
 #[path = "../../../src/pipeline/health.rs"]
@@ -35,7 +37,7 @@ use ingest::{Ingest, IngestSettings, Stage};
 use outlet::{Outlet, WhenFull};
 use payloads::Payloads;
 use settings::LiveSettings;
-use shared::WorkerGauges;
+use shared::{WorkerGauges, WorkerView};
 use sketches::HyperLogLog;
 use std::fmt::Display;
 use std::path::Path;
@@ -235,14 +237,16 @@ fn worker(
     let (tick_sender, ticks) = sync_channel(TICKS_QUEUED);
     let (ledger, gauges) = (Arc::new(QueueLedger::default()), Arc::new(WorkerGauges::default()));
     let sources = Arc::new(HyperLogLog::new(SOURCES_PRECISION).map_err(cannot(stage))?);
+    let view =
+        WorkerView { gauges: gauges.clone(), sources: sources.clone(), ledger: ledger.clone(), desk: Arc::default() };
     let feed = TickFeed::new(0, taps.len(), detect_config.limits);
     let rows = if when_full == WhenFull::Wait { REPLAY_RING } else { RECORD_RING };
     let (outlet, ends) = Outlet::new(rows, tick_sender, feed, when_full, ledger.clone(), gauges.clone(), sources);
     let settings = Arc::new(LiveSettings::default());
     let (table, limits) = (FlowTableConfig::default(), InspectLimits::default());
-    let worker = Worker::new(table, limits, outlet, gauges.clone(), settings).map_err(cannot(stage))?;
+    let worker = Worker::new(table, limits, outlet, &view, settings).map_err(cannot(stage))?;
 
-    let inlet = writer::Inlet::new(ends, ledger.clone());
+    let inlet = writer::Inlet::new(ends, &view);
     let (retention_sender, retention) = channel();
     let (config_sender, config) = channel();
     let write: Box<dyn FnOnce() -> Result<(), storage::StorageError> + Send> = match records_go {

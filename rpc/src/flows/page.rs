@@ -1,3 +1,8 @@
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::{SchemaRef, TimestampMicrosecondType, UInt16Type, UInt64Type};
+use futures::StreamExt;
+use query::{Cursor, Engine, FlowQuery, QueryError};
+
 /// Flows a page when the request does not say.
 pub(crate) const PAGE_SIZE_DEFAULT: usize = 100;
 /// Flows a page at most; more is clamped, as AIP-158 asks.
@@ -38,6 +43,56 @@ impl Position {
             }
         }
     }
+}
+
+/// A page of flows.
+pub(crate) struct Page {
+    pub(crate) schema: SchemaRef,
+    pub(crate) batches: Vec<RecordBatch>,
+    /// Where the next one begins; `None` after the last.
+    pub(crate) next: Option<Position>,
+}
+
+/// Reads `size` rows of a listing from `position` on. The columns of `query` are all, or have [`KEY_COLUMNS`] among them.
+pub(crate) async fn read_page(
+    engine: &Engine,
+    query: FlowQuery,
+    position: Position,
+    size: usize,
+) -> Result<Page, QueryError> {
+    // One row beyond the page tells whether there is another.
+    let wanted = u64::from(position.skip) + size as u64 + 1;
+    let after = position.after.map(|key| Cursor { t_end: key.t_end, flow_id: key.flow_id, part: key.part });
+    let mut rows = engine.flows(FlowQuery { limit: Some(wanted), after, ..query }).await?;
+    let schema = rows.schema();
+    let (mut batches, mut keys, mut to_skip) = (Vec::new(), Vec::with_capacity(size + 1), position.skip as usize);
+    while let Some(batch) = rows.next().await {
+        let batch = batch?;
+        let skipped = to_skip.min(batch.num_rows());
+        to_skip -= skipped;
+        let batch = batch.slice(skipped, batch.num_rows() - skipped);
+        let kept = batch.num_rows().min(size - keys.len().min(size));
+        keys.extend(keys_of(&batch).ok_or_else(|| QueryError::Execution {
+            message: "a flow came back without the columns that name it".to_owned(),
+        })?);
+        if kept > 0 {
+            batches.push(batch.slice(0, kept));
+        }
+    }
+    let next = keys.get(size).map(|next| position.advance(&keys[..size], *next));
+    Ok(Page { schema, batches, next })
+}
+
+/// The columns a key is made of.
+pub(crate) const KEY_COLUMNS: [&str; 3] = ["t_end", "flow_id", "part"];
+
+fn keys_of(batch: &RecordBatch) -> Option<Vec<Key>> {
+    let [t_end, flow_id, part] = KEY_COLUMNS.map(|name| batch.column_by_name(name));
+    let t_end = t_end?.as_primitive_opt::<TimestampMicrosecondType>()?.values();
+    let flow_id = flow_id?.as_primitive_opt::<UInt64Type>()?.values();
+    let part = part?.as_primitive_opt::<UInt16Type>()?.values();
+    let key = |((t_end, flow_id), part): ((&i64, &u64), &u16)| Key { t_end: *t_end, flow_id: *flow_id, part: *part };
+    Some(t_end.iter().zip(flow_id).zip(part).map(key).collect())
 }
 
 /// Bytes of a position in a page token.

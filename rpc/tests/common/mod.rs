@@ -21,6 +21,7 @@ pub(crate) struct Fixture {
     pub(crate) addr: SocketAddr,
     pub(crate) client: Client,
     pub(crate) store: Store,
+    pub(crate) engine: Engine,
     pub(crate) hub: AlertHub,
     pub(crate) queries: Arc<QueryMetrics>,
     stop: Option<oneshot::Sender<()>>,
@@ -51,7 +52,7 @@ impl Fixture {
         let addr = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
         let services = Services {
-            engine,
+            engine: engine.clone(),
             alerts: hub.clone(),
             status: Arc::new(status),
             slices: Some(Arc::new(FakeSlices::default())),
@@ -61,7 +62,7 @@ impl Fixture {
             let _ = stopped.await;
         }));
         let client = rpc::client::connect(&addr.to_string()).await.unwrap();
-        Fixture { addr, client, store, hub, queries, stop: Some(stop), serving, _dir: dir }
+        Fixture { addr, client, store, engine, hub, queries, stop: Some(stop), serving, _dir: dir }
     }
 
     /// Another connection.
@@ -248,6 +249,20 @@ pub(crate) fn status() -> v1::Status {
             dns_segments: 4,
             dns_rows: 41,
             dns_bytes: 42,
+            compaction: Some(v1::CompactionStatus {
+                compactions: 21,
+                segments_merged: 22,
+                rows: 23,
+                bytes_read: 24,
+                bytes_written: 26,
+                abandoned: 27,
+                errors: 28,
+            }),
+            waiting_bytes: 29,
+            segments_removed: 31,
+            rows_removed: 32,
+            bytes_removed: 33,
+            last_error: String::new(),
             removed_unshipped: 114,
         }),
         alerts: Some(v1::AlertStatus { firing: 1, last_seq: 12, log_errors: 0 }),

@@ -22,4 +22,4 @@ pub use error::ArchiveError;
 pub use place::{Place, is_url};
 pub use reader::ArchiveReader;
 pub use shipper::{Archive, start};
-pub use state::left;
+pub use state::{left, shipped};

@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn names_stay_as_they_are() {
         let place = Place::open("file:///srv/flows/").unwrap();
-        let file = "tap=a%2Fb ü/date=2024-05-29/hour=07/0000000000000041.parquet";
+        let file = "tap_name=a%2Fb ü/date=2024-05-29/hour=07/0000000000000041-03.parquet";
         let path = place.segment_object("edge-1", "flows", file).unwrap();
         assert_eq!(path.as_ref(), format!("srv/flows/sensor=edge-1/table=flows/{file}"));
         assert_eq!(place.url(), "file:///srv/flows");

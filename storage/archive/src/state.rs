@@ -4,9 +4,9 @@
 //! A segment passes `begin` (its description, before the first byte goes), `uploaded` (it arrived, verified) and `shipped`
 //! (it is listed there), each durable before the next step. A crash repeats at most the step it was at.
 
-use crate::ArchiveError;
 use crate::error::IoContext;
 use crate::lines::{parse, print};
+use crate::{ArchiveConfig, ArchiveError, ClickHouseConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::hash_map::RandomState;
@@ -65,6 +65,11 @@ impl State {
         data_dir.join("archive")
     }
 
+    fn file(data_dir: &Path, place: &str, sensor: &str) -> PathBuf {
+        let name = crc32fast::hash(format!("{place}\n{sensor}").as_bytes());
+        State::dir(data_dir).join(format!("{name:08x}.ndjson"))
+    }
+
     /// Opens the state of a place, new if there is none: each place has a file of its own, so that one that is returned to
     /// is known.
     ///
@@ -73,8 +78,7 @@ impl State {
     pub(crate) fn open(data_dir: &Path, place: &str, sensor: &str) -> Result<State, ArchiveError> {
         let dir = State::dir(data_dir);
         fs::create_dir_all(&dir).at("create", &dir)?;
-        let name = crc32fast::hash(format!("{place}\n{sensor}").as_bytes());
-        let path = dir.join(format!("{name:08x}.ndjson"));
+        let path = State::file(data_dir, place, sensor);
         let random = RandomState::new();
         let mut state = State {
             origin: format!("{:016x}{:016x}", random.hash_one(0), random.hash_one(1)),
@@ -220,6 +224,32 @@ pub fn left(data_dir: &Path) -> Result<BTreeSet<(String, String)>, ArchiveError>
     Ok(keys)
 }
 
+/// Segments of this data folder that have arrived at every place of `config`, as table and file: for
+/// [`storage::StoreReader::retention_plan`], where another process ships. Changes nothing.
+///
+/// # Errors
+/// If a state does not read.
+pub fn shipped(data_dir: &Path, config: &ArchiveConfig) -> Result<BTreeSet<(String, String)>, ArchiveError> {
+    let objects = config.objects.iter().map(|place| place.url().to_owned());
+    let places = objects.chain(config.clickhouse.iter().map(ClickHouseConfig::name));
+    let mut at_all: Option<BTreeSet<Key>> = None;
+    for place in places {
+        let mut keys = BTreeSet::new();
+        for line in read(&State::file(data_dir, &place, &config.sensor))? {
+            match line {
+                Line::Shipped { table, file } => drop(keys.insert((table, file))),
+                Line::Gone { table, file } => drop(keys.remove(&(table, file))),
+                Line::Archive { .. } | Line::Begin { .. } | Line::Uploaded { .. } => {}
+            }
+        }
+        at_all = Some(match at_all {
+            Some(others) => others.intersection(&keys).cloned().collect(),
+            None => keys,
+        });
+    }
+    Ok(at_all.unwrap_or_default())
+}
+
 /// The lines of a state; none if there is no file.
 fn read(path: &Path) -> Result<Vec<Line>, ArchiveError> {
     let text = match fs::read(path) {
@@ -264,6 +294,7 @@ fn replace(path: &Path, content: &[u8]) -> Result<File, ArchiveError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Place;
     use serde_json::json;
 
     fn key(id: u64) -> Key {
@@ -309,6 +340,29 @@ mod tests {
         assert_eq!(other.stage(&key(1)), None);
         assert_ne!(other.origin(), open(dir.path()).origin());
         assert_eq!(left(dir.path()).unwrap().len(), 1, "it left, wherever to");
+    }
+
+    #[test]
+    fn shipped_is_what_has_arrived_everywhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = ArchiveConfig::new("edge");
+        assert_eq!(shipped(dir.path(), &config).unwrap(), BTreeSet::new());
+        config.objects = Some(Place::open("s3://b/p").unwrap());
+        let mut objects = open(dir.path());
+        for id in 1..=3 {
+            objects.begin(key(id), json!({ "id": id })).unwrap();
+        }
+        objects.uploaded(key(3), "cc".into()).unwrap();
+        objects.shipped(vec![key(1), key(2)]).unwrap();
+        assert_eq!(shipped(dir.path(), &config).unwrap(), [key(1), key(2)].into());
+        let server = ClickHouseConfig::new("http://127.0.0.1:8123", "taphouse").unwrap();
+        let mut rows = State::open(dir.path(), &server.name(), "edge").unwrap();
+        config.clickhouse = Some(server);
+        assert_eq!(shipped(dir.path(), &config).unwrap(), BTreeSet::new());
+        rows.shipped(vec![key(2), key(3)]).unwrap();
+        assert_eq!(shipped(dir.path(), &config).unwrap(), [key(2)].into());
+        objects.gone(vec![key(2)]).unwrap();
+        assert_eq!(shipped(dir.path(), &config).unwrap(), BTreeSet::new());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, UNIX_EPOCH};
-use storage::{Claim, Now, Retention, Segment, Store, StoreOptions};
+use storage::{Claim, Compaction, Now, Retention, Segment, Store, StoreOptions};
 use tempfile::TempDir;
 use wire::Nanos;
 
@@ -136,9 +136,15 @@ fn flow(n: u64) -> FlowRecord {
     }
 }
 
+/// Segments stay as they are written, so that tests can count them.
 fn open(dir: &TempDir) -> Store {
+    open_with(dir, Compaction { enabled: false, ..Compaction::default() })
+}
+
+fn open_with(dir: &TempDir, compaction: Compaction) -> Store {
     let left = archive::left(dir.path()).unwrap();
-    Store::open(StoreOptions { left, ..StoreOptions::new(dir.path(), vec!["core".into(), "edge".into()]) }).unwrap()
+    let options = StoreOptions::new(dir.path(), vec!["core".into(), "edge".into()]);
+    Store::open(StoreOptions { left, compaction, ..options }).unwrap()
 }
 
 /// Adds a segment of rows that end in the given seconds, from a day to the next.
@@ -275,6 +281,49 @@ fn whatever_fails_and_wherever_it_ends_each_segment_is_listed_once() {
 }
 
 #[test]
+fn what_is_merged_and_what_has_left_are_never_the_same_rows() {
+    let compaction = Compaction { enabled: true, segments_min: 2, bytes_per_s: 1 << 40 };
+    let mut merged = 0;
+    for seed in 1..=8 {
+        let (dir, place) = (TempDir::new().unwrap(), BadLine::new(seed));
+        let mut rng = Rng(seed ^ 0xc1a1);
+        let mut store = open_with(&dir, compaction);
+        let mut rows = 0;
+        for _ in 0..4 {
+            place.failing.store(rng.below(40), Relaxed);
+            let archive = archive::start(&config(&place), &store.reader()).unwrap();
+            for _ in 0..3 + rng.below(8) {
+                // Hours in turn, and small segments in each: worth merging whenever the compactor looks.
+                let (from, count) = (3_600 * rng.below(3) + rng.below(3_000), 5 + rng.below(20));
+                add(&mut store, from..from + count);
+                rows += count;
+            }
+            let (some, tries) = (1 + rng.below(4), 1 + rng.below(20));
+            until("some", || {
+                let c = counts(&archive);
+                c.segments >= some || c.failures >= tries || c.due_segments == 0
+            });
+            drop(archive);
+            if rng.below(2) == 0 {
+                merged += store.counts().segments_merged;
+                drop(store);
+                store = open_with(&dir, compaction);
+            }
+        }
+        place.failing.store(0, Relaxed);
+        let archive = archive::start(&config(&place), &store.reader()).unwrap();
+        until("all", || counts(&archive).due_segments == 0 && !counts(&archive).failing);
+        drop(archive);
+        // Nothing of it can be merged any more.
+        assert_eq!(listed(&place, &store), files(&store), "seed {seed}");
+        let reader = ArchiveReader::new(Place::new(place.clone(), "fleet/flows"));
+        assert_eq!(wait(reader.snapshot("flows")).unwrap().rows(), rows, "seed {seed}");
+        merged += store.counts().segments_merged;
+    }
+    assert!(merged > 0, "the two never met");
+}
+
+#[test]
 fn what_arrives_changed_is_found_and_sent_again() {
     let (dir, place) = (TempDir::new().unwrap(), BadLine::new(3));
     let mut store = open(&dir);
@@ -399,8 +448,10 @@ fn a_large_segment_goes_in_parts_and_is_the_same() {
 fn resized(line: &str, bytes: usize) -> String {
     let (_, json) = line.split_at(9);
     let mut value: serde_json::Value = serde_json::from_str(json).unwrap();
-    if let Some(add) = value.get_mut("add") {
-        add["bytes"] = bytes.into();
+    for of in ["/add", "/publish/segments/0"] {
+        if let Some(segment) = value.pointer_mut(of) {
+            segment["bytes"] = bytes.into();
+        }
     }
     let json = value.to_string();
     format!("{:08x} {json}\n", crc32fast::hash(json.as_bytes()))

@@ -1,12 +1,15 @@
 use crate::address::{AddressRule, TextAsAddress};
-use crate::error::{Complaint, message_of, plain};
+use crate::error::{Complaint, Names, message_of, plain};
 use crate::functions::{self, Name};
+use crate::geo::{self, GeoDatabases};
+use crate::live::{self, LiveProvider, LiveTable};
+use crate::memory::SharedMemory;
 use crate::parse::{self, TextKind};
 use crate::reader::ScanBudget;
 use crate::stop::{self, Stop};
 use crate::stream::{self, AbortOnDrop, QueryStream, Running};
-use crate::table::{self, DNS, FLOWS, StoredTable, flows_view};
-use crate::{FlowQuery, Located, QueryError};
+use crate::table::{self, DNS, FLOWS, STORED, SnapshotCell, StoredTable, with_t_start};
+use crate::{FlowQuery, GeoFiles, Located, Parameters, QueryError, Reading};
 use archive::ArchiveReader;
 use arrow::datatypes::SchemaRef;
 use datafusion::catalog::{CatalogProvider, CatalogProviderList, SchemaProvider};
@@ -14,14 +17,14 @@ use datafusion::catalog::{MemoryCatalogProvider, MemoryCatalogProviderList, Memo
 use datafusion::common::DataFusionError;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::object_store::ObjectStore;
 use datafusion::optimizer::Analyzer;
-use datafusion::physical_plan::execute_stream;
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::SessionConfig;
+use datafusion::sql::parser::Statement;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use storage::{Snapshot, StorageError, StoreReader};
@@ -41,8 +44,11 @@ const BATCH_ROWS: usize = 8192;
 /// Functions that make gigabytes out of one small argument, past every budget: not offered.
 const UNBOUNDED: [&str; 3] = ["repeat", "lpad", "rpad"];
 
-const CATALOG: &str = "taphouse";
-const SCHEMA: &str = "public";
+/// The catalog that the tables are in, as in `taphouse.public.flows`.
+pub const CATALOG: &str = "taphouse";
+
+/// The schema that the tables are in.
+pub const SCHEMA: &str = "public";
 
 /// What gives queries their rows: each snapshot is consistent and stays readable as long as it lives.
 pub trait FlowSource: Send + Sync + 'static {
@@ -61,6 +67,17 @@ pub trait FlowSource: Send + Sync + 'static {
     /// What the files of segments lie in, where that is not this machine's file system: their `path` is then the name of
     /// an object, with `sensor=NAME` in it, and tables have a column `sensor`.
     fn objects(&self) -> Option<Arc<dyn ObjectStore>> {
+        None
+    }
+
+    /// Tables beside the stored ones. Asked once, by the engine that is made of this source.
+    fn live_tables(&self) -> Vec<Arc<dyn LiveTable>> {
+        Vec::new()
+    }
+
+    /// Where a table is to be had that is not here, if anywhere; told to who asks for it.
+    fn absent(&self, table: &str) -> Option<String> {
+        let _ = table;
         None
     }
 }
@@ -145,8 +162,10 @@ impl std::fmt::Debug for Engine {
 
 pub(crate) struct Shared {
     source: Arc<dyn FlowSource>,
+    live: Vec<Arc<dyn LiveTable>>,
     schema: SchemaRef,
     limits: QueryLimits,
+    geo: Arc<GeoDatabases>,
     slots: Arc<Semaphore>,
     /// Functions, rules and settings every query starts from; holds no table.
     template: SessionState,
@@ -169,18 +188,15 @@ impl Engine {
     /// # Errors
     /// When its threads cannot be started.
     pub fn new(source: impl FlowSource, limits: QueryLimits) -> Result<Engine, QueryError> {
-        Engine::with_thread_init(source, limits, || ())
+        Engine::with_geo(source, limits, &GeoFiles::default())
     }
 
-    /// As [`Engine::new`]; `init` runs first on each of the engine's threads, to pin or name it.
+    /// As [`Engine::new`], with files for `country`, `asn` and `as_org`.
     ///
     /// # Errors
-    /// When its threads cannot be started.
-    pub fn with_thread_init(
-        source: impl FlowSource,
-        limits: QueryLimits,
-        init: impl Fn() + Send + Sync + 'static,
-    ) -> Result<Engine, QueryError> {
+    /// When a file does not read, or its threads cannot be started.
+    pub fn with_geo(source: impl FlowSource, limits: QueryLimits, files: &GeoFiles) -> Result<Engine, QueryError> {
+        let geo = Arc::new(GeoDatabases::open(files)?);
         let failed = |what: &str, e: &dyn std::fmt::Display| QueryError::Execution { message: format!("{what}: {e}") };
         let threads = Builder::new_multi_thread()
             .worker_threads(limits.threads.max(1))
@@ -188,18 +204,18 @@ impl Engine {
             .max_blocking_threads(limits.threads.max(1) * 4)
             .thread_name("query")
             .thread_stack_size(THREAD_STACK_BYTES)
-            .on_thread_start(init)
             .enable_all()
             .build()
             .map_err(|e| failed("cannot start query threads", &e))?;
-        let template = template(&limits).map_err(|e| failed("cannot set up the query engine", &message_of(&e)))?;
+        let template =
+            template(&limits, &geo).map_err(|e| failed("cannot set up the query engine", &message_of(&e)))?;
         let slots = Arc::new(Semaphore::new(limits.concurrent_max.max(1)));
         if let Some(objects) = source.objects() {
             template.runtime_env().register_object_store(table::objects_url().as_ref(), objects);
         }
-        let source = Arc::new(source);
-        let schema = storage::flow_schema();
-        Ok(Engine { shared: Arc::new(Shared { source, schema, limits, slots, template, threads: Some(threads) }) })
+        let (live, source, schema) = (source.live_tables(), Arc::new(source), storage::flow_schema());
+        let threads = Some(threads);
+        Ok(Engine { shared: Arc::new(Shared { source, live, schema, limits, geo, slots, template, threads }) })
     }
 
     /// The limits it was made with.
@@ -218,7 +234,15 @@ impl Engine {
     /// [`QueryError::Sql`] with the place where the text is wrong, [`QueryError::ReadOnly`] for what does more than
     /// read, [`QueryError::Busy`], and what goes wrong in reading the data folder.
     pub async fn sql(&self, text: &str) -> Result<QueryStream, QueryError> {
-        self.run(Request::Sql(text.to_owned())).await
+        self.sql_with(text, Parameters::default()).await
+    }
+
+    /// The same with values for the `?` or `$1` of the statement.
+    ///
+    /// # Errors
+    /// [`QueryError::Parameters`] when the values do not fit the statement, otherwise as [`Engine::sql`].
+    pub async fn sql_with(&self, text: &str, parameters: Parameters) -> Result<QueryStream, QueryError> {
+        self.run(Request::Sql(text.to_owned(), parameters)).await
     }
 
     /// Lists flows, newest first; see [`FlowQuery`].
@@ -232,25 +256,36 @@ impl Engine {
 
     /// Plans on a query thread, and leaves the rows to be computed there.
     async fn run(&self, request: Request) -> Result<QueryStream, QueryError> {
+        let running = self.on_query_thread(async move |shared| start(&shared, request).await).await?;
+        Ok(QueryStream::new(running, self.shared.clone()))
+    }
+
+    /// Does `work` on a query thread, within the time limit of a query. It is dropped with the future given back.
+    pub(crate) async fn on_query_thread<T: Send + 'static, W>(
+        &self,
+        work: impl FnOnce(Arc<Shared>) -> W + Send + 'static,
+    ) -> Result<T, QueryError>
+    where
+        W: Future<Output = Result<T, QueryError>> + Send,
+    {
         let Some(threads) = &self.shared.threads else { return Err(QueryError::Stopped) };
         let shared = self.shared.clone();
         let mut task = AbortOnDrop(threads.spawn(async move {
             match shared.limits.time_max {
-                None => start(&shared, request).await,
-                Some(limit) => match tokio::time::timeout(limit, start(&shared, request)).await {
+                None => work(shared).await,
+                Some(limit) => match tokio::time::timeout(limit, work(shared)).await {
                     Ok(result) => result,
-                    Err(_) => Err(QueryError::TimeLimit { limit }),
+                    Err(_) => Err(QueryError::TimeLimit { limit, read: Reading::default() }),
                 },
             }
         }));
-        let running = (&mut task.0).await.map_err(|_| QueryError::Stopped)??;
-        Ok(QueryStream::new(running, self.shared.clone()))
+        (&mut task.0).await.map_err(|_| QueryError::Stopped)?
     }
 }
 
 /// What was asked.
-enum Request {
-    Sql(String),
+pub(crate) enum Request {
+    Sql(String, Parameters),
     Flows(FlowQuery),
 }
 
@@ -258,25 +293,17 @@ impl Request {
     async fn plan(&self, session: &Session) -> Result<LogicalPlan, Failure> {
         match self {
             Request::Flows(query) => query.plan(session).await,
-            Request::Sql(text) => {
-                let plan = session.state.statement_to_plan(parse::statement(text)?).await?;
-                // The parser has refused these already; this holds should it overlook one.
-                let only_read =
-                    SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-                only_read.verify_plan(&plan)?;
-                Ok(plan)
-            }
+            Request::Sql(text, parameters) => session.plan(parse::statement(text, parameters)?).await,
         }
     }
 
     /// An error of planning as a mistake in the text.
-    fn mistake(&self, error: &DataFusionError, state: &SessionState) -> QueryError {
+    fn mistake(&self, error: &DataFusionError, session: &Session) -> QueryError {
         let (kind, text) = match self {
-            Request::Sql(text) => (TextKind::Sql, text.as_str()),
+            Request::Sql(text, _) => (TextKind::Sql, text.as_str()),
             Request::Flows(query) => (TextKind::Filter, query.filter.as_deref().unwrap_or_default()),
         };
-        let functions = || function_names(state);
-        kind.error(Located::complaint(text, Complaint::new(error, &functions)))
+        kind.error(Located::complaint(text, Complaint::new(error, session)))
     }
 }
 
@@ -301,30 +328,42 @@ impl From<DataFusionError> for Failure {
 async fn start(shared: &Arc<Shared>, request: Request) -> Result<Running, QueryError> {
     let limits = &shared.limits;
     let begun = Instant::now();
-    let busy = |_| QueryError::Busy { max: limits.concurrent_max.max(1) };
-    let permit = shared.slots.clone().try_acquire_owned().map_err(busy)?;
-    let source = shared.source.clone();
-    let snapshots = move || Ok::<_, StorageError>([source.snapshot()?, source.dns_snapshot()?].map(Arc::new));
-    let snapshots = tokio::task::spawn_blocking(snapshots).await.map_err(|_| QueryError::Stopped)??;
-    let session = Session::new(shared, snapshots, permit).map_err(|e| failed(&e))?;
-    let state = &session.state;
-    let plan = match request.plan(&session).await {
-        Ok(plan) => plan,
-        Err(Failure::Said(error)) => return Err(error),
-        Err(Failure::Planner(error)) => return Err(request.mistake(&error, state)),
-    };
-    // Analysis and optimization still find mistakes, such as a literal in an IN list that is no address.
-    let plan = state.optimize(&plan).map_err(|e| request.mistake(&e, state))?;
-    let plan =
-        state.query_planner().create_physical_plan(&plan, state).await.map_err(|e| request.mistake(&e, state))?;
+    let mut session = Session::open(shared).await?;
+    let plan = physical(&session, &request, Some(limits.memory_bytes)).await?;
+    session.explains = matches!(plan.name(), "ExplainExec" | "AnalyzeExec");
     let stop = Arc::new(Stop::new());
     let plan = stop::stoppable(plan, &stop).map_err(|e| failed(&e))?;
-    let rows = execute_stream(plan, state.task_ctx()).map_err(|e| failed(&e))?;
+    let rows = execute_stream(plan, session.state.task_ctx()).map_err(|e| failed(&e))?;
     let time_left = limits.time_max.map(|max| max.saturating_sub(begun.elapsed()));
     Ok(stream::spawn(rows, limits, time_left, stop, session))
 }
 
-fn failed(error: &DataFusionError) -> QueryError {
+/// The plan that would be executed. With `live_bytes_max` it will be, and live tables are read, into that much memory.
+pub(crate) async fn physical(
+    session: &Session,
+    request: &Request,
+    live_bytes_max: Option<usize>,
+) -> Result<Arc<dyn ExecutionPlan>, QueryError> {
+    if matches!(request, Request::Flows(_)) {
+        // A listing is planned by what there is, and reads no live table.
+        session.take_snapshots().await?;
+    }
+    let state = &session.state;
+    let plan = match request.plan(session).await {
+        Ok(plan) => plan,
+        Err(Failure::Said(error)) => return Err(error),
+        Err(Failure::Planner(error)) => return Err(request.mistake(&error, &session)),
+    };
+    // Analysis and optimization still find mistakes, such as a literal in an IN list that is no address.
+    let plan = state.optimize(&plan).map_err(|e| request.mistake(&e, session))?;
+    if let Some(bytes_max) = live_bytes_max {
+        live::load(&plan, state, bytes_max).await?;
+    }
+    session.take_snapshots().await?;
+    state.query_planner().create_physical_plan(&plan, state).await.map_err(|e| request.mistake(&e, session))
+}
+
+pub(crate) fn failed(error: &DataFusionError) -> QueryError {
     QueryError::Execution { message: plain(&message_of(error)) }
 }
 
@@ -332,25 +371,49 @@ fn failed(error: &DataFusionError) -> QueryError {
 pub(crate) struct Session {
     pub(crate) state: SessionState,
     pub(crate) budget: Arc<ScanBudget>,
+    /// Whether the answer ends with what was read of which segments.
+    pub(crate) explains: bool,
     /// Held until the answer is complete, so that the files stay, and one query is one query.
-    _snapshots: [Arc<Snapshot>; 2],
+    pub(crate) snapshots: [SnapshotCell; 2],
+    source: Arc<dyn FlowSource>,
+    tables: Vec<&'static str>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Session {
-    fn new(
-        shared: &Shared,
-        snapshots: [Arc<Snapshot>; 2],
-        permit: OwnedSemaphorePermit,
-    ) -> Result<Session, DataFusionError> {
+    /// Takes the place of a query.
+    pub(crate) async fn open(shared: &Shared) -> Result<Session, QueryError> {
+        let busy = |_| QueryError::Busy { max: shared.limits.concurrent_max.max(1) };
+        let permit = shared.slots.clone().try_acquire_owned().map_err(busy)?;
+        let geo = shared.geo.clone();
+        tokio::task::spawn_blocking(move || geo.refresh()).await.map_err(|_| QueryError::Stopped)?;
+        Session::new(shared, permit).map_err(|e| failed(&e))
+    }
+
+    /// The logical plan of a statement.
+    pub(crate) async fn plan(&self, statement: Statement) -> Result<LogicalPlan, Failure> {
+        let plan = self.state.statement_to_plan(statement).await?;
+        // The parser has refused these already; this holds should it overlook one.
+        let only_read = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+        only_read.verify_plan(&plan)?;
+        Ok(plan)
+    }
+
+    fn new(shared: &Shared, permit: OwnedSemaphorePermit) -> Result<Session, DataFusionError> {
         let budget = Arc::new(ScanBudget::new(shared.limits.scan_bytes_max));
+        let snapshots: [SnapshotCell; 2] = Default::default();
         let [flows, dns] = &snapshots;
         let objects = shared.source.objects();
         let flows = StoredTable::new(FLOWS, flows.clone(), shared.schema.clone(), budget.clone(), objects.clone());
         let dns = StoredTable::new(DNS, dns.clone(), storage::dns_schema(), budget.clone(), objects);
         let schema = MemorySchemaProvider::new();
-        schema.register_table(FLOWS.to_owned(), Arc::new(flows_view(Arc::new(flows))?))?;
+        schema.register_table(FLOWS.to_owned(), with_t_start(FLOWS, Arc::new(flows))?)?;
         schema.register_table(DNS.to_owned(), Arc::new(dns))?;
+        for table in &shared.live {
+            let provider = Arc::new(LiveProvider::new(table.clone()));
+            schema.register_table(table.name().to_owned(), with_t_start(table.name(), provider)?)?;
+        }
+        let tables = STORED.into_iter().chain(shared.live.iter().map(|table| table.name())).collect();
         let catalog = MemoryCatalogProvider::new();
         catalog.register_schema(SCHEMA, Arc::new(schema))?;
         let catalogs = MemoryCatalogProviderList::new();
@@ -359,11 +422,41 @@ impl Session {
         state.register_catalog_list(Arc::new(catalogs));
         // What `now()` is.
         state.mark_start_execution();
-        Ok(Session { state, budget, _snapshots: snapshots, _permit: permit })
+        let source = shared.source.clone();
+        Ok(Session { state, budget, explains: false, snapshots, source, tables, _permit: permit })
+    }
+
+    /// What the stored tables hold from here on, as far as this query goes.
+    async fn take_snapshots(&self) -> Result<(), QueryError> {
+        let (source, [flows, dns]) = (self.source.clone(), self.snapshots.clone());
+        if dns.get().is_some() {
+            return Ok(());
+        }
+        let take = move || {
+            // Nobody else sets them.
+            let _ = flows.set(source.snapshot()?);
+            let _ = dns.set(source.dns_snapshot()?);
+            Ok::<_, StorageError>(())
+        };
+        Ok(tokio::task::spawn_blocking(take).await.map_err(|_| QueryError::Stopped)??)
     }
 }
 
-fn template(limits: &QueryLimits) -> Result<SessionState, DataFusionError> {
+impl Names for Session {
+    fn functions(&self) -> Vec<String> {
+        function_names(&self.state)
+    }
+
+    fn tables(&self) -> Vec<&'static str> {
+        self.tables.clone()
+    }
+
+    fn absent(&self, table: &str) -> Option<String> {
+        self.source.absent(table)
+    }
+}
+
+fn template(limits: &QueryLimits, geo: &Arc<GeoDatabases>) -> Result<SessionState, DataFusionError> {
     let mut config = SessionConfig::new()
         .with_default_catalog_and_schema(CATALOG, SCHEMA)
         .with_create_default_catalog_and_schema(false)
@@ -388,12 +481,13 @@ fn template(limits: &QueryLimits) -> Result<SessionState, DataFusionError> {
     let scalar = builder.scalar_functions().get_or_insert_default();
     scalar.retain(|f| !UNBOUNDED.contains(&f.name()));
     scalar.extend(Name::ALL.map(functions::function));
+    scalar.extend(geo::functions(geo));
     Ok(builder.build())
 }
 
 fn runtime(limits: &QueryLimits) -> Result<Arc<RuntimeEnv>, DataFusionError> {
     RuntimeEnvBuilder::new()
-        .with_memory_pool(Arc::new(GreedyMemoryPool::new(limits.memory_bytes)))
+        .with_memory_pool(Arc::new(SharedMemory::new(limits.memory_bytes)))
         // A query that does not fit is refused; spilling would compete with the writer for the disk.
         .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled))
         .with_metadata_cache_limit(FOOTER_CACHE_BYTES)

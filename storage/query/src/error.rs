@@ -1,6 +1,8 @@
 use crate::locate::Located;
-use crate::table::TABLES;
+use crate::parameters::ParameterError;
 use datafusion::common::{DataFusionError, SchemaError};
+use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 use storage::StorageError;
 
@@ -29,25 +31,38 @@ pub enum QueryError {
         /// The most allowed.
         max: usize,
     },
+    /// The values of its parameters do not fit the statement.
+    #[error(transparent)]
+    Parameters(#[from] ParameterError),
     /// As many queries as allowed are running.
-    #[error("{max} queries are running already, which is the most allowed: try again when one has finished")]
+    #[error(
+        "{max} queries are running already, which is the most allowed: try again when one has finished, or raise \
+         `query.concurrent_max`"
+    )]
     Busy {
         /// The limit.
         max: usize,
     },
     /// The time limit was reached.
-    #[error("the query took more than {limit:?}, the most allowed: narrow its time range, or raise the time limit")]
+    #[error(
+        "the query took more than {limit:?}, the most allowed{read}: narrow its time range, or raise `query.time_max`"
+    )]
     TimeLimit {
         /// The limit.
         limit: Duration,
+        /// How far it had come.
+        read: Reading,
     },
     /// The limit of bytes read from segments was reached.
     #[error(
-        "the query read more than {limit} bytes, the most allowed: narrow its time range or columns, or raise the scan limit"
+        "the query wants to read more than {limit} bytes, the most allowed{read}: narrow its time range, name fewer \
+         columns, or raise `query.scan_max`"
     )]
     ScanLimit {
         /// The limit.
         limit: u64,
+        /// How far it had come.
+        read: Reading,
     },
     /// The answer has too many rows.
     #[error("the answer has more than {limit} rows, the most allowed: add a LIMIT, or raise the row limit")]
@@ -57,11 +72,35 @@ pub enum QueryError {
     },
     /// Grouping, sorting or joining did not fit into the memory all queries share.
     #[error(
-        "the query needs more memory than the {limit} bytes all queries share: group or sort fewer rows, or raise the memory limit"
+        "the query needs more memory than the {limit} bytes all queries share: {in_use} were in use when {wanted} more were \
+         asked for; narrow its time range, group or sort fewer rows, or raise `query.memory`"
     )]
     MemoryLimit {
         /// The limit.
         limit: usize,
+        /// Bytes in use when it was reached.
+        in_use: usize,
+        /// Bytes asked for that did not fit.
+        wanted: usize,
+    },
+    /// What the query keeps of a live table did not fit into the memory all queries share.
+    #[error(
+        "what the query keeps of `{table}` needs more memory than the {limit} bytes all queries share: narrow it with WHERE \
+         (addresses, ports, tap), name fewer columns, or raise the memory limit"
+    )]
+    LiveTableMemory {
+        /// Its name.
+        table: &'static str,
+        /// The limit.
+        limit: usize,
+    },
+    /// A live table could not be read.
+    #[error("`{table}` cannot be read: {message}")]
+    LiveTable {
+        /// Its name.
+        table: &'static str,
+        /// Why, and what to do about it.
+        message: String,
     },
     /// The data folder could not be read.
     #[error(transparent)]
@@ -69,6 +108,14 @@ pub enum QueryError {
     /// Retention of another process removed a segment between the snapshot and its reading.
     #[error("a segment expired while it was read: run the query again")]
     SegmentGone,
+    /// A MaxMind DB file does not read.
+    #[error("{}: {reason}; name a MaxMind DB file (.mmdb), or leave its key out", path.display())]
+    GeoFile {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// Reading or computing failed.
     #[error("the query failed: {message}")]
     Execution {
@@ -78,6 +125,29 @@ pub enum QueryError {
     /// The engine was dropped, or the query's task ended without an answer.
     #[error("the query was stopped before it was answered: the server is shutting down")]
     Stopped,
+}
+
+/// How much of what it had to read a query had read when its budget ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// Segments it had to read.
+    pub segments: u64,
+    /// Size of their files; of these, only the columns that are asked for are read.
+    pub bytes: u64,
+    /// Bytes read.
+    pub bytes_read: u64,
+}
+
+/// A part of a sentence; empty where nothing was to be read.
+impl fmt::Display for Reading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Reading { segments, bytes, bytes_read } = self;
+        match segments {
+            0 => Ok(()),
+            1 => write!(f, ", and had read {bytes_read} of up to {bytes} bytes in 1 segment"),
+            _ => write!(f, ", and had read {bytes_read} of up to {bytes} bytes in {segments} segments"),
+        }
+    }
 }
 
 /// A text that should be an address and is none. Travels through the planner as an external error, so that the place
@@ -119,18 +189,24 @@ pub(crate) enum Culprit {
     Nowhere,
 }
 
+/// What a misspelt name is compared with.
+pub(crate) trait Names {
+    fn functions(&self) -> Vec<String>;
+    fn tables(&self) -> Vec<&'static str>;
+    /// Why a table is not here that is elsewhere.
+    fn absent(&self, table: &str) -> Option<String>;
+}
+
 impl Complaint {
-    /// Reads a planner's error. `functions` are the names a misspelt function is compared with.
-    pub(crate) fn new(error: &DataFusionError, functions: &dyn Fn() -> Vec<String>) -> Complaint {
+    /// Reads a planner's error.
+    pub(crate) fn new(error: &DataFusionError, names: &dyn Names) -> Complaint {
         match error {
-            DataFusionError::Context(_, inner) | DataFusionError::Diagnostic(_, inner) => {
-                Complaint::new(inner, functions)
-            }
-            DataFusionError::Shared(inner) => Complaint::new(inner, functions),
-            DataFusionError::Collection(all) if !all.is_empty() => Complaint::new(&all[0], functions),
+            DataFusionError::Context(_, inner) | DataFusionError::Diagnostic(_, inner) => Complaint::new(inner, names),
+            DataFusionError::Shared(inner) => Complaint::new(inner, names),
+            DataFusionError::Collection(all) if !all.is_empty() => Complaint::new(&all[0], names),
             DataFusionError::SchemaError(inner, _) => Complaint::schema(inner),
             DataFusionError::External(inner) => Complaint::external(inner.as_ref()),
-            other => Complaint::text(&message_of(other), functions),
+            other => Complaint::text(&message_of(other), names),
         }
     }
 
@@ -172,9 +248,9 @@ impl Complaint {
         Complaint { message: plain(&error.to_string()), culprit: Culprit::Nowhere, hint: None }
     }
 
-    fn text(message: &str, functions: &dyn Fn() -> Vec<String>) -> Complaint {
+    fn text(message: &str, names: &dyn Names) -> Complaint {
         if let Some(name) = between(message, "Invalid function '", "'") {
-            let known = functions();
+            let known = names.functions();
             return Complaint {
                 message: format!("there is no function `{name}`"),
                 culprit: Culprit::Word(name.to_owned()),
@@ -183,12 +259,15 @@ impl Complaint {
         }
         if let Some(path) = between(message, "table '", "' not found") {
             let name = path.rsplit('.').next().unwrap_or(path);
+            let tables = names.tables();
+            let list = || tables.iter().map(|table| format!("`{table}`")).collect::<Vec<_>>().join(", ");
             return Complaint {
                 message: format!("there is no table `{name}`"),
                 culprit: Culprit::Word(name.to_owned()),
-                hint: Some(match nearest(name, TABLES.into_iter()) {
-                    Some(table) => format!("did you mean `{table}`?"),
-                    None => format!("the tables are {}", TABLES.map(|table| format!("`{table}`")).join(", ")),
+                hint: Some(match (names.absent(name), nearest(name, tables.iter().copied())) {
+                    (Some(absent), _) => absent,
+                    (None, Some(table)) => format!("did you mean `{table}`?"),
+                    (None, None) => format!("the tables are {}", list()),
                 }),
             };
         }

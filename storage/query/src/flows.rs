@@ -12,6 +12,8 @@ use datafusion::logical_expr::expr::WindowFunction;
 use datafusion::logical_expr::utils::{find_aggregate_exprs, find_window_exprs};
 use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, SortExpr, lit};
 use datafusion::sql::sqlparser::ast::ExprWithAlias;
+use std::collections::BinaryHeap;
+use storage::{Segments, TimeRange};
 
 /// A listing of flows, newest first: by `t_end` descending, then by `flow_id` and `part`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,7 +76,10 @@ impl FlowQuery {
             check(text, &filter, plan.schema())?;
             plan = plan.filter(filter)?;
         }
-        for bound in self.bounds() {
+        let snapshot = session.snapshots[0].get();
+        let newest = snapshot.and_then(|snapshot| self.newest(&snapshot.segments));
+        let newest = newest.map(|time_min| column("t_end").gt_eq(time(time_min)));
+        for bound in self.bounds().into_iter().chain(newest) {
             plan = plan.filter(bound)?;
         }
         let order = KEY.map(|name| SortExpr::new(column(name), name != "t_end", false));
@@ -108,6 +113,25 @@ impl FlowQuery {
             seen.push(name);
         }
         Ok(self.columns.iter().map(|name| column(name)).collect())
+    }
+
+    /// A time that no row of an unfiltered listing ends before, told by the rows of whole segments: of very many segments,
+    /// all but the newest need not be planned.
+    fn newest(&self, segments: &Segments) -> Option<i64> {
+        let limit = self.limit.filter(|limit| *limit > 0 && self.filter.is_none())?;
+        let before = self.after.map_or(i64::MAX, |cursor| cursor.t_end).min(self.until.unwrap_or(i64::MAX));
+        let is_whole = |t: &TimeRange| t.t_end_max < before && self.since.is_none_or(|since| t.t_end_min >= since);
+        let times = segments.times().iter().enumerate();
+        let mut latest: BinaryHeap<(i64, usize)> =
+            times.filter(|(_, t)| is_whole(t)).map(|(at, t)| (t.t_end_min, at)).collect();
+        let mut rows = 0;
+        while let Some((t_end_min, at)) = latest.pop() {
+            rows += segments[at].rows;
+            if rows >= limit {
+                return Some(t_end_min);
+            }
+        }
+        None
     }
 
     /// Time range and page, as conditions.

@@ -3,6 +3,7 @@
 
 use crate::address::{self, Kind};
 use crate::community_id::community_id;
+use crate::ports::port_name;
 use arrow::array::{
     Array, ArrayRef, AsArray, BooleanBuilder, FixedSizeBinaryArray, FixedSizeBinaryBuilder, StringBuilder,
     TimestampMicrosecondArray,
@@ -37,12 +38,14 @@ pub(crate) enum Name {
     DnsType,
     /// `rcode_name(number)`: `NOERROR`, `NXDOMAIN`, ...; the number where it has no name here.
     Rcode,
+    /// `port_name(port [, protocol])`: `ssh`, `https`, ...; the number where it has no name here.
+    Port,
     /// `t_start(t_end, dur_us)`: what the column `t_start` is made of.
     TStart,
 }
 
 impl Name {
-    pub(crate) const ALL: [Name; 10] = [
+    pub(crate) const ALL: [Name; 11] = [
         Name::Ip,
         Name::Mac,
         Name::IpText,
@@ -52,6 +55,7 @@ impl Name {
         Name::CommunityId,
         Name::DnsType,
         Name::Rcode,
+        Name::Port,
         Name::TStart,
     ];
 
@@ -66,6 +70,7 @@ impl Name {
             Name::CommunityId => "community_id",
             Name::DnsType => "dns_type_name",
             Name::Rcode => "rcode_name",
+            Name::Port => "port_name",
             Name::TStart => "t_start",
         }
     }
@@ -104,6 +109,7 @@ impl FlowFunction {
             Name::MacText => vec![vec![mac], vec![DataType::Utf8]],
             Name::InCidr => vec![vec![ip, DataType::Utf8], vec![DataType::Utf8, DataType::Utf8]],
             Name::Protocol | Name::DnsType | Name::Rcode => vec![vec![DataType::Int64]],
+            Name::Port => vec![vec![DataType::Int64], vec![DataType::Int64, DataType::Int64]],
             Name::CommunityId => community_id_args(&ip),
             Name::TStart => vec![vec![time_type(), DataType::Int64]],
         };
@@ -125,9 +131,13 @@ impl ScalarUDFImpl for FlowFunction {
         Ok(match self.name {
             Name::Ip => Kind::Ip.data_type(),
             Name::Mac => Kind::Mac.data_type(),
-            Name::IpText | Name::MacText | Name::Protocol | Name::CommunityId | Name::DnsType | Name::Rcode => {
-                DataType::Utf8
-            }
+            Name::IpText
+            | Name::MacText
+            | Name::Protocol
+            | Name::CommunityId
+            | Name::DnsType
+            | Name::Rcode
+            | Name::Port => DataType::Utf8,
             Name::InCidr => DataType::Boolean,
             Name::TStart => time_type(),
         })
@@ -147,6 +157,7 @@ impl ScalarUDFImpl for FlowFunction {
             Name::CommunityId => community_ids(&arrays)?,
             Name::DnsType => names(&arrays[0], dns_type_name, "TYPE"),
             Name::Rcode => names(&arrays[0], rcode_name, ""),
+            Name::Port => port_names(&arrays[0], arrays.get(1)),
             Name::TStart => t_start(&arrays[0], &arrays[1]),
         };
         if all_scalar {
@@ -222,6 +233,27 @@ fn names(numbers: &ArrayRef, name: impl Fn(i64) -> Option<&'static str>, prefix:
                 Some(name) => out.append_value(name),
                 None => out.append_value(format!("{prefix}{n}")),
             },
+        }
+    }
+    Arc::new(out.finish())
+}
+
+/// The name of each port; the number where there is none, null where port or protocol is.
+fn port_names(ports: &ArrayRef, protos: Option<&ArrayRef>) -> ArrayRef {
+    let ports = ports.as_primitive::<Int64Type>();
+    let protos = protos.map(|protos| protos.as_primitive::<Int64Type>());
+    let mut out = StringBuilder::with_capacity(ports.len(), ports.len() * 6);
+    for (row, port) in ports.iter().enumerate() {
+        let proto = protos.map(|protos| protos.is_valid(row).then(|| protos.value(row)));
+        match (port, proto) {
+            (None, _) | (_, Some(None)) => out.append_null(),
+            (Some(port), proto) => {
+                let proto = proto.flatten().and_then(|n| u8::try_from(n).ok());
+                match u16::try_from(port).ok().and_then(|port| port_name(port, proto)) {
+                    Some(name) => out.append_value(name),
+                    None => out.append_value(port.to_string()),
+                }
+            }
         }
     }
     Arc::new(out.finish())

@@ -5,6 +5,7 @@
 use crate::QueryError;
 use crate::error::{Complaint, Culprit};
 use crate::locate::Located;
+use crate::parameters::{self, Parameters};
 use datafusion::common::DataFusionError;
 use datafusion::sql::parser::{DFParserBuilder, Statement};
 use datafusion::sql::sqlparser::ast::{
@@ -13,7 +14,7 @@ use datafusion::sql::sqlparser::ast::{
 };
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
-use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
+use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 use std::ops::ControlFlow;
 
 /// Longest text of a query or filter.
@@ -39,11 +40,25 @@ impl TextKind {
     }
 }
 
-/// Parses one statement that only reads.
-pub(crate) fn statement(text: &str) -> Result<Statement, QueryError> {
+/// Parses one statement that only reads, with values for its parameters.
+pub(crate) fn statement(text: &str, parameters: &Parameters) -> Result<Statement, QueryError> {
+    let tokens = bounded(text, TextKind::Sql)?;
+    let first = first_word(&tokens);
+    parsed(text, &first, parameters::bind(tokens, parameters)?)
+}
+
+/// Parses one statement that only reads, its parameters left open and numbered `$1`, `$2`, ...; and tells how many
+/// there are.
+pub(crate) fn open_statement(text: &str) -> Result<(Statement, usize), QueryError> {
+    let mut tokens = bounded(text, TextKind::Sql)?;
+    let first = first_word(&tokens);
+    let count = parameters::number(&mut tokens)?;
+    Ok((parsed(text, &first, tokens)?, count))
+}
+
+fn parsed(text: &str, first: &str, tokens: Vec<TokenWithSpan>) -> Result<Statement, QueryError> {
     let kind = TextKind::Sql;
-    let first = bounded(text, kind)?;
-    let parser = DFParserBuilder::new(text).with_dialect(&GenericDialect {}).build();
+    let parser = DFParserBuilder::new(tokens).with_dialect(&GenericDialect {}).build();
     let mut statements = parser
         .and_then(|mut parser| parser.parse_statements())
         .map_err(|e| kind.error(Located::syntax(text, &syntax_message(&e))))?;
@@ -55,7 +70,7 @@ pub(crate) fn statement(text: &str) -> Result<Statement, QueryError> {
         return Err(kind.error(Located::at(text, 0, 0, message, None)));
     }
     let Some(sql) = reading(&mut statement) else {
-        return Err(QueryError::ReadOnly { statement: first.to_uppercase() });
+        return Err(QueryError::ReadOnly { statement: first.to_owned() });
     };
     either_side(sql, text, kind)?;
     Ok(statement)
@@ -85,8 +100,8 @@ pub(crate) fn filter(text: &str) -> Result<Expr, QueryError> {
     Ok(expr)
 }
 
-/// Refuses what would overflow the stack further on. Gives the first word.
-fn bounded(text: &str, kind: TextKind) -> Result<String, QueryError> {
+/// The words of a text. Refuses what would overflow the stack further on.
+fn bounded(text: &str, kind: TextKind) -> Result<Vec<TokenWithSpan>, QueryError> {
     if text.len() > TEXT_BYTES_MAX {
         return Err(QueryError::TooLong { value: text.len(), unit: "bytes", max: TEXT_BYTES_MAX });
     }
@@ -100,11 +115,15 @@ fn bounded(text: &str, kind: TextKind) -> Result<String, QueryError> {
     if words > TEXT_WORDS_MAX {
         return Err(QueryError::TooLong { value: words, unit: "operators and names", max: TEXT_WORDS_MAX });
     }
-    let first = tokens.into_iter().find_map(|t| match t.token {
-        Token::Word(w) => Some(w.value),
+    Ok(tokens)
+}
+
+fn first_word(tokens: &[TokenWithSpan]) -> String {
+    let first = tokens.iter().find_map(|t| match &t.token {
+        Token::Word(w) => Some(w.value.to_uppercase()),
         _ => None,
     });
-    Ok(first.unwrap_or_default())
+    first.unwrap_or_default()
 }
 
 fn syntax_message(error: &DataFusionError) -> String {
@@ -247,6 +266,10 @@ fn binary(left: Expr, op: BinaryOperator, right: Expr) -> Expr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn statement(text: &str) -> Result<Statement, QueryError> {
+        super::statement(text, &Parameters::default())
+    }
 
     fn rewritten(text: &str) -> String {
         filter(text).unwrap().to_string()

@@ -206,7 +206,8 @@ fn compile(expr: &Expr, schema: &Schema, negated: bool) -> Test {
                 op => (*op, false),
             };
             let op = if negated { op.negate() } else { Some(op) };
-            let has_null = || [left, right].iter().any(|side| matches!(side.as_ref(), Expr::Literal(v, _) if v.is_null()));
+            let has_null =
+                || [left, right].iter().any(|side| matches!(side.as_ref(), Expr::Literal(v, _) if v.is_null()));
             match op {
                 // True of null as well.
                 Some(Operator::NotEq) if is_null_told => Test::Maybe,
@@ -286,7 +287,9 @@ fn column_of(expr: &Expr, schema: &Schema) -> Option<(String, DataType)> {
     };
     let (name, data_type) = match inner {
         Expr::Column(column) => (column.name.clone(), schema.field_with_name(&column.name).ok()?.data_type().clone()),
-        Expr::ScalarFunction(f) if f.func.name() == T_START => (T_START.to_owned(), schema.field(0).data_type().clone()),
+        Expr::ScalarFunction(f) if f.func.name() == T_START => {
+            (T_START.to_owned(), schema.field(0).data_type().clone())
+        }
         _ => return None,
     };
     let same = match to {
@@ -377,5 +380,72 @@ fn text_of(value: &ScalarValue) -> Option<&str> {
     match value {
         ScalarValue::Dictionary(_, inner) => text_of(inner),
         other => other.try_as_str().flatten(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use datafusion::logical_expr::{cast, col, lit, not};
+
+    fn test(expr: Expr) -> Test {
+        compile(&expr, &storage::flow_schema(), false)
+    }
+
+    fn number(column: &str, range: RangeInclusive<i64>) -> Test {
+        Test::Number(Number::Other(column.to_owned()), range)
+    }
+
+    fn address(last: u8) -> Expr {
+        let mut bytes = vec![0; 16];
+        bytes[15] = last;
+        lit(ScalarValue::FixedSizeBinary(16, Some(bytes)))
+    }
+
+    #[test]
+    fn not_goes_down_to_the_comparisons() {
+        let (large, web) = (col("bytes_o").gt(lit(5i64)), col("vlan").eq(lit(7u16)));
+        assert_eq!(test(not(large.clone())), number("bytes_o", i64::MIN..=5));
+        let not_web = Test::Any(vec![number("vlan", i64::MIN..=6), number("vlan", 8..=i64::MAX)]);
+        let either = test(not(large.clone().and(web.clone())));
+        assert_eq!(either, any([number("bytes_o", i64::MIN..=5), not_web.clone()].into_iter()));
+        let both = test(not(large.or(web)));
+        assert_eq!(both, Test::All(vec![number("bytes_o", i64::MIN..=5), not_web]));
+        assert_eq!(test(not(col("src_ip").not_eq(address(1)))), test(col("src_ip").eq(address(1))));
+        assert_eq!(test(not(col("name").is_null())), Test::Maybe);
+    }
+
+    #[test]
+    fn what_cannot_be_told_may_be() {
+        let null = || lit(ScalarValue::UInt16(None));
+        assert_eq!(test(col("vlan").eq(null())), Test::Never);
+        assert_eq!(test(not(col("vlan").eq(null()))), Test::Never);
+        let same = |right| Expr::BinaryExpr(BinaryExpr::new(Box::new(col("vlan")), Operator::IsNotDistinctFrom, right));
+        assert_eq!(test(same(Box::new(null()))), Test::Maybe);
+        assert_eq!(test(not(same(Box::new(lit(7u16))))), Test::Maybe);
+        assert_eq!(test(col("name").eq(lit("a")).or(col("bytes_o").eq(col("bytes_r")))), Test::Maybe);
+        let many = |count: u8| col("src_ip").in_list((0..count).map(address).collect(), false);
+        assert!(matches!(test(many(64)), Test::Any(hashes) if hashes.len() == 64));
+        assert_eq!(test(many(65)), Test::Maybe);
+        let seconds = DataType::Timestamp(TimeUnit::Second, Some("UTC".into()));
+        let time = |value| lit(ScalarValue::TimestampSecond(Some(value), Some("UTC".into())));
+        assert_eq!(test(cast(col("t_end"), seconds).eq(time(1))), Test::Maybe, "seconds round");
+    }
+
+    #[test]
+    fn finer_units_and_fractions_keep_the_numbers_beside_them() {
+        let nanos = |value| lit(ScalarValue::TimestampNanosecond(Some(value), None));
+        let finer = || cast(col("t_end"), DataType::Timestamp(TimeUnit::Nanosecond, Some("UTC".into())));
+        let time = |range| Test::Number(Number::Time, range);
+        assert_eq!(test(finer().gt(nanos(1_001))), time(2..=i64::MAX));
+        assert_eq!(test(finer().lt_eq(nanos(-1_001))), time(i64::MIN..=-2));
+        assert_eq!(test(finer().eq(nanos(3_000))), time(3..=3));
+        assert_eq!(test(finer().eq(nanos(3_001))), Test::Never);
+        assert_eq!(test(finer().not_eq(nanos(3_001))), Test::Maybe);
+        let float = || cast(col("bytes_o"), DataType::Float64);
+        assert_eq!(test(float().gt_eq(lit(2.5))), number("bytes_o", 3..=i64::MAX));
+        assert_eq!(test(lit(2.0).gt(float())), number("bytes_o", i64::MIN..=1));
+        assert_eq!(test(float().gt(lit(1e18))), Test::Maybe, "beyond 2^53 some are the same");
+        assert_eq!(test(float().gt(lit(f64::NAN))), Test::Maybe);
     }
 }

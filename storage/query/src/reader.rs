@@ -1,5 +1,6 @@
 //! Parquet readers that count what they read, and stop where the query's budget ends.
 
+use crate::Reading;
 use bytes::Bytes;
 use datafusion::common::Result;
 use datafusion::datasource::listing::PartitionedFile;
@@ -114,6 +115,12 @@ impl ScanBudget {
             files_opened: self.files_opened.load(Relaxed),
             bytes_read: self.bytes_read.load(Relaxed),
         }
+    }
+
+    /// How far reading has come.
+    pub(crate) fn reading(&self) -> Reading {
+        let ScanStats { segments_kept, bytes_kept, bytes_read, .. } = self.stats();
+        Reading { segments: segments_kept, bytes: bytes_kept, bytes_read }
     }
 
     fn take(&self, bytes: u64) -> ParquetResult<()> {

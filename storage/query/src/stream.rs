@@ -1,6 +1,8 @@
 use crate::QueryError;
 use crate::engine::{QueryLimits, Session, Shared};
 use crate::error::{message_of, plain};
+use crate::explain;
+use crate::memory::SharedMemory;
 use crate::reader::{ScanBudget, ScanStats};
 use crate::stop::Stop;
 use arrow::datatypes::SchemaRef;
@@ -123,7 +125,8 @@ pub(crate) fn spawn(
 ) -> Running {
     let (schema, budget) = (rows.schema(), session.budget.clone());
     let (sender, batches) = mpsc::channel(BATCHES_AHEAD);
-    let mut producer = Producer { rows, limits: limits.clone(), time_left, stop: stop.clone(), rows_sent: 0, session };
+    let mut producer =
+        Producer { rows, limits: limits.clone(), time_left, stop: stop.clone(), rows_sent: 0, ended: false, session };
     let task = tokio::spawn(async move {
         loop {
             let answer = producer.next().await;
@@ -142,24 +145,31 @@ struct Producer {
     time_left: Option<Duration>,
     stop: Arc<Stop>,
     rows_sent: u64,
+    ended: bool,
     session: Session,
 }
 
 impl Producer {
     async fn next(&mut self) -> Answer {
         let begun = Instant::now();
+        if self.ended {
+            return Ok(None);
+        }
         self.stop.allow(self.time_left);
         let next = match (self.time_left, self.limits.time_max) {
             (Some(left), Some(limit)) => match tokio::time::timeout(left, self.rows.next()).await {
                 Ok(next) => next,
-                Err(_) => return Err(QueryError::TimeLimit { limit }),
+                Err(_) => return Err(QueryError::TimeLimit { limit, read: self.session.budget.reading() }),
             },
             _ => self.rows.next().await,
         };
         let next = next.transpose().map_err(|e| self.explain(&e))?;
         self.stop.allow(None);
         self.time_left = self.time_left.map(|left| left.saturating_sub(begun.elapsed()));
-        let Some(batch) = next else { return Ok(None) };
+        let Some(batch) = next else {
+            self.ended = true;
+            return self.explanation();
+        };
         self.rows_sent += batch.num_rows() as u64;
         match self.limits.rows_max {
             Some(limit) if self.rows_sent > limit => Err(QueryError::RowLimit { limit }),
@@ -167,15 +177,28 @@ impl Producer {
         }
     }
 
+    /// What an EXPLAIN tells last: of the segments.
+    fn explanation(&mut self) -> Answer {
+        match std::mem::take(&mut self.session.explains) {
+            true => Ok(explain::row(&self.rows.schema(), &self.session.budget)),
+            false => Ok(None),
+        }
+    }
+
     fn explain(&self, error: &DataFusionError) -> QueryError {
         if let Some(limit) = self.session.budget.exceeded() {
-            return QueryError::ScanLimit { limit };
+            return QueryError::ScanLimit { limit, read: self.session.budget.reading() };
         }
         if let (true, Some(limit)) = (self.stop.timed_out(), self.limits.time_max) {
-            return QueryError::TimeLimit { limit };
+            return QueryError::TimeLimit { limit, read: self.session.budget.reading() };
         }
         match error.find_root() {
-            DataFusionError::ResourcesExhausted(_) => QueryError::MemoryLimit { limit: self.limits.memory_bytes },
+            DataFusionError::ResourcesExhausted(_) => {
+                let pool = &self.session.state.runtime_env().memory_pool;
+                let (wanted, in_use) =
+                    pool.downcast_ref::<SharedMemory>().map(SharedMemory::refused).unwrap_or_default();
+                QueryError::MemoryLimit { limit: self.limits.memory_bytes, in_use, wanted }
+            }
             root if file_is_gone(root) => QueryError::SegmentGone,
             _ => QueryError::Execution { message: plain(&message_of(error)) },
         }

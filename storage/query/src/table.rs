@@ -25,7 +25,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::union::UnionExec;
 use std::cmp::Reverse;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use storage::{Segment, Snapshot};
 
 /// Name of the table of flows.
@@ -34,8 +34,12 @@ pub(crate) const FLOWS: &str = "flows";
 /// Name of the table of DNS transactions.
 pub(crate) const DNS: &str = "dns";
 
-/// Every table, for hints.
-pub(crate) const TABLES: [&str; 2] = [FLOWS, DNS];
+/// Files whose times the scan is told, the newest. What it is told takes some 20 kB a file, nearly all of it to say that
+/// nothing is known of the other columns; older files are opened to learn their times.
+const FILES_WITH_TIMES_MAX: usize = 2_048;
+
+/// The stored tables.
+pub(crate) const STORED: [&str; 2] = [FLOWS, DNS];
 
 /// Name of the column of an archive that says which sensor a row is from.
 const SENSOR: &str = "sensor";
@@ -46,21 +50,28 @@ const FOOTER_BYTES: usize = 512 << 10;
 /// Name of the computed column.
 pub(crate) const T_START: &str = "t_start";
 
-/// `flows` with its computed column `t_start` behind the stored ones: a view, so that the optimizer replaces the
-/// column by its expression wherever it is used, and nothing is computed where it is not.
-pub(crate) fn flows_view(stored: Arc<StoredTable>) -> Result<ViewTable> {
+/// A table of flows with the computed column `t_start` behind its own: a view, so that the optimizer replaces the
+/// column by its expression wherever it is used, and nothing is computed where it is not. Other tables as they are.
+pub(crate) fn with_t_start(name: &str, table: Arc<dyn TableProvider>) -> Result<Arc<dyn TableProvider>> {
+    let schema = table.schema();
+    if ["t_end", "dur_us"].iter().any(|column| schema.column_with_name(column).is_none()) {
+        return Ok(table);
+    }
     let start = ScalarFunction::new_udf(functions::function(Name::TStart), vec![col("t_end"), col("dur_us")]);
-    let mut columns: Vec<Expr> = stored.schema.fields().iter().map(|f| col(f.name())).collect();
+    let mut columns: Vec<Expr> = schema.fields().iter().map(|f| col(f.name())).collect();
     columns.push(Expr::ScalarFunction(start).alias(T_START));
-    let plan = LogicalPlanBuilder::scan(FLOWS, provider_as_source(stored), None)?.project(columns)?.build()?;
-    Ok(ViewTable::new(plan, None))
+    let plan = LogicalPlanBuilder::scan(name, provider_as_source(table), None)?.project(columns)?.build()?;
+    Ok(Arc::new(ViewTable::new(plan, None)))
 }
+
+/// A snapshot to be: the plan is made before it is taken, and what live tables the plan names is read before.
+pub(crate) type SnapshotCell = Arc<OnceLock<Snapshot>>;
 
 /// The stored columns of one snapshot.
 #[derive(Debug)]
 pub(crate) struct StoredTable {
     name: &'static str,
-    snapshot: Arc<Snapshot>,
+    snapshot: SnapshotCell,
     /// Columns of the files, and behind them `sensor` where they lie in an archive.
     columns: TableSchema,
     schema: SchemaRef,
@@ -72,7 +83,7 @@ pub(crate) struct StoredTable {
 impl StoredTable {
     pub(crate) fn new(
         name: &'static str,
-        snapshot: Arc<Snapshot>,
+        snapshot: SnapshotCell,
         stored: SchemaRef,
         budget: Arc<ScanBudget>,
         objects: Option<Arc<dyn ObjectStore>>,
@@ -85,17 +96,23 @@ impl StoredTable {
     }
 
     /// The segments `filters` may match in, newest first: a listing of the newest rows then fills up from the first
-    /// files, and what it has learnt prunes the others before they are opened. Also whether bloom filters were asked.
-    async fn candidates(&self, filters: &[Expr], threads: usize) -> Result<(Vec<Candidate>, bool)> {
-        let all = &self.snapshot.segments;
+    /// files, and what it has learnt prunes the others before they are opened. Also whether filters are left that Parquet's
+    /// reader may ask: those of segments whose filters the manifest does not know.
+    async fn candidates(
+        &self,
+        snapshot: &Snapshot,
+        filters: &[Expr],
+        threads: usize,
+    ) -> Result<(Vec<Candidate>, bool)> {
+        let all = &snapshot.segments;
         let pruner = Arc::new(Pruner::new(filters, &self.schema));
         let in_time = pruner.by_time(all.times());
         let in_zones: Vec<Arc<Segment>> =
             in_time.iter().map(|&at| &all[at]).filter(|segment| pruner.by_zones(segment)).cloned().collect();
         let (in_time, in_zones_count) = (in_time.len(), in_zones.len());
-        // Of a segment whose filters are not known, Parquet's reader may know them.
-        let is_asked = pruner.asks_blooms() && in_zones.iter().all(|segment| segment.bloom_row_groups() > 0);
-        let mut kept = match pruner.asks_blooms() {
+        let asks = pruner.asks_blooms();
+        let blooms_left = asks && in_zones.iter().any(|segment| segment.bloom_row_groups() == 0);
+        let mut kept = match asks {
             true => probe::ask(&pruner, in_zones, threads, &self.budget, self.objects.as_ref())
                 .await
                 .map_err(|e| DataFusionError::Execution(format!("cannot ask bloom filters: {e}")))?,
@@ -110,16 +127,16 @@ impl StoredTable {
             by_bloom: (in_zones_count - kept.len()) as u64,
             kept: kept.len() as u64,
             bytes: kept.iter().map(|c| c.segment.bytes).sum(),
-            live_rows: self.snapshot.live.iter().map(|batch| batch.num_rows() as u64).sum(),
+            live_rows: snapshot.live.iter().map(|batch| batch.num_rows() as u64).sum(),
         });
-        Ok((kept, is_asked))
+        Ok((kept, blooms_left))
     }
 
     fn parquet_scan(
         &self,
         state: &dyn Session,
         candidates: &[Candidate],
-        blooms_asked: bool,
+        blooms_left: bool,
         projection: Option<&Vec<usize>>,
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
@@ -136,8 +153,8 @@ impl StoredTable {
             .with_pushdown_filters(true)
             .with_reorder_filters(true)
             .with_enable_page_index(true)
-            // They have said what they know; the reader would read them whole.
-            .with_bloom_filter_on_read(!blooms_asked)
+            // It would read them whole.
+            .with_bloom_filter_on_read(blooms_left)
             .with_parquet_file_reader_factory(Arc::new(readers));
         if self.objects.is_some() {
             source = source.with_metadata_size_hint(FOOTER_BYTES);
@@ -145,7 +162,7 @@ impl StoredTable {
         let groups = state.config().target_partitions().clamp(1, candidates.len());
         let mut files: Vec<Vec<PartitionedFile>> = vec![Vec::new(); groups];
         for (i, candidate) in candidates.iter().enumerate() {
-            files[i % groups].push(self.file(candidate)?);
+            files[i % groups].push(self.file(candidate, i < FILES_WITH_TIMES_MAX)?);
         }
         let config = FileScanConfigBuilder::new(url, Arc::new(source))
             .with_file_groups(files.into_iter().map(FileGroup::new).collect())
@@ -158,7 +175,7 @@ impl StoredTable {
 
     /// A segment as the scan knows it. It carries the segment along, so that retention leaves the file alone until
     /// the scan has let go of it.
-    fn file(&self, candidate: &Candidate) -> Result<PartitionedFile> {
+    fn file(&self, candidate: &Candidate, with_times: bool) -> Result<PartitionedFile> {
         let Candidate { segment, row_groups } = candidate;
         let location = match self.objects {
             Some(_) => StorePath::parse(segment.path.to_string_lossy()),
@@ -173,12 +190,13 @@ impl StoredTable {
             e_tag: None,
             version: None,
         };
-        let known = statistics(self.columns.file_schema(), std::slice::from_ref(candidate));
         let sensor = self.objects.iter().map(|_| sensor_of(segment)).collect();
-        let file = PartitionedFile::new_from_meta(meta)
-            .with_partition_values(sensor)
-            .with_statistics(Arc::new(known))
-            .with_extension(segment.clone());
+        let mut file =
+            PartitionedFile::new_from_meta(meta).with_partition_values(sensor).with_extension(segment.clone());
+        if with_times {
+            let known = statistics(self.columns.file_schema(), std::slice::from_ref(candidate));
+            file = file.with_statistics(Arc::new(known));
+        }
         Ok(match row_groups {
             None => file,
             Some(row_groups) => {
@@ -212,14 +230,17 @@ impl TableProvider for StoredTable {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let (candidates, blooms_asked) = self.candidates(filters, state.config().target_partitions()).await?;
+        let Some(snapshot) = self.snapshot.get() else {
+            return Err(DataFusionError::Internal("a table is scanned before its snapshot was taken".to_owned()));
+        };
+        let (candidates, blooms_left) = self.candidates(snapshot, filters, state.config().target_partitions()).await?;
         let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::new();
-        if !self.snapshot.live.is_empty() {
-            let live = std::slice::from_ref(&self.snapshot.live);
+        if !snapshot.live.is_empty() {
+            let live = std::slice::from_ref(&snapshot.live);
             inputs.push(MemorySourceConfig::try_new_exec(live, self.schema.clone(), projection.cloned())?);
         }
         if !candidates.is_empty() {
-            inputs.push(self.parquet_scan(state, &candidates, blooms_asked, projection, limit)?);
+            inputs.push(self.parquet_scan(state, &candidates, blooms_left, projection, limit)?);
         }
         match inputs.len() {
             0 => {

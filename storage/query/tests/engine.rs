@@ -92,6 +92,8 @@ fn the_newest_rows_are_found_without_opening_old_segments() {
     }
     assert_eq!(rows, 20);
     assert!(stream.stats().files_opened <= 6, "{:?}", stream.stats());
+    // Without a filter the manifest alone says which segments these rows are in.
+    assert_eq!(stream.stats().segments_kept, 1, "{:?}", stream.stats());
 }
 
 #[test]
@@ -165,10 +167,14 @@ fn limits_end_a_query_with_a_sentence() {
     let error = run(QueryLimits { rows_max: Some(100), ..all.clone() }, "SELECT * FROM flows");
     assert!(matches!(error, QueryError::RowLimit { limit: 100 }), "{error}");
     let error = run(QueryLimits { scan_bytes_max: Some(1000), ..all.clone() }, "SELECT sum(bytes_o) FROM flows");
-    assert!(matches!(error, QueryError::ScanLimit { limit: 1000 }), "{error}");
+    assert!(matches!(error, QueryError::ScanLimit { limit: 1000, .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("bytes in 5 segments: ") && text.ends_with("raise `query.scan_max`"), "{text}");
     let error =
         run(QueryLimits { memory_bytes: 10_000, ..all.clone() }, "SELECT flow_id, count(*) FROM flows GROUP BY 1");
-    assert!(matches!(error, QueryError::MemoryLimit { limit: 10_000 }), "{error}");
+    assert!(matches!(error, QueryError::MemoryLimit { limit: 10_000, .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains(" were in use when ") && text.ends_with("raise `query.memory`"), "{text}");
     // Joins that never end, on one thread and on two: with and without a condition, matching nothing and everything.
     for (threads, text) in [
         (1, "SELECT count(*) FROM flows a, flows b, flows c WHERE a.bytes_o + b.bytes_o + c.bytes_o = -1"),
@@ -183,6 +189,9 @@ fn limits_end_a_query_with_a_sentence() {
     ] {
         let error = run(QueryLimits { time_max: Some(Duration::from_millis(300)), threads, ..all.clone() }, text);
         assert!(matches!(error, QueryError::TimeLimit { .. } | QueryError::MemoryLimit { .. }), "{text}: {error}");
+        if matches!(error, QueryError::TimeLimit { .. }) {
+            assert!(error.to_string().ends_with("raise `query.time_max`"), "{error}");
+        }
     }
 }
 
@@ -192,7 +201,9 @@ fn dropping_a_stream_ends_its_query() {
     let engine = flows.engine_with(QueryLimits { concurrent_max: 1, ..QueryLimits::default() });
     let endless = "SELECT a.flow_id FROM flows a, flows b, flows c";
     let stream = wait(engine.sql(endless)).unwrap();
-    assert!(matches!(wait(engine.sql("SELECT 1")), Err(QueryError::Busy { max: 1 })));
+    let busy = wait(engine.sql("SELECT 1")).unwrap_err();
+    assert!(matches!(busy, QueryError::Busy { max: 1 }), "{busy}");
+    assert!(busy.to_string().contains("`query.concurrent_max`"), "{busy}");
     drop(stream);
     // Cancelling takes effect when the query next yields; its slot is then free.
     let freed = wait(async {

@@ -9,7 +9,7 @@ use arrow::array::{
 use arrow::datatypes::Int32Type;
 use arrow::record_batch::RecordBatch;
 use common::{Flows, wait};
-use query::render::{OutputFormat, Renderer, text_batch};
+use query::render::{ColumnFormat, ColumnWriter, OutputFormat, Renderer, TableLayout, text_batch};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -146,4 +146,123 @@ fn text_batches_have_addresses_as_text() {
     assert_eq!(text.column_by_name("src_ip").unwrap().as_string::<i32>().value(2), "2001:db8::1");
     assert_eq!(text.column_by_name("tap").unwrap().as_string::<i32>().value(0), "core");
     assert_eq!(text.column_by_name("n").unwrap().data_type(), &arrow::datatypes::DataType::Int64);
+}
+
+/// Flows as a terminal shows them.
+fn laid_out(width: usize, columns: Vec<(&str, ArrayRef)>) -> String {
+    let batch = RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, c)| (n, c, true))).unwrap();
+    let layout = TableLayout { width: Some(width), row_count: false };
+    let mut out = Vec::new();
+    let mut renderer = Renderer::with_layout(OutputFormat::Table, layout, &batch.schema(), &mut out).unwrap();
+    renderer.write(&batch).unwrap();
+    renderer.finish().unwrap();
+    String::from_utf8(out).unwrap()
+}
+
+fn named_flows() -> Vec<(&'static str, ArrayRef)> {
+    let v4 = common::addr("10.0.0.1").0;
+    let v6 = common::addr("2001:db8::1").0;
+    let ips = FixedSizeBinaryArray::try_from_sparse_iter_with_size([Some(v4), Some(v6)].into_iter(), 16).unwrap();
+    let times = TimestampMicrosecondArray::from(vec![common::T0 + 1, common::T0 + 2]).with_timezone("UTC");
+    let names = ["a-host-with-quite-a-long-name.example.com", "short.example"];
+    let bars = ["\u{2588}\u{2588}\u{2588}", "\u{258c}"];
+    vec![
+        ("t_end", Arc::new(times)),
+        ("src_ip", Arc::new(ips)),
+        ("name", Arc::new(StringArray::from(names.to_vec()))),
+        ("bytes", Arc::new(Int64Array::from(vec![Some(1_234_567), None]))),
+        ("plot", Arc::new(StringArray::from(bars.to_vec()))),
+    ]
+}
+
+#[test]
+fn a_table_fits_its_terminal() {
+    let lines = |width| laid_out(width, named_flows()).lines().map(str::to_owned).collect::<Vec<_>>();
+    let widest = |width| lines(width).iter().map(|l| l.chars().count()).max().unwrap();
+    assert_eq!(lines(200), laid_out(10_000, named_flows()).lines().collect::<Vec<_>>(), "nothing is cut that fits");
+    assert_eq!(
+        lines(80),
+        [
+            "t_end                 src_ip       name                              bytes  plot",
+            "--------------------  -----------  ------------------------------  -------  ----",
+            "2026-01-01T00:00:00Z  10.0.0.1     a-host-with-quite-a-long-name\u{2026}  1234567  \u{2588}\u{2588}\u{2588}",
+            "2026-01-01T00:00:00Z  2001:db8::1  short.example                         -  \u{258c}",
+        ]
+    );
+    for width in [56, 60, 70, 80, 100] {
+        assert!(widest(width) <= width, "{width}: {:?}", lines(width));
+    }
+    assert!(!lines(56)[0].contains("plot"));
+    // A record a block where even that is too much; what does not fit there goes on in the next line of the terminal.
+    let blocks = lines(55);
+    assert_eq!(
+        blocks[..5],
+        [
+            "-[ row 1 ]------------------------------",
+            "t_end   2026-01-01T00:00:00.000001Z",
+            "src_ip  10.0.0.1",
+            "name    a-host-with-quite-a-long-name.example.com",
+            "bytes   1234567",
+        ]
+    );
+    assert_eq!(blocks.len(), 10);
+    // Bars keep their proportion.
+    let long = |eighths: usize| "\u{2588}".repeat(eighths / 8);
+    let bars = StringArray::from(vec![long(320), long(160), String::new()]);
+    let numbers = Int64Array::from(vec![2, 1, 0]);
+    assert_eq!(
+        laid_out(26, vec![("n", Arc::new(numbers)), ("plot", Arc::new(bars))]),
+        format!("n  plot\n-  {}\n2  {}\n1  {}\u{258c}\n0\n", "-".repeat(23), long(184), long(88))
+    );
+}
+
+#[test]
+fn columns_are_read_back() {
+    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+    let batch = text_batch(&batch()).unwrap();
+    for format in [ColumnFormat::ArrowStream, ColumnFormat::ArrowFile, ColumnFormat::Parquet] {
+        for count in [0, 3] {
+            let mut writer = ColumnWriter::new(format, &batch.schema(), Vec::new()).unwrap();
+            for _ in 0..count {
+                writer.write(&batch).unwrap();
+            }
+            let bytes = writer.into_inner().unwrap();
+            let cursor = || std::io::Cursor::new(bytes.clone());
+            let (schema, rows): (_, Vec<RecordBatch>) = match format {
+                ColumnFormat::ArrowStream => {
+                    let reader = arrow::ipc::reader::StreamReader::try_new(cursor(), None).unwrap();
+                    (reader.schema(), reader.map(Result::unwrap).collect())
+                }
+                ColumnFormat::ArrowFile => {
+                    let reader = arrow::ipc::reader::FileReader::try_new(cursor(), None).unwrap();
+                    (reader.schema(), reader.map(Result::unwrap).collect())
+                }
+                ColumnFormat::Parquet => {
+                    let file = bytes::Bytes::from(bytes.clone());
+                    let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+                    (reader.schema().clone(), reader.build().unwrap().map(Result::unwrap).collect::<Vec<_>>())
+                }
+            };
+            assert_eq!(schema, batch.schema(), "{format:?}");
+            let rows = arrow::compute::concat_batches(&schema, &rows).unwrap();
+            let right = arrow::compute::concat_batches(&schema, std::iter::repeat_n(&batch, count)).unwrap();
+            // NaN is no other NaN.
+            let known = |batch: &RecordBatch| batch.project(&[0, 1, 2, 3, 4, 6, 7, 8]).unwrap();
+            assert_eq!(known(&rows), known(&right), "{format:?}");
+        }
+    }
+}
+
+#[test]
+fn lists_of_addresses_are_text_too() {
+    use arrow::array::AsArray;
+    let flows = Flows::sample(0x78);
+    let stream = wait(flows.engine().sql("SELECT array_agg(DISTINCT src_ip) AS peers FROM flows")).unwrap();
+    let text = text_batch(&wait(stream.collect_all()).unwrap()[0]).unwrap();
+    let peers = text.column(0).as_list::<i32>().value(0);
+    let mut peers: Vec<&str> = peers.as_string::<i32>().iter().flatten().collect();
+    peers.sort_unstable();
+    let mut right = common::ADDRS.to_vec();
+    right.sort_unstable();
+    assert_eq!(peers, right);
 }

@@ -32,7 +32,7 @@ const BLOOM_NUMBERS_MAX: usize = 1 << 15;
 const DICTIONARY_BYTES_MAX: usize = 16 << 20;
 
 /// Where a row lies: number of the batch, of those the page takes rows from, and of the row in it.
-pub(super) type Place = (u32, u32);
+pub(crate) type Place = (u32, u32);
 
 /// A column of a row group under construction.
 pub(super) struct Column {

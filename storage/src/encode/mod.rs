@@ -5,27 +5,31 @@ mod chunk;
 mod column;
 mod dictionary;
 
+use crate::StorageError;
 use crate::bloom::Blooms;
 use crate::cells::is_all_zero;
+use crate::compact::Gate;
+use crate::disk::{self, DiskFile, Open};
 use crate::error::IoContext;
 use crate::folder::{FORMAT_VERSION, Layout};
-use crate::segment::SegmentMeta;
+use crate::segment::{SegmentId, SegmentMeta};
 use crate::table::TableInfo;
 use crate::zones::Zones;
-use crate::{StorageError, sys};
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType, UInt8Type};
 use arrow::record_batch::RecordBatch;
+use bytes::Bytes;
 use chunk::Zstd;
-use column::{Column, Place, Scratch};
+pub(crate) use column::Place;
+use column::{Column, Scratch};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::arrow::{ArrowSchemaConverter, ProjectionMask, add_encoded_arrow_schema_to_metadata};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{KeyValue, SortingColumn};
 use parquet::file::properties::{WriterProperties, WriterVersion};
+use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::writer::SerializedFileWriter;
-use std::fs::{self, File};
-use std::io::BufWriter;
+use std::io::{self, BufWriter, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -44,69 +48,118 @@ pub enum SegmentProfile {
 const ROW_GROUP_ROWS: usize = 1 << 20;
 /// Rows of a page: the smallest unit that is skipped and decompressed.
 const PAGE_ROWS: usize = 20_000;
+/// Bytes handed to the operating system at a time.
+const WRITE_BYTES: usize = 1 << 20;
+/// Rows of a batch read from a segment.
+const READ_ROWS: usize = 8_192;
 
-/// Writes `batches` (all of the table, at least one row) as segment `id` and gives it its final name. Afterwards
-/// the file and its name are durable.
+/// A segment to be written: some rows of some batches of one table.
+#[derive(Clone, Copy)]
+pub(crate) struct NewSegment<'a> {
+    pub(crate) id: SegmentId,
+    /// Folder of the rows' partition, below `segments/`.
+    pub(crate) dir: &'a str,
+    pub(crate) origin: Origin<'a>,
+    pub(crate) batches: &'a [RecordBatch],
+    /// At least one, by time.
+    pub(crate) rows: &'a [Place],
+    pub(crate) profile: SegmentProfile,
+}
+
+/// Where the rows of a segment come from, which its file says too.
+#[derive(Clone, Copy)]
+pub(crate) enum Origin<'a> {
+    /// The log of its number, which became so many segments.
+    Log { parts: usize },
+    /// All rows that these logs had in its partition, from segments merged into this one.
+    Merged { logs: &'a [u64] },
+}
+
+/// Writes a segment, as fast as `gate` lets it, and gives it its final name. Afterwards the file and its name are durable.
 pub(crate) fn write_segment(
     layout: &Layout,
-    id: u64,
-    batches: &[RecordBatch],
-    profile: SegmentProfile,
+    new: &NewSegment<'_>,
+    gate: Option<&Gate<'_>>,
 ) -> Result<SegmentMeta, StorageError> {
-    let mut meta = describe(layout.table, id, batches);
-    let path = layout.segments_dir().join(&meta.file);
+    let described = describe(layout.table, new.batches, new.rows);
+    let NewSegment { id, dir, .. } = *new;
+    let file = Layout::segment_file(dir, id);
+    let segments = layout.segments_dir();
+    let path = segments.join(&file);
     let tmp = path.with_extension("tmp");
-    let day = path.parent().unwrap_or(&layout.dir);
-    let day_is_new = !day.exists();
-    fs::create_dir_all(day).at("create", day)?;
-    meta.blooms = write_rows(&tmp, layout.table, id, batches, profile).inspect_err(|_| {
+    let (disk, dir) = (&*layout.disk, disk::parent(&path));
+    disk::make_dirs(disk, &segments, dir).at("create", dir)?;
+    let created = match disk.open(&tmp, Open::Create) {
+        // Its last segment went, and the folder with it, since it was looked at.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            disk::make_dirs(disk, &segments, dir).at("create", dir)?;
+            disk.open(&tmp, Open::Create)
+        }
+        created => created,
+    };
+    let blooms = write_rows(created.at("create", &tmp)?, &tmp, layout.table, new, gate).inspect_err(|_| {
         // Frees what a full disk needs most; a start would remove it too.
-        let _ = fs::remove_file(&tmp);
+        let _ = disk.remove_file(&tmp);
     })?;
-    meta.bytes = fs::metadata(&tmp).at("look at", &tmp)?.len();
-    fs::rename(&tmp, &path).at("rename", &tmp)?;
-    sys::sync_dir(day).at("sync", day)?;
-    if day_is_new {
-        sys::sync_dir(&layout.segments_dir()).at("sync", &layout.segments_dir())?;
-    }
-    Ok(meta)
+    let bytes = disk.stat(&tmp).at("look at", &tmp)?.bytes;
+    disk.rename(&tmp, &path).at("rename", &tmp)?;
+    disk.sync_dir(dir).at("sync", dir)?;
+    Ok(SegmentMeta { id: id.number, part: id.part, file, bytes, blooms, ..described })
 }
 
 fn write_rows(
+    file: Box<dyn DiskFile>,
     path: &Path,
     table: &TableInfo,
-    id: u64,
-    batches: &[RecordBatch],
-    profile: SegmentProfile,
+    new: &NewSegment<'_>,
+    gate: Option<&Gate<'_>>,
 ) -> Result<Blooms, StorageError> {
-    let file = File::create(path).at("create", path)?;
     let failed = StorageError::parquet("write segment", path);
     let schema = (table.schema)();
-    let mut properties = properties(profile, id);
+    let mut properties = properties(new);
     add_encoded_arrow_schema_to_metadata(&schema, &mut properties);
     let columns = ArrowSchemaConverter::new().convert(&schema).map_err(&failed)?;
-    let file = BufWriter::with_capacity(1 << 20, file);
+    let file = BufWriter::with_capacity(WRITE_BYTES, Gated { file, gate });
     let mut writer =
         SerializedFileWriter::new(file, columns.root_schema_ptr(), Arc::new(properties)).map_err(&failed)?;
-    for rows in order_by_time(batches).chunks(ROW_GROUP_ROWS) {
-        write_row_group(&mut writer, table, batches, rows, profile).map_err(&failed)?;
+    for rows in new.rows.chunks(ROW_GROUP_ROWS) {
+        write_row_group(&mut writer, table, &NewSegment { rows, ..*new }, gate).map_err(&failed)?;
     }
     // Filters follow their row group, so their places are known before the footer is.
     let blooms = Blooms::of(writer.flushed_row_groups());
     let file = writer.into_inner().map_err(&failed)?;
-    let file = file.into_inner().map_err(|error| error.into_error()).at("write", path)?;
-    file.sync_all().at("sync", path)?;
+    let Gated { file, .. } = file.into_inner().map_err(|error| error.into_error()).at("write", path)?;
+    file.sync().at("sync", path)?;
     Ok(blooms)
+}
+
+/// A file that is written no faster than its gate lets it.
+struct Gated<'a> {
+    file: Box<dyn DiskFile>,
+    gate: Option<&'a Gate<'a>>,
+}
+
+impl Write for Gated<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let bytes = &bytes[..bytes.len().min(WRITE_BYTES)];
+        if let Some(gate) = self.gate {
+            gate.spend(bytes.len() as u64).map_err(io::Error::other)?;
+        }
+        self.file.write(bytes)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
 }
 
 /// All columns page by page, so that what is known of a page's rows stays in the cache.
 fn write_row_group(
-    writer: &mut SerializedFileWriter<BufWriter<File>>,
+    writer: &mut SerializedFileWriter<BufWriter<Gated<'_>>>,
     table: &TableInfo,
-    batches: &[RecordBatch],
-    rows: &[Place],
-    profile: SegmentProfile,
+    new: &NewSegment<'_>,
+    gate: Option<&Gate<'_>>,
 ) -> Result<(), ParquetError> {
+    let NewSegment { batches, rows, profile, .. } = *new;
     let schema = (table.schema)();
     let mut columns = Vec::with_capacity(table.columns.len());
     for (at, info) in table.columns.iter().enumerate() {
@@ -117,6 +170,9 @@ fn write_row_group(
     }
     let (mut zstd, mut scratch) = (Zstd::new()?, Scratch::default());
     for page in rows.chunks(PAGE_ROWS) {
+        if let Some(gate) = gate {
+            gate.spend(0).map_err(|stopped| ParquetError::External(Box::new(stopped)))?;
+        }
         let (sources, places) = sources(batches, page);
         for (at, column) in columns.iter_mut().enumerate() {
             let arrays: Vec<&ArrayRef> = sources.iter().map(|batch| batch.column(at)).collect();
@@ -133,7 +189,7 @@ fn write_row_group(
 }
 
 /// Where each row lies, by time; rows of one time keep the order they came in.
-fn order_by_time(batches: &[RecordBatch]) -> Vec<Place> {
+pub(crate) fn order_by_time(batches: &[RecordBatch]) -> Vec<Place> {
     let mut keys: Vec<(i64, Place)> = Vec::with_capacity(batches.iter().map(RecordBatch::num_rows).sum());
     for (b, batch) in batches.iter().enumerate() {
         let ends = batch.column(0).as_primitive::<TimestampMicrosecondType>().values();
@@ -164,100 +220,223 @@ fn described(table: &TableInfo) -> Vec<&'static str> {
     [Some(table.time()), table.duration, Some("tap"), Some("proto")].into_iter().flatten().collect()
 }
 
-/// What the manifest keeps of the rows; `bytes` and filters are not known yet. The batches have the columns `described`,
+/// What the manifest keeps of the rows; file and filters are not known yet. The batches have the columns `described`,
 /// and those of zones unless they are of an older version.
-fn describe(table: &TableInfo, id: u64, batches: &[RecordBatch]) -> SegmentMeta {
+fn describe(table: &TableInfo, batches: &[RecordBatch], rows: &[Place]) -> SegmentMeta {
+    let times: Vec<&[i64]> = batches
+        .iter()
+        .map(|batch| &batch[table.time()].as_primitive::<TimestampMicrosecondType>().values()[..])
+        .collect();
+    let durations: Option<Vec<&[i64]>> = table
+        .duration
+        .map(|name| batches.iter().map(|batch| &batch[name].as_primitive::<Int64Type>().values()[..]).collect());
+    let protos: Vec<&[u8]> =
+        batches.iter().map(|batch| &batch["proto"].as_primitive::<UInt8Type>().values()[..]).collect();
+    let taps: Vec<_> = batches.iter().map(|batch| batch["tap"].as_dictionary::<Int32Type>()).collect();
+    let mut used: Vec<Vec<bool>> = taps.iter().map(|tap| vec![false; tap.values().len()]).collect();
     let (mut end_min, mut end_max, mut start_min) = (i64::MAX, i64::MIN, i64::MAX);
-    let mut protos = [false; 256];
-    let mut taps: Vec<String> = Vec::new();
-    for batch in batches {
-        let ends = batch[table.time()].as_primitive::<TimestampMicrosecondType>().values();
-        for &end in ends {
-            end_min = end_min.min(end);
-            end_max = end_max.max(end);
+    let mut seen = [false; 256];
+    for &(batch, row) in rows {
+        let (batch, row) = (batch as usize, row as usize);
+        let end = times[batch][row];
+        end_min = end_min.min(end);
+        end_max = end_max.max(end);
+        let duration = durations.as_ref().map_or(0, |durations| durations[batch][row]);
+        start_min = start_min.min(end.saturating_sub(duration));
+        seen[usize::from(protos[batch][row])] = true;
+        let key = usize::try_from(taps[batch].keys().values()[row]).ok();
+        if let Some(used) = key.and_then(|key| used[batch].get_mut(key)) {
+            *used = true;
         }
-        match table.duration {
-            Some(duration) => {
-                for (end, duration) in ends.iter().zip(batch[duration].as_primitive::<Int64Type>().values()) {
-                    start_min = start_min.min(end.saturating_sub(*duration));
-                }
-            }
-            None => start_min = end_min,
-        }
-        for &proto in batch["proto"].as_primitive::<UInt8Type>().values() {
-            protos[usize::from(proto)] = true;
-        }
-        let tap = batch["tap"].as_dictionary::<Int32Type>();
-        let names = tap.values().as_string::<i32>();
-        let mut used = vec![false; names.len()];
-        for &key in tap.keys().values() {
-            if let Some(used) = usize::try_from(key).ok().and_then(|key| used.get_mut(key)) {
-                *used = true;
-            }
-        }
-        for (name, _) in names.iter().zip(used).filter(|(_, used)| *used) {
+    }
+    let mut names: Vec<String> = Vec::new();
+    for (tap, used) in taps.iter().zip(used) {
+        for (name, _) in tap.values().as_string::<i32>().iter().zip(used).filter(|(_, used)| *used) {
             let name = name.unwrap_or_default();
-            if let Err(at) = taps.binary_search_by(|tap| tap.as_str().cmp(name)) {
-                taps.insert(at, name.to_owned());
+            if let Err(at) = names.binary_search_by(|tap| tap.as_str().cmp(name)) {
+                names.insert(at, name.to_owned());
             }
         }
     }
     SegmentMeta {
-        id,
-        file: Layout::segment_file(id, end_max),
-        rows: batches.iter().map(|batch| batch.num_rows() as u64).sum(),
-        bytes: 0,
+        rows: rows.len() as u64,
         t_end_min: end_min,
         t_end_max: end_max,
         t_start_min: start_min,
-        taps,
-        protos: (0..=255u8).filter(|&proto| protos[usize::from(proto)]).collect(),
-        zones: Zones::of(table.zones, batches),
-        blooms: Blooms::default(),
+        taps: names,
+        protos: (0..=255u8).filter(|&proto| seen[usize::from(proto)]).collect(),
+        zones: Zones::of(table.zones, batches, rows),
+        ..SegmentMeta::default()
     }
+}
+
+/// A segment file the manifest does not list: what it would keep of it, and what the file says of its rows.
+pub(crate) struct FoundSegment {
+    pub(crate) meta: SegmentMeta,
+    /// The logs whose rows of its partition it has.
+    pub(crate) logs: Vec<u64>,
+    /// Segments its log became; `None` of one merged from others.
+    pub(crate) parts: Option<usize>,
 }
 
 /// What the manifest would keep of a segment it does not list.
 ///
 /// # Errors
 /// If the file is no segment.
-pub(crate) fn describe_file(
-    table: &TableInfo,
-    path: &Path,
-    id: u64,
-    file: String,
-) -> Result<SegmentMeta, StorageError> {
-    let failed = StorageError::parquet("read segment", path);
-    let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(path).at("open", path)?).map_err(&failed)?;
+pub(crate) fn describe_file(layout: &Layout, id: SegmentId, file: String) -> Result<FoundSegment, StorageError> {
+    let path = layout.segments_dir().join(&file);
+    let failed = StorageError::parquet("read segment", &path);
+    let table = layout.table;
+    let (reader, bytes) = open_segment(layout, &path)?;
+    if let Some(format) = value_of(&reader, FORMAT).and_then(|format| format.parse::<u32>().ok())
+        && format > FORMAT_VERSION
+    {
+        let reason = format!("it has format {format}, this version reads up to {FORMAT_VERSION}");
+        return Err(StorageError::Damaged { path, offset: 0, reason });
+    }
     let schema = (table.schema)();
     for name in described(table) {
         let [found, wanted] = [reader.schema(), &schema].map(|schema| schema.field_with_name(name).ok());
         if found.map(|field| field.data_type()) != wanted.map(|field| field.data_type()) {
             let reason = format!("it has no column {name} of the right type");
-            return Err(StorageError::Damaged { path: path.to_owned(), offset: 0, reason });
+            return Err(StorageError::Damaged { path, offset: 0, reason });
         }
     }
+    let (logs, parts) = origin(&reader, id);
     let blooms = Blooms::of(reader.metadata().row_groups());
     let wanted = described(table).into_iter().chain(table.zones.iter().copied());
     let columns = ProjectionMask::columns(reader.parquet_schema(), wanted);
     let batches = reader.with_projection(columns).build().map_err(&failed)?.collect::<Result<Vec<_>, _>>();
     let batches = batches.map_err(StorageError::arrow("read rows of a segment"))?;
-    if batches.iter().all(|batch| batch.num_rows() == 0) {
-        return Err(StorageError::Damaged { path: path.to_owned(), offset: 0, reason: "it has no rows".to_owned() });
+    let rows = order_by_time(&batches);
+    if rows.is_empty() {
+        return Err(StorageError::Damaged { path, offset: 0, reason: "it has no rows".to_owned() });
     }
-    let bytes = fs::metadata(path).at("look at", path)?.len();
-    Ok(SegmentMeta { file, bytes, blooms, ..describe(table, id, &batches) })
+    let described = describe(table, &batches, &rows);
+    Ok(FoundSegment {
+        meta: SegmentMeta { id: id.number, part: id.part, file, bytes, blooms, ..described },
+        logs,
+        parts,
+    })
 }
 
-fn properties(profile: SegmentProfile, id: u64) -> WriterProperties {
+/// The logs whose rows of its partition a segment has, as its file says.
+///
+/// # Errors
+/// If the file is no segment.
+pub(crate) fn logs_of(layout: &Layout, id: SegmentId, path: &Path) -> Result<Vec<u64>, StorageError> {
+    let (reader, _) = open_segment(layout, path)?;
+    Ok(origin(&reader, id).0)
+}
+
+/// The rows of a segment, with the table's columns, read as fast as `gate` lets it.
+pub(crate) fn read_segment(layout: &Layout, path: &Path, gate: &Gate<'_>) -> Result<Vec<RecordBatch>, StorageError> {
+    let failed = StorageError::parquet("read segment", path);
+    let (reader, bytes) = open_segment(layout, path)?;
+    let rows = reader.metadata().file_metadata().num_rows().max(1) as u64;
+    let mut batches = Vec::new();
+    for batch in reader.with_batch_size(READ_ROWS).build().map_err(&failed)? {
+        let batch = batch.map_err(StorageError::arrow("read rows of a segment"))?;
+        let share = bytes as f64 * batch.num_rows() as f64 / rows as f64;
+        gate.spend(share as u64).map_err(io::Error::other).at("read", path)?;
+        batches.push(layout.table.conform(&batch)?);
+    }
+    Ok(batches)
+}
+
+type SegmentReader = ParquetRecordBatchReaderBuilder<SegmentFile>;
+
+/// A segment and its size.
+fn open_segment(layout: &Layout, path: &Path) -> Result<(SegmentReader, u64), StorageError> {
+    let file = layout.disk.open(path, Open::Read).at("open", path)?;
+    let bytes = file.bytes().at("look at", path)?;
+    let content = SegmentFile { file: file.into(), bytes };
+    let reader = SegmentReader::try_new(content).map_err(StorageError::parquet("read segment", path))?;
+    Ok((reader, bytes))
+}
+
+/// Logs and parts, as in `FoundSegment`. Segments of format 1 say nothing: they have all rows of the log of their number.
+fn origin(reader: &SegmentReader, id: SegmentId) -> (Vec<u64>, Option<usize>) {
+    let value = |key| value_of(reader, key);
+    match value(LOGS) {
+        Some(logs) => (logs.split(',').filter_map(|log| log.parse().ok()).collect(), None),
+        None => (vec![id.number], Some(value(PARTS).and_then(|parts| parts.parse().ok()).unwrap_or(1))),
+    }
+}
+
+fn value_of<'a>(reader: &'a SegmentReader, key: &str) -> Option<&'a str> {
+    let pairs = reader.metadata().file_metadata().key_value_metadata()?;
+    pairs.iter().find(|pair| pair.key == key)?.value.as_deref()
+}
+
+/// A segment being read.
+struct SegmentFile {
+    file: Arc<dyn DiskFile>,
+    bytes: u64,
+}
+
+impl Length for SegmentFile {
+    fn len(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl ChunkReader for SegmentFile {
+    type T = SegmentPart;
+
+    fn get_read(&self, start: u64) -> Result<SegmentPart, ParquetError> {
+        Ok(SegmentPart { file: self.file.clone(), at: start })
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
+        // A footer that does not check out may ask for more than memory holds.
+        if start.saturating_add(length as u64) > self.bytes {
+            return Err(ParquetError::EOF(format!("{length} bytes at {start} of {}", self.bytes)));
+        }
+        let mut bytes = vec![0; length];
+        let read = disk::read_full(&*self.file, &mut bytes, start)?;
+        bytes.truncate(read);
+        Ok(bytes.into())
+    }
+}
+
+struct SegmentPart {
+    file: Arc<dyn DiskFile>,
+    at: u64,
+}
+
+impl Read for SegmentPart {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(bytes, self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+/// Key of the version of the format.
+const FORMAT: &str = "taphouse.format";
+/// Key of the logs whose rows a merged segment has, separated by commas.
+const LOGS: &str = "taphouse.logs";
+/// Key of the number of segments a log became.
+const PARTS: &str = "taphouse.parts";
+
+fn properties(new: &NewSegment<'_>) -> WriterProperties {
+    let origin = match new.origin {
+        Origin::Log { parts } => KeyValue::new(PARTS.to_owned(), parts.to_string()),
+        Origin::Merged { logs } => {
+            let logs: Vec<String> = logs.iter().map(u64::to_string).collect();
+            KeyValue::new(LOGS.to_owned(), logs.join(","))
+        }
+    };
     WriterProperties::builder()
         .set_created_by(concat!("taphouse version ", env!("CARGO_PKG_VERSION")).to_owned())
         .set_sorting_columns(Some(vec![SortingColumn { column_idx: 0, descending: false, nulls_first: false }]))
         .set_key_value_metadata(Some(vec![
-            KeyValue::new("taphouse.format".to_owned(), FORMAT_VERSION.to_string()),
-            KeyValue::new("taphouse.segment".to_owned(), id.to_string()),
+            KeyValue::new(FORMAT.to_owned(), FORMAT_VERSION.to_string()),
+            KeyValue::new("taphouse.segment".to_owned(), new.id.to_string()),
+            origin,
         ]))
-        .set_writer_version(match profile {
+        .set_writer_version(match new.profile {
             SegmentProfile::Tuned => WriterVersion::PARQUET_2_0,
             SegmentProfile::Compatible => WriterVersion::PARQUET_1_0,
         })

@@ -9,7 +9,7 @@ use hints::{App, TextLens};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use std::fs::{self, File};
 use std::path::Path;
-use storage::{Snapshot, StoreOptions};
+use storage::{Compaction, Snapshot, StoreOptions};
 use wire::{Addr, Mac, Nanos, TapId, Tunnel};
 
 /// A plain record; `n` tells it from others and gives its time in seconds.
@@ -63,7 +63,12 @@ pub(crate) fn flows(ids: std::ops::Range<u64>) -> Vec<FlowRecord> {
 }
 
 pub(crate) fn options(dir: &Path) -> StoreOptions {
-    StoreOptions { batch_rows: 16, segment_rows_max: 64, ..StoreOptions::new(dir, vec!["core".into(), "edge".into()]) }
+    StoreOptions {
+        batch_rows: 16,
+        segment_rows_max: 64,
+        compaction: Compaction { enabled: false, ..Compaction::default() },
+        ..StoreOptions::new(dir, vec!["core".into(), "edge".into()])
+    }
 }
 
 /// All rows of a snapshot, segments first, as they lie there.

@@ -1,5 +1,5 @@
 use crate::address::Kind;
-use arrow::array::{Array, ArrayRef, AsArray, StringArray};
+use arrow::array::{Array, ArrayRef, AsArray, ListArray, StringArray};
 use arrow::compute::cast;
 use arrow::datatypes::{
     DataType, Field, Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, Schema,
@@ -165,7 +165,7 @@ pub(crate) fn type_name(data_type: &DataType) -> String {
     }
 }
 
-/// The batch with addresses, MACs and dictionaries as text columns; the others as they are.
+/// The batch with addresses, MACs and dictionaries as text columns, also in lists; the others as they are.
 ///
 /// # Errors
 /// When Arrow cannot build the columns.
@@ -173,20 +173,9 @@ pub fn text_batch(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
     let mut fields = Vec::with_capacity(batch.num_columns());
     let mut columns = Vec::with_capacity(batch.num_columns());
     for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
-        let text: Option<ArrayRef> = match field.data_type() {
-            DataType::FixedSizeBinary(_) => {
-                let texts = (0..column.len()).map(|row| match cell(column.as_ref(), row) {
-                    Cell::Null => None,
-                    other => Some(other.to_text().into_owned()),
-                });
-                Some(Arc::new(texts.collect::<StringArray>()))
-            }
-            DataType::Dictionary(_, value) if value.is_string() => Some(cast(column.as_ref(), &DataType::Utf8)?),
-            _ => None,
-        };
-        match text {
+        match text_array(column)? {
             Some(text) => {
-                fields.push(Arc::new(Field::new(field.name(), DataType::Utf8, field.is_nullable())));
+                fields.push(Arc::new(Field::new(field.name(), text.data_type().clone(), field.is_nullable())));
                 columns.push(text);
             }
             None => {
@@ -196,4 +185,25 @@ pub fn text_batch(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
         }
     }
     RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
+}
+
+/// Addresses, MACs, dictionaries and lists of them as text; `None` for what stays as it is.
+fn text_array(column: &ArrayRef) -> Result<Option<ArrayRef>, ArrowError> {
+    Ok(match column.data_type() {
+        DataType::FixedSizeBinary(_) => {
+            let texts = (0..column.len()).map(|row| match cell(column.as_ref(), row) {
+                Cell::Null => None,
+                other => Some(other.to_text().into_owned()),
+            });
+            Some(Arc::new(texts.collect::<StringArray>()))
+        }
+        DataType::Dictionary(_, value) if value.is_string() => Some(cast(column.as_ref(), &DataType::Utf8)?),
+        DataType::List(item) => {
+            let list = column.as_list::<i32>();
+            let Some(text) = text_array(list.values())? else { return Ok(None) };
+            let item = Arc::new(Field::new(item.name(), text.data_type().clone(), item.is_nullable()));
+            Some(Arc::new(ListArray::try_new(item, list.offsets().clone(), text, list.nulls().cloned())?))
+        }
+        _ => None,
+    })
 }

@@ -11,6 +11,7 @@
 //! | NULL | `-` | `null` | nothing (an empty text is `""`) |
 
 mod cell;
+mod columns;
 mod ecs;
 mod eve;
 mod flow;
@@ -18,6 +19,9 @@ mod table;
 
 pub(crate) use cell::type_name;
 pub use cell::{Cell, cell, text_batch};
+pub use columns::{ColumnFormat, ColumnWriter};
+pub use table::TableLayout;
+pub(crate) use table::bar;
 
 use arrow::datatypes::{DataType, Schema};
 use arrow::record_batch::RecordBatch;
@@ -117,13 +121,26 @@ impl<W: Write> Renderer<W> {
     ///
     /// # Errors
     /// When `out` cannot be written.
-    pub fn new(format: OutputFormat, schema: &Schema, mut out: W) -> io::Result<Renderer<W>> {
+    pub fn new(format: OutputFormat, schema: &Schema, out: W) -> io::Result<Renderer<W>> {
+        Renderer::with_layout(format, TableLayout::default(), schema, out)
+    }
+
+    /// As [`Renderer::new`]; a table is laid out so.
+    ///
+    /// # Errors
+    /// When `out` cannot be written.
+    pub fn with_layout(
+        format: OutputFormat,
+        table: TableLayout,
+        schema: &Schema,
+        mut out: W,
+    ) -> io::Result<Renderer<W>> {
         let columns = schema.fields().iter().map(|f| Column {
             key: json_string(f.name()),
             quoted: f.name() == "flow_id" && *f.data_type() == DataType::UInt64,
         });
         let layout = match format {
-            OutputFormat::Table => Layout::Table(TableWriter::new(schema)),
+            OutputFormat::Table => Layout::Table(TableWriter::new(schema, table)),
             OutputFormat::Json => Layout::Json,
             OutputFormat::Ndjson => Layout::Ndjson,
             OutputFormat::Csv => {
@@ -172,7 +189,15 @@ impl<W: Write> Renderer<W> {
     ///
     /// # Errors
     /// When `out` cannot be written.
-    pub fn finish(mut self) -> io::Result<u64> {
+    pub fn finish(self) -> io::Result<u64> {
+        self.into_inner().map(|(rows, _)| rows)
+    }
+
+    /// As [`Renderer::finish`]; gives back what it was written to as well.
+    ///
+    /// # Errors
+    /// When `out` cannot be written.
+    pub fn into_inner(mut self) -> io::Result<(u64, W)> {
         match self.layout {
             Layout::Table(table) => table.finish(&mut self.out)?,
             Layout::Json if self.rows == 0 => writeln!(self.out, "[]")?,
@@ -180,7 +205,7 @@ impl<W: Write> Renderer<W> {
             Layout::Ndjson | Layout::Csv | Layout::Flows(..) => {}
         }
         self.out.flush()?;
-        Ok(self.rows)
+        Ok((self.rows, self.out))
     }
 
     fn json_row(&self, batch: &RecordBatch, row: usize, line: &mut String) {

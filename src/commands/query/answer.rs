@@ -1,0 +1,233 @@
+//! Where rows come from: a server, a data folder or an archive of many, read ahead of whoever prints them, until a signal ends it.
+
+use super::{local, remote};
+use crate::cli::FromArgs;
+use crate::config::QuerySection;
+use crate::failure::{Code, Failure};
+use crate::tables::Tables;
+use archive::ArchiveReader;
+use arrow::array::RecordBatch;
+use arrow::datatypes::{Schema, SchemaRef};
+use futures::StreamExt;
+use query::{Engine, FlowQuery, QueryStream};
+use rpc::client::{BatchStream, Client};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
+use std::time::Duration;
+use storage::StoreReader;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{self, Receiver, Sender};
+
+/// Batches read ahead of the printer.
+const BATCHES_AHEAD: usize = 2;
+
+/// How long an interrupted command may take to end by itself before it is ended: it may hang in a write.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// What is asked.
+pub(super) enum Question {
+    /// The newest flows.
+    Flows(FlowQuery),
+    /// A statement of the user's.
+    Sql(String),
+    /// A statement made here around the user's filter. Should the statement be refused, the filter is asked for alone:
+    /// places in the error are then those in the filter.
+    Made { sql: String, filter: FlowQuery },
+}
+
+/// An answer on its way. Dropping it cancels the query.
+pub(super) struct Answer {
+    schema: SchemaRef,
+    batches: Receiver<Result<RecordBatch, Failure>>,
+    stop: Arc<Stop>,
+    runtime: Option<Runtime>,
+}
+
+/// A signal that came.
+#[derive(Default)]
+struct Stop {
+    /// The exit code it makes; 0 before it comes.
+    code: AtomicU8,
+    /// The printer will notice by itself, and has things to put in order.
+    patient: AtomicBool,
+}
+
+impl Stop {
+    fn check(&self) -> Result<(), Failure> {
+        match self.code.load(Relaxed) {
+            0 => Ok(()),
+            143 => Err(Failure::new(Code::Terminated, anyhow::anyhow!("ended by SIGTERM"))),
+            _ => Err(Failure::new(Code::Interrupted, anyhow::anyhow!("interrupted"))),
+        }
+    }
+}
+
+impl Answer {
+    /// Asks, and waits until the columns are known.
+    pub(super) fn ask(from: &FromArgs, question: Question) -> Result<Answer, Failure> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let stop = Arc::new(Stop::default());
+        let (schema_sender, schema) = tokio::sync::oneshot::channel();
+        let (sender, batches) = mpsc::channel(BATCHES_AHEAD);
+        let source = match &from.data_dir {
+            Some(dir) => Source::Folder(dir.clone()),
+            None => Source::Server(from.server.clone()),
+        };
+        let reader = runtime.spawn(async move {
+            let opened = open(&source, question).await;
+            let (told, stream) = opened.map_or_else(|e| (Err(e), None), |stream| (Ok(stream.schema()), Some(stream)));
+            // Fails when nobody waits any more.
+            let waiting = schema_sender.send(told).is_ok();
+            if let Some(stream) = stream.filter(|_| waiting) {
+                read(stream, &sender).await;
+            }
+        });
+        let (told, abort) = (stop.clone(), reader.abort_handle());
+        let (mut interrupts, mut terminations) = {
+            let _runtime = runtime.enter();
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+        };
+        runtime.spawn(async move {
+            let code = tokio::select! {
+                _ = interrupts.recv() => Code::Interrupted,
+                _ = terminations.recv() => Code::Terminated,
+            };
+            told.code.store(code as u8, Relaxed);
+            // Ends the stream, which cancels the query.
+            abort.abort();
+            tokio::time::sleep(GRACE).await;
+            if !told.patient.load(Relaxed) {
+                std::process::exit(i32::from(code as u8));
+            }
+        });
+        let schema = runtime.block_on(schema);
+        let mut answer = Answer { schema: Arc::new(Schema::empty()), batches, stop, runtime: Some(runtime) };
+        answer.check()?;
+        answer.schema = schema.map_err(|_| anyhow::anyhow!("the query was stopped before it was answered"))??;
+        Ok(answer)
+    }
+
+    /// Whether a signal came.
+    ///
+    /// # Errors
+    /// What the command then ends with.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        self.stop.check()
+    }
+
+    /// The columns of every batch.
+    pub(super) fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+
+    /// The next batch; `None` after the last.
+    pub(super) fn next(&mut self) -> Result<Option<RecordBatch>, Failure> {
+        let next = self.batches.blocking_recv().transpose();
+        self.check()?;
+        next
+    }
+
+    /// A signal ends the answer alone: the caller, who may take long to notice, ends the process.
+    pub(super) fn be_patient(&self) {
+        self.stop.patient.store(true, Relaxed);
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+enum Source {
+    Server(String),
+    Folder(PathBuf),
+}
+
+/// One side of it, connected.
+enum Asked {
+    Server(Box<Client>),
+    Folder(Engine),
+}
+
+enum Batches {
+    Remote(Box<BatchStream>),
+    Local(QueryStream),
+}
+
+impl Batches {
+    fn schema(&self) -> SchemaRef {
+        match self {
+            Batches::Remote(stream) => stream.schema(),
+            Batches::Local(stream) => stream.schema(),
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<RecordBatch>, Failure> {
+        match self {
+            Batches::Remote(stream) => stream.next().await.map_err(remote),
+            Batches::Local(stream) => stream.next().await.transpose().map_err(local),
+        }
+    }
+}
+
+impl Asked {
+    async fn connect(source: &Source) -> Result<Asked, Failure> {
+        Ok(match source {
+            Source::Server(addr) => Asked::Server(Box::new(rpc::client::connect(addr).await.map_err(remote)?)),
+            Source::Folder(dir) => {
+                let limits = super::limits(&QuerySection::default());
+                let engine = match dir.to_str().filter(|dir| archive::is_url(dir)) {
+                    Some(url) => {
+                        Engine::new(ArchiveReader::open(url).map_err(|e| Failure::new(Code::Usage, e))?, limits)?
+                    }
+                    None => Engine::new(Tables::of_folder(StoreReader::open(dir)?), limits)?,
+                };
+                Asked::Folder(engine)
+            }
+        })
+    }
+
+    async fn sql(&mut self, text: &str) -> Result<Batches, Failure> {
+        match self {
+            Asked::Server(client) => client.query(text).await.map(|s| Batches::Remote(Box::new(s))).map_err(remote),
+            Asked::Folder(engine) => engine.sql(text).await.map(Batches::Local).map_err(local),
+        }
+    }
+
+    async fn flows(&mut self, query: FlowQuery) -> Result<Batches, Failure> {
+        match self {
+            Asked::Server(client) => client.flows(&query).await.map(|s| Batches::Remote(Box::new(s))).map_err(remote),
+            Asked::Folder(engine) => engine.flows(query).await.map(Batches::Local).map_err(local),
+        }
+    }
+}
+
+async fn open(source: &Source, question: Question) -> Result<Batches, Failure> {
+    let mut asked = Asked::connect(source).await?;
+    match question {
+        Question::Flows(query) => asked.flows(query).await,
+        Question::Sql(text) => asked.sql(&text).await,
+        Question::Made { sql, filter } => match asked.sql(&sql).await {
+            Err(failure) if failure.code == Code::Usage => match asked.flows(filter).await {
+                Err(better) if better.code == Code::Usage => Err(better),
+                _ => Err(failure),
+            },
+            other => other,
+        },
+    }
+}
+
+/// Hands batches over until the end, an error, or nobody takes them.
+async fn read(mut stream: Batches, sender: &Sender<Result<RecordBatch, Failure>>) {
+    while let Some(batch) = stream.next().await.transpose() {
+        let failed = batch.is_err();
+        if sender.send(batch).await.is_err() || failed {
+            return;
+        }
+    }
+}
