@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod capture;
+pub mod flows;
 pub mod harness;
 pub mod peers;
 pub mod stages;

@@ -1,13 +1,10 @@
-//! Writes made-up but realistic flows and prints rows per second and bytes per flow.
-//!
-//! `cargo run --profile dist -p storage --example write_rate -- [MILLION_ROWS] [DIR] [tuned|compatible]`
+//! Made-up but realistic flow records, the same for the same seed: what storage and queries are measured with.
 
 use flowtable::{ConnState, EndReason, FlowRecord};
-use std::time::Instant;
-use storage::{FlowBatchBuilder, SegmentProfile, Store, StoreOptions};
 use wire::{Addr, Mac, Nanos, TapId, Tunnel};
 
 /// xorshift64*: reproducible, and no part of the time measured.
+#[derive(Debug)]
 struct Random(u64);
 
 impl Random {
@@ -33,9 +30,58 @@ impl Random {
     }
 }
 
-/// A campus link: 20,000 clients, 200,000 servers, two thirds TCP, a quarter DNS, 5,000 flows a second.
-fn record(r: &mut Random, n: u64) -> FlowRecord {
-    let end = Nanos(1_717_000_000_000_000_000 + n * 200_000 + r.below(400_000));
+/// When the first flow ends: 2024-05-29 16:00 UTC, a full hour.
+pub const FIRST_END: Nanos = Nanos(1_716_998_400_000_000_000);
+
+/// An originator of four flows, whatever else there is (RFC 5737).
+pub const RARE: Addr = Addr::v4([192, 0, 2, 77]);
+
+/// An address no flow has.
+pub const ABSENT: Addr = Addr::v4([192, 0, 2, 78]);
+
+/// A campus link: 20,000 clients, 200,000 servers, two thirds TCP, a quarter DNS. Flows come in the order of their
+/// ends, nearly: `gap` on average lies between two.
+#[derive(Debug)]
+pub struct Flows {
+    random: Random,
+    gap: Nanos,
+    /// Flows in all.
+    count: u64,
+    /// Of these, made.
+    made: u64,
+}
+
+impl Flows {
+    /// `count` flows over `count` times `gap`. Four of them are of [`RARE`], in four quarters of the time.
+    pub fn new(seed: u64, count: u64, gap: Nanos) -> Flows {
+        Flows { random: Random(seed.max(1)), gap, count, made: 0 }
+    }
+
+    /// When the last flow has ended, a little more than that.
+    pub fn end(&self) -> Nanos {
+        Nanos(FIRST_END.0 + (self.count + 2) * self.gap.0)
+    }
+}
+
+impl Iterator for Flows {
+    type Item = FlowRecord;
+
+    fn next(&mut self) -> Option<FlowRecord> {
+        if self.made == self.count {
+            return None;
+        }
+        let n = self.made;
+        self.made += 1;
+        let mut flow = record(&mut self.random, n, self.gap);
+        if n % (self.count / 4).max(1) == self.count / 8 {
+            flow.src_ip = RARE;
+        }
+        Some(flow)
+    }
+}
+
+fn record(r: &mut Random, n: u64, gap: Nanos) -> FlowRecord {
+    let end = Nanos(FIRST_END.0 + n * gap.0 + r.below(2 * gap.0));
     let kind = r.below(100);
     let (client, server) = (r.rank(20_000), r.rank(200_000));
     let tcp = kind < 65;
@@ -117,66 +163,20 @@ fn record(r: &mut Random, n: u64) -> FlowRecord {
     }
 }
 
-/// CPU time of this process.
-fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let ticks: u64 = stat
-        .rsplit(')')
-        .next()
-        .map(|rest| rest.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum())
-        .unwrap_or(0);
-    ticks as f64 / 100.0
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let millions: u64 = args.first().map_or(Ok(4), |arg| arg.parse())?;
-    let dir = args.get(1).map_or_else(|| std::env::temp_dir().join("taphouse-write-rate"), |arg| arg.into());
-    let profile = match args.get(2).map(String::as_str) {
-        Some("compatible") => SegmentProfile::Compatible,
-        _ => SegmentProfile::Tuned,
-    };
-    let mut random = Random(42);
-    let rows: Vec<FlowRecord> = (0..1 << 20).map(|n| record(&mut random, n)).collect();
-
-    let since = Instant::now();
-    let mut builder = FlowBatchBuilder::new(&["core".into()], 8_192);
-    for run in rows.chunks(8_192) {
-        builder.extend(run, &[]);
-        builder.finish()?;
+    #[test]
+    fn a_seed_gives_the_same_flows_and_four_of_the_rare_address() {
+        let flows: Vec<FlowRecord> = Flows::new(7, 10_000, Nanos(200_000)).collect();
+        assert_eq!(flows, Flows::new(7, 10_000, Nanos(200_000)).collect::<Vec<_>>());
+        assert_ne!(flows, Flows::new(8, 10_000, Nanos(200_000)).collect::<Vec<_>>());
+        let of = |address| flows.iter().filter(|f| f.src_ip == address || f.dst_ip == address).count();
+        assert_eq!((flows.len(), of(RARE), of(ABSENT)), (10_000, 4, 0));
+        let ends = flows.iter().map(|f| f.end);
+        assert!(
+            ends.clone().min() >= Some(FIRST_END) && ends.max() < Some(Flows::new(7, 10_000, Nanos(200_000)).end())
+        );
     }
-    println!("columns only: {:.1} ns a row", since.elapsed().as_nanos() as f64 / rows.len() as f64);
-
-    let mut store = Store::open(StoreOptions { profile, ..StoreOptions::new(&dir, vec!["core".into()]) })?;
-    let (since, cpu) = (Instant::now(), cpu_seconds());
-    for _ in 0..millions {
-        for run in rows.chunks(1_024) {
-            store.append(run, &[])?;
-        }
-    }
-    store.sync()?;
-    let appended = since.elapsed().as_secs_f64();
-    store.flush()?;
-    let (elapsed, cpu) = (since.elapsed().as_secs_f64(), cpu_seconds() - cpu);
-    let counts = store.counts();
-    let count = (millions * (1 << 20)) as f64;
-    println!(
-        "{:.2} Mrows in {elapsed:.2} s ({cpu:.2} CPU s): {:.2} Mrows/s wall, {:.2} Mrows per CPU second",
-        count / 1e6,
-        count / elapsed / 1e6,
-        count / cpu / 1e6
-    );
-    println!(
-        "append took {appended:.2} s, of it waiting for the encoder {:.2} s, syncing {:.2} s ({} syncs)",
-        counts.stall_ns as f64 / 1e9,
-        counts.sync_ns as f64 / 1e9,
-        counts.syncs
-    );
-    println!(
-        "encoding: {:.2} Mrows/s; {:.1} bytes a row in segments, {:.1} in the log",
-        count / (counts.encode_ns as f64 / 1e9) / 1e6,
-        counts.segment_bytes as f64 / counts.segment_rows as f64,
-        counts.wal_bytes as f64 / count
-    );
-    Ok(())
 }
