@@ -374,10 +374,10 @@ impl Shipper {
     }
 
     fn failed(&mut self, error: &ArchiveError) {
-        self.counters.failures.fetch_add(1, Relaxed);
-        self.counters.corrupt.fetch_add(u64::from(matches!(error, ArchiveError::Corrupt { .. })), Relaxed);
-        self.counters.failing.store(true, Relaxed);
         self.counters.complain(error.to_string());
+        self.counters.failing.store(true, Relaxed);
+        self.counters.corrupt.fetch_add(u64::from(matches!(error, ArchiveError::Corrupt { .. })), Relaxed);
+        self.counters.failures.fetch_add(1, Relaxed);
         if self.complained_at.is_none_or(|at| at.elapsed() >= COMPLAINT_INTERVAL) {
             self.complained_at = Some(Instant::now());
             tracing::warn!("cannot ship segments, and tries again: {error}");

@@ -176,6 +176,14 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
+/// Looks until so many segments have been shipped, and everything that is told of them agrees.
+fn until_shipped(archive: &Archive, segments: u64) {
+    until("shipping", || {
+        let c = counts(archive);
+        c.segments == segments && c.due_segments == 0 && c.lag == Duration::ZERO
+    });
+}
+
 fn wait<F: Future>(future: F) -> F::Output {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
@@ -219,7 +227,7 @@ fn every_segment_arrives_once_and_no_start_sends_it_again() {
         add(&mut store, day * 86_400 + 50..day * 86_400 + 80);
     }
     let archive = archive::start(&config(&place), &store.reader()).unwrap();
-    until("shipping", || counts(&archive).segments == 6);
+    until_shipped(&archive, 6);
     let c = counts(&archive);
     assert_eq!((c.rows, c.due_segments, c.early_segments, c.failures, c.lag), (240, 0, 0, 0, Duration::ZERO));
     assert_eq!(c.bytes, store.reader().snapshot().unwrap().segments.iter().map(|s| s.bytes).sum::<u64>());
@@ -233,7 +241,7 @@ fn every_segment_arrives_once_and_no_start_sends_it_again() {
     assert_eq!(counts(&archive).due_segments, 0, "known before anything is asked");
     assert!(store.reader().snapshot().unwrap().segments.iter().all(|s| s.is_shipped(1) && !s.claim(Claim::Compaction)));
     add(&mut store, 300_000..300_010);
-    until("the new one", || counts(&archive).segments == 1);
+    until_shipped(&archive, 1);
     assert_eq!(listed(&place, &store), files(&store));
     assert!(place.arrivals().values().all(|&times| times == 1), "{:?}", place.arrivals());
 }
@@ -345,7 +353,7 @@ fn the_name_of_a_sensor_is_one_folders() {
     add(&mut store, 0..10);
     add(&mut second, 0..10);
     let archive = archive::start(&config(&place), &store.reader()).unwrap();
-    until("shipping", || counts(&archive).segments == 1);
+    until_shipped(&archive, 1);
     let refused = archive::start(&config(&place), &second.reader()).unwrap();
     until("the refusal", || counts(&refused).failures > 0);
     let c = counts(&refused);
@@ -355,7 +363,7 @@ fn the_name_of_a_sensor_is_one_folders() {
     assert_eq!(place.arrivals().values().sum::<u64>(), 1);
     let renamed = ArchiveConfig { sensor: "edge-2".into(), ..config(&place) };
     let renamed = archive::start(&renamed, &second.reader()).unwrap();
-    until("shipping", || counts(&renamed).segments == 1);
+    until_shipped(&renamed, 1);
     let reader = ArchiveReader::new(Place::new(place.clone(), "fleet/flows"));
     assert_eq!(wait(reader.sensors()).unwrap(), ["edge-1", "edge-2"]);
     assert_eq!(wait(reader.snapshot("flows")).unwrap().rows(), 20);
@@ -376,11 +384,11 @@ fn a_segment_goes_at_its_age_or_when_it_is_full_and_what_compaction_has_stays() 
     assert!(old.claim(Claim::Compaction));
     let config = ArchiveConfig { rows_full: 50, delay: Duration::from_secs(86_400), ..config(&place) };
     let archive = archive::start(&config, &store.reader()).unwrap();
-    until("the full one", || counts(&archive).segments == 1);
+    until("the full one", || counts(&archive).segments == 1 && counts(&archive).due_segments == 1);
     let c = counts(&archive);
     assert_eq!((c.rows, c.due_segments, c.early_segments), (50, 1, 1), "one is taken, one is young");
     old.release(Claim::Compaction);
-    until("the old one", || counts(&archive).segments == 2);
+    until_shipped(&archive, 2);
     let c = counts(&archive);
     assert_eq!((c.due_segments, c.early_segments), (0, 1));
 }
@@ -400,7 +408,7 @@ fn retention_waits_for_the_archive_and_a_missing_one_is_no_loss() {
     until("some failures", || counts(&archive).failures > 3);
     assert!(counts(&archive).lag > Duration::ZERO && counts(&archive).failing);
     place.failing.store(0, Relaxed);
-    until("shipping", || counts(&archive).segments == 4);
+    until_shipped(&archive, 4);
     store.set_retention(Retention { max_bytes: Some(1), shipped_to: 1, ..Retention::default() });
     store.tick(Now::read()).unwrap();
     let c = store.counts();
@@ -440,7 +448,7 @@ fn a_large_segment_goes_in_parts_and_is_the_same() {
     let store = open(&dir);
     assert_eq!(store.reader().snapshot().unwrap().segments[0].bytes, big.len() as u64);
     let archive = archive::start(&config, &store.reader()).unwrap();
-    until("shipping", || counts(&archive).segments == 1);
+    until_shipped(&archive, 1);
     assert_eq!(listed(&place, &store), files(&store));
 }
 
