@@ -240,6 +240,9 @@ def test_engines_agree_over_two_sensors(history, shipped_by, bucket):
     duck = bucket.duck()
     query = f"SELECT sensor, count(*), sum(pkts_o + pkts_r) FROM read_parquet('{everything}', hive_partitioning = true) GROUP BY 1 ORDER BY 1"
     assert [(s, n, int(p)) for s, n, p in duck.sql(query).fetchall()] == right
+    of_path = f"SELECT DISTINCT tap_name = tap, date = t_end::DATE FROM read_parquet('{everything}', hive_partitioning = true)"
+    duck.sql("SET TimeZone = 'UTC'")
+    assert duck.sql(of_path).fetchall() == [(True, True)]
 
     frame = polars.scan_parquet(
         everything, hive_partitioning=True,
@@ -325,6 +328,31 @@ def test_what_arrives_changed_is_sent_again(history, shipped_by, bucket):
     assert (done["corrupt"], done["failures"]) == (1, 1) and bucket.proxy.changing == 0
     assert "arrived changed" in done["last_error"]
     same(folder, bucket, "edge-1")
+
+
+def test_a_dry_run_tells_what_stays_until_it_is_shipped(history, shipped_by, bucket):
+    folder = history("edge", 2)
+    dry = ["retention", "--dry-run", "--data-dir", folder, "--max-age", "0s", *sets([f"archive.url={bucket.url}", "archive.sensor=edge-1"])]
+    flows = lambda listed: {one["file"] for one in listed if one["table"] == "flows"}
+    own = {f"segments/{name}" for name in segments(folder)}
+
+    def plan():
+        return json.loads(taphouse(*dry, "--output", "json", env=bucket.env).stdout)
+
+    before = plan()
+    assert (flows(before["dropped"]), flows(before["unshipped"])) == (set(), own)
+    assert before["kept"]["segments"] == len(before["unshipped"])
+    text = taphouse(*dry, env=bucket.env).stdout
+    assert text.count("but stays: not shipped") == len(before["unshipped"]) and "until they are shipped" in text
+    lines = [json.loads(line) for line in taphouse(*dry, "--output", "ndjson", env=bucket.env).stdout.splitlines()]
+    assert [line.pop("fate") for line in lines] == ["unshipped"] * len(lines) and lines == before["unshipped"]
+    without = json.loads(taphouse(*dry, "--set", "archive.keep_unshipped=false", "--output", "json", env=bucket.env).stdout)
+    assert (flows(without["dropped"]), without["unshipped"]) == (own, [])
+
+    running = shipped_by(shipping(folder, bucket, "edge-1"))
+    until("it does not end", lambda: is_done(running))
+    after = plan()
+    assert flows(after["dropped"]) >= own and after["unshipped"] == []
 
 
 class Refusal(http.server.BaseHTTPRequestHandler):
