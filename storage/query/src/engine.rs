@@ -352,7 +352,7 @@ pub(crate) async fn physical(
     let plan = match request.plan(session).await {
         Ok(plan) => plan,
         Err(Failure::Said(error)) => return Err(error),
-        Err(Failure::Planner(error)) => return Err(request.mistake(&error, &session)),
+        Err(Failure::Planner(error)) => return Err(request.mistake(&error, session)),
     };
     // Analysis and optimization still find mistakes, such as a literal in an IN list that is no address.
     let plan = state.optimize(&plan).map_err(|e| request.mistake(&e, session))?;

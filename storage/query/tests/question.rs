@@ -387,7 +387,7 @@ fn plots_are_drawn() {
     };
     let plot = grid(&engine, &question(&[], None)).plot(10).unwrap();
     assert_eq!(plot.num_rows(), 4);
-    let largest = texts(&[plot.clone()]).iter().map(|row| row[4].chars().count()).max();
+    let largest = texts(std::slice::from_ref(&plot)).iter().map(|row| row[4].chars().count()).max();
     assert_eq!(largest, Some(10), "the longest bar has the whole width");
     let bytes: i64 =
         plot.column_by_name("bytes").unwrap().as_primitive::<arrow::datatypes::Int64Type>().values().iter().sum();
