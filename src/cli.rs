@@ -197,6 +197,9 @@ pub(crate) struct ReplayArgs {
     /// Which packets to take, in the syntax of pcap-filter(7), such as "tcp port 443 and not host 10.0.0.1".
     #[arg(short, long, value_name = "EXPR")]
     pub(crate) filter: Option<String>,
+    /// Name of the tap the packets were seen at.
+    #[arg(long, value_name = "NAME", default_value = "replay", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub(crate) tap: String,
     #[command(flatten)]
     pub(crate) server: ServerArgs,
 }

@@ -22,9 +22,6 @@ use std::time::{Duration, Instant};
 use storage::OnError;
 use wire::{DropReason, TapId};
 
-/// The tap that replayed packets are seen at.
-const TAP: &str = "replay";
-
 pub(crate) fn replay(args: &ReplayArgs, output: Output) -> Result<(), Failure> {
     let mut config = load_config(&args.server)?;
     // A capture is as old as it is: measured against today it would be removed as soon as it is stored.
@@ -41,7 +38,7 @@ pub(crate) fn replay(args: &ReplayArgs, output: Output) -> Result<(), Failure> {
         }
     };
     let sources = args.files.iter().map(|file| open(file).map(behind)).collect::<Result<Vec<_>, _>>()?;
-    let taps = [TAP.to_owned()];
+    let taps = [args.tap.clone()];
     let store = open_store(&config, &taps, OnError::Fail)?;
     let (alert_sink, alert_count) = alert_log(&config.data_dir, config.storage.alert_log.0)?;
     let workers = vec![0; usize::from(config.pipeline.workers.max(1))];
@@ -56,7 +53,7 @@ pub(crate) fn replay(args: &ReplayArgs, output: Output) -> Result<(), Failure> {
         counts: totals,
         flows: tables.iter().map(|c| c.created).sum(),
         fragments: views[0].gauges.rare().fragments,
-        one_sided: one_sided(TAP, &tables),
+        one_sided: one_sided(&args.tap, &tables),
         tables,
         records: totals.records_stored,
         alerts: alert_count.load(Ordering::Relaxed),

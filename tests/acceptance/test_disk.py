@@ -78,7 +78,7 @@ def test_a_full_disk_costs_only_what_came_then_and_is_told(small_disk):
     assert [a["state"] for a in json.loads(told) if a["key"].endswith(KEY)] == ["firing", "resolved"]
     # Every row the ledger has as stored is there, once.
     lowest = status(running)["records"]["stored"]
-    count = "SELECT count(*) AS n, count(DISTINCT (flow_id, part)) AS d FROM flows"
+    count = "SELECT sum(n) AS n, count(*) AS d FROM (SELECT count(*) AS n FROM flows GROUP BY flow_id, part)"
     found = rows(count, f"{folder}/data")[0]
     highest = status(running)["records"]["stored"]
     assert found["n"] == found["d"] and found["n"] <= highest

@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
                     packets.append((hour * 3600 + n, port := port + 1))
             name = base / f"{'core' if tap == 'core' else 'odd'}-{part}.pcap"
             capture(name, BASE, packets)
-            taphouse("replay", name, "--data-dir", data, "--set", f"taps=[{{name: {json.dumps(tap)}}}]")
+            taphouse("replay", name, "--data-dir", data, "--tap", tap)
     return data
 
 
@@ -123,7 +123,7 @@ def test_a_capture_that_spans_months_stays_whole(tmp_path):
     """More hours than a log has partitions for: the rest is in those without a date, and every engine counts it."""
     capture(tmp_path / "months.pcap", 1_700_000_000, [(n * 5000, 2000 + n) for n in range(300)])
     data = tmp_path / "data"
-    taphouse("replay", tmp_path / "months.pcap", "--data-dir", data, "--set", "taps=[{name: core}]")
+    taphouse("replay", tmp_path / "months.pcap", "--data-dir", data, "--tap", "core")
     null = "tap_name=core/date=__HIVE_DEFAULT_PARTITION__/hour=__HIVE_DEFAULT_PARTITION__"
     found = partitions(data / "segments")
     assert null in found and len(found) <= 65 * 2

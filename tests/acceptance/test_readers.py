@@ -29,10 +29,11 @@ def test_counts_agree(segments):
 
 def test_every_column_is_read_and_addresses_agree(segments):
     folder, files = segments
-    table = pq.read_table(files[0])
+    # What the file itself has, without the names of its folders.
+    table = pq.read_table(files[0], partitioning=None)
     # Reading all columns decodes every encoding in use.
     assert all(len(table[name].to_pylist()) == table.num_rows for name in table.column_names)
-    duck = duckdb.sql(f"SELECT * FROM read_parquet('{files[0]}')")
+    duck = duckdb.sql(f"SELECT * FROM read_parquet('{files[0]}', hive_partitioning = false)")
     assert duck.columns == table.column_names and len(duck.fetchall()) == table.num_rows
 
     def text(raw):
