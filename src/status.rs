@@ -51,6 +51,7 @@ pub(crate) struct AlertState {
 }
 
 impl Status {
+    #[expect(clippy::too_many_arguments, reason = "called once, with each part of the server")]
     pub(crate) fn new(
         config: &Config,
         taps: &[LiveTap],

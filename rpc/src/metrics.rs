@@ -338,6 +338,9 @@ fn duration(d: Option<&prost_types::Duration>) -> f64 {
 /// Labels of one sample.
 type Labels<'a> = &'a [(&'static str, &'a str)];
 
+/// A metric of each place segments are shipped to: name, help, unit, and where its value is.
+type OfArchive<T> = (&'static str, &'static str, Option<Unit>, fn(&v1::ArchiveStatus) -> T);
+
 struct LabelSlice<'a>(Labels<'a>);
 
 impl EncodeLabelSet for LabelSlice<'_> {
@@ -551,7 +554,7 @@ impl Families<'_> {
             return Ok(());
         }
         let each: Vec<_> = archives.iter().map(|a| ([("place", a.place.as_str())], a)).collect();
-        let gauges: [(&str, &str, Option<Unit>, fn(&v1::ArchiveStatus) -> f64); 6] = [
+        let gauges: [OfArchive<f64>; 6] = [
             ("taphouse_archive_up", "1 while shipping works", None, |a| f64::from(u8::from(!a.failing))),
             ("taphouse_archive_lag", "How long the oldest segment to ship has been due", Some(Unit::Seconds), |a| {
                 duration(a.lag.as_ref())
@@ -566,7 +569,7 @@ impl Families<'_> {
         for (name, help, unit, value) in gauges {
             self.gauge(name, help, unit, each.iter().map(|(l, a)| (&l[..], value(a))))?;
         }
-        let counters: [(&str, &str, Option<Unit>, fn(&v1::ArchiveStatus) -> u64); 8] = [
+        let counters: [OfArchive<u64>; 8] = [
             ("taphouse_archive_segments", "Segments shipped", None, |a| a.segments),
             ("taphouse_archive_rows", "Rows in the segments shipped", None, |a| a.rows),
             ("taphouse_archive", "Size of the segments shipped", Some(Unit::Bytes), |a| a.bytes),
