@@ -219,8 +219,9 @@ pub(crate) struct FromArgs {
     /// Ask the server at this address.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051", conflicts_with = "data_dir")]
     pub(crate) server: String,
-    /// Read this data folder instead, also while a server writes it.
-    #[arg(long, value_name = "DIR")]
+    /// Read this data folder instead, also while a server writes it; or an archive: s3://BUCKET/PREFIX, all its sensors,
+    /// with credentials and endpoint from the AWS_ variables.
+    #[arg(long, value_name = "DIR|URL")]
     pub(crate) data_dir: Option<PathBuf>,
 }
 

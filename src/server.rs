@@ -91,9 +91,14 @@ pub(crate) fn serve(setup: Setup) -> Result<(), Failure> {
         taps.iter().enumerate().flat_map(|(number, tap)| tap.workers.iter().map(move |_| number)).collect();
     let (slices, recorders) = SliceRecorder::start(&config, &names, worker_taps.len())?;
     let sink = alert_sink(alerts.clone(), slices.clone());
+    let archive = match config.archive.to_archive(&config.storage)? {
+        Some(archive) => Some(archive::start(&archive, &reader).map_err(|e| Failure::new(Code::Usage, e))?),
+        None => None,
+    };
     let (pipeline, workers) = Pipeline::start(&config, &names, &worker_taps, WhenFull::Drop, store, sink)?;
 
-    let status = Status::new(&config, &taps, &pipeline, reader.clone(), alerts, slices.clone(), generated);
+    let status =
+        Status::new(&config, &taps, &pipeline, reader.clone(), alerts, slices.clone(), archive.as_ref(), generated);
     let tables = tables(&taps, &pipeline, reader);
     let control = start_services(&config, listeners, tables, hub, slices.clone(), status)?;
     let (events, inbox) = channel();
@@ -130,6 +135,8 @@ pub(crate) fn serve(setup: Setup) -> Result<(), Failure> {
         }
     }
     slices.shutdown();
+    // What it was sending is sent again at the next start.
+    drop(archive);
     let views = pipeline.finish();
     control.stop();
     let totals = views?.iter().map(|v| v.ledger.snapshot()).fold(QueueCounts::default(), |a, b| a + b);

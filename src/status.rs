@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::pipeline::{Pipeline, RareCounts, WorkerView, one_sided};
 use crate::slices::SliceRecorder;
 use crate::taps::LiveTap;
+use archive::{Archive, ArchiveCounters};
 use capture::ledger::{Cause, QueueCounts};
 use capture::{InterfaceView, Port, RemoteView, XDP_STATISTICS};
 use detect::DetectCounters;
@@ -38,6 +39,8 @@ pub(crate) struct Status {
     slices: Arc<SliceRecorder>,
     /// Collector, transport and counters, where flow records are exported.
     export: Option<(String, &'static str, Arc<ExportCounters>)>,
+    /// Places segments are shipped to, with their names.
+    archives: Vec<(String, Arc<ArchiveCounters>)>,
 }
 
 /// Where alerts are, and how many of them fire.
@@ -48,6 +51,7 @@ pub(crate) struct AlertState {
 }
 
 impl Status {
+    #[expect(clippy::too_many_arguments, reason = "called once, with each part of the server")]
     pub(crate) fn new(
         config: &Config,
         taps: &[LiveTap],
@@ -55,6 +59,7 @@ impl Status {
         reader: StoreReader,
         alerts: AlertState,
         slices: Arc<SliceRecorder>,
+        archive: Option<&Archive>,
         generated: bool,
     ) -> Status {
         let queues = taps.iter().flat_map(|t| (0..t.workers.len()).map(|k| (t.name.clone(), k as u32)));
@@ -84,6 +89,7 @@ impl Status {
                 let ipfix = &config.ipfix;
                 (ipfix.collector.clone().unwrap_or_default(), ipfix.transport.name(), counters)
             }),
+            archives: archive.map(|archive| archive.places().to_vec()).unwrap_or_default(),
         }
     }
 
@@ -122,6 +128,7 @@ impl Status {
             remotes: self.remotes.iter().map(|(tap, host, view)| remote(tap, host, view)).collect(),
             slices: Some(self.slices.status()),
             export: self.export.as_ref().map(|(collector, transport, c)| export(collector, transport, c)),
+            archives: self.archives.iter().map(|(place, counters)| archive(place, counters)).collect(),
             packet_clock: (clock.0 > 0).then(|| (SystemTime::UNIX_EPOCH + Duration::from_nanos(clock.0)).into()),
         }
     }
@@ -231,6 +238,7 @@ impl Status {
             segments_removed: c.segments_removed + dns.segments_removed,
             rows_removed: c.rows_removed + dns.rows_removed,
             bytes_removed: c.bytes_removed + dns.bytes_removed,
+            removed_unshipped: c.segments_removed_unshipped + dns.segments_removed_unshipped,
             last_error: c.last_error.or(dns.last_error).unwrap_or_default(),
         }
     }
@@ -334,6 +342,28 @@ fn export(collector: &str, transport: &str, counters: &ExportCounters) -> v1::Ex
         dropped_unreachable: c.dropped_unreachable,
         reconnects: c.reconnects,
         faults: c.faults,
+    }
+}
+
+fn archive(place: &str, counters: &ArchiveCounters) -> v1::ArchiveStatus {
+    let c = counters.read();
+    v1::ArchiveStatus {
+        place: place.to_owned(),
+        segments: c.segments,
+        rows: c.rows,
+        bytes: c.bytes,
+        due_segments: c.due_segments,
+        due_bytes: c.due_bytes,
+        early_segments: c.early_segments,
+        early_bytes: c.early_bytes,
+        lag: c.lag.try_into().ok(),
+        failures: c.failures,
+        corrupt: c.corrupt,
+        read_back: c.read_back,
+        lost: c.lost,
+        unreadable: c.unreadable,
+        failing: c.failing,
+        last_error: c.last_error.unwrap_or_default(),
     }
 }
 

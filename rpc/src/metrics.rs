@@ -319,6 +319,7 @@ impl Collector for StatusCollector {
         let dns = self.0.dns.unwrap_or_default();
         out.records("taphouse_dns_records", "Where DNS transactions ended", &dns)?;
         out.export(self.0.export.as_ref())?;
+        out.archives(&self.0.archives)?;
         let flows = self.0.flows.clone().unwrap_or_default();
         out.flows(&flows)?;
         out.flow_table(&flows)?;
@@ -336,6 +337,9 @@ fn duration(d: Option<&prost_types::Duration>) -> f64 {
 
 /// Labels of one sample.
 type Labels<'a> = &'a [(&'static str, &'a str)];
+
+/// A metric of each place segments are shipped to: name, help, unit, and where its value is.
+type OfArchive<T> = (&'static str, &'static str, Option<Unit>, fn(&v1::ArchiveStatus) -> T);
 
 struct LabelSlice<'a>(Labels<'a>);
 
@@ -544,6 +548,43 @@ impl Families<'_> {
         Ok(())
     }
 
+    /// Nothing where segments are shipped to nowhere.
+    fn archives(&mut self, archives: &[v1::ArchiveStatus]) -> fmt::Result {
+        if archives.is_empty() {
+            return Ok(());
+        }
+        let each: Vec<_> = archives.iter().map(|a| ([("place", a.place.as_str())], a)).collect();
+        let gauges: [OfArchive<f64>; 6] = [
+            ("taphouse_archive_up", "1 while shipping works", None, |a| f64::from(u8::from(!a.failing))),
+            ("taphouse_archive_lag", "How long the oldest segment to ship has been due", Some(Unit::Seconds), |a| {
+                duration(a.lag.as_ref())
+            }),
+            ("taphouse_archive_due_segments", "Segments due and not shipped", None, |a| a.due_segments as f64),
+            ("taphouse_archive_due", "Size of the segments due and not shipped", Some(Unit::Bytes), |a| {
+                a.due_bytes as f64
+            }),
+            ("taphouse_archive_early_segments", "Segments not due yet", None, |a| a.early_segments as f64),
+            ("taphouse_archive_early", "Size of the segments not due yet", Some(Unit::Bytes), |a| a.early_bytes as f64),
+        ];
+        for (name, help, unit, value) in gauges {
+            self.gauge(name, help, unit, each.iter().map(|(l, a)| (&l[..], value(a))))?;
+        }
+        let counters: [OfArchive<u64>; 8] = [
+            ("taphouse_archive_segments", "Segments shipped", None, |a| a.segments),
+            ("taphouse_archive_rows", "Rows in the segments shipped", None, |a| a.rows),
+            ("taphouse_archive", "Size of the segments shipped", Some(Unit::Bytes), |a| a.bytes),
+            ("taphouse_archive_failures", "Attempts to ship that failed", None, |a| a.failures),
+            ("taphouse_archive_corrupt", "Segments that arrived changed and were sent again", None, |a| a.corrupt),
+            ("taphouse_archive_read_back", "Segments read back to be compared", None, |a| a.read_back),
+            ("taphouse_archive_lost", "Segments that went before they were shipped", None, |a| a.lost),
+            ("taphouse_archive_unreadable", "Segments that cannot be read to be shipped", None, |a| a.unreadable),
+        ];
+        for (name, help, unit, value) in counters {
+            self.counter(name, help, unit, each.iter().map(|(l, a)| (&l[..], value(a))))?;
+        }
+        Ok(())
+    }
+
     fn flows(&mut self, flows: &v1::FlowTableStatus) -> fmt::Result {
         self.plain_gauge("taphouse_flows_active", "Flows in the tables now", None, flows.active as f64)?;
         self.plain_gauge("taphouse_flows_capacity", "Most flows the tables may hold", None, flows.capacity as f64)?;
@@ -658,6 +699,12 @@ impl Families<'_> {
         for (name, help, unit, value) in dns {
             self.plain_gauge(name, help, unit, value as f64)?;
         }
+        self.counter(
+            "taphouse_storage_removed_unshipped",
+            "Segments dropped before they were shipped, the disk being nearly full",
+            None,
+            [(&[] as Labels<'_>, storage.removed_unshipped)],
+        )?;
         for (name, help, time) in [
             ("taphouse_storage_oldest_timestamp", "Least t_end held, as seconds since 1970", &storage.oldest),
             ("taphouse_storage_newest_timestamp", "Greatest t_end held, as seconds since 1970", &storage.newest),

@@ -51,6 +51,7 @@ fn open_store(config: &Config, tap_names: &[String], on_error: OnError) -> Resul
         segments_min: s.compaction.min_segments as usize,
         bytes_per_s: s.compaction.rate.0,
     };
+    options.left = archive::left(&config.data_dir).map_err(|e| Failure::new(Code::Failed, e))?;
     options.on_error = on_error;
     Ok(Store::open(options)?)
 }
@@ -61,6 +62,7 @@ pub(crate) fn retention(config: &Config) -> Retention {
         max_age: r.max_age.map(|p| p.0),
         max_bytes: r.max_size.map(|s| s.0),
         min_free_bytes: r.min_free.map(|s| s.0),
+        shipped_to: config.archive.held_for(),
     }
 }
 

@@ -21,7 +21,11 @@ pub(crate) fn retention(args: &RetentionArgs, output: Output) -> Result<(), Fail
     let config = Config::load(args.config.as_deref(), &args.overrides).map_err(|e| Failure::new(Code::Usage, e))?;
     let limits = limits(&config, args)?;
     let dir = args.data_dir.as_ref().unwrap_or(&config.data_dir);
-    let plan = StoreReader::open(dir)?.retention_plan(&limits, SystemTime::now())?;
+    // A server knows which segments have left; here the notes it keeps of that tell.
+    let archive = config.archive.to_archive(&config.storage).map_err(|e| Failure::new(Code::Usage, e))?;
+    let shipped = archive.map(|archive| archive::shipped(dir, &archive)).transpose();
+    let shipped = shipped.map_err(|e| Failure::new(Code::Failed, e))?.unwrap_or_default();
+    let plan = StoreReader::open(dir)?.retention_plan(&limits, SystemTime::now(), &shipped)?;
     print(&plan, &limits, output)
 }
 
@@ -47,6 +51,7 @@ fn limits(config: &Config, args: &RetentionArgs) -> Result<Retention, Failure> {
         max_age: age.transpose()?,
         max_bytes: size("--max-size", &args.max_size)?,
         min_free_bytes: size("--min-free", &args.min_free)?,
+        shipped_to: config.archive.held_for(),
     })
 }
 
@@ -55,30 +60,33 @@ fn print(plan: &RetentionPlan, limits: &Retention, output: Output) -> Result<(),
     match output {
         Output::Table => write!(out, "{}", text(plan, limits))?,
         Output::Csv => {
-            writeln!(out, "table,file,oldest,newest,rows,bytes,limit")?;
-            for one in &plan.dropped {
+            writeln!(out, "table,file,oldest,newest,rows,bytes,limit,fate")?;
+            for (one, fate) in all(plan) {
                 let v = segment(one);
                 let file = one.file.replace('"', "\"\"");
                 let [oldest, newest] = ["oldest", "newest"].map(|key| v[key].as_str().unwrap_or_default());
                 let Expiring { table, rows, bytes, limit, .. } = one;
-                writeln!(out, "{table},\"{file}\",{oldest},{newest},{rows},{bytes},{}", name(*limit))?;
+                writeln!(out, "{table},\"{file}\",{oldest},{newest},{rows},{bytes},{},{fate}", name(*limit))?;
             }
         }
         Output::Ndjson => {
-            for one in &plan.dropped {
-                writeln!(out, "{}", segment(one))?;
+            for (one, fate) in all(plan) {
+                let mut v = segment(one);
+                v["fate"] = fate.into();
+                writeln!(out, "{v}")?;
             }
         }
         // Others are refused before.
         Output::Json | Output::Ecs | Output::Eve | Output::Arrow | Output::Parquet => {
-            let all: Vec<Value> = plan.dropped.iter().map(segment).collect();
+            let list = |segments: &[Expiring]| segments.iter().map(segment).collect::<Vec<_>>();
             let document = json!({
                 "limits": {
                     "max_age_s": limits.max_age.map(|age| age.as_secs_f64()),
                     "max_bytes": limits.max_bytes,
                     "min_free_bytes": limits.min_free_bytes,
                 },
-                "dropped": all,
+                "dropped": list(&plan.dropped),
+                "unshipped": list(&plan.unshipped),
                 "kept": { "segments": plan.kept_segments, "rows": plan.kept_rows, "bytes": plan.kept_bytes },
                 "waiting_bytes": plan.waiting_bytes,
                 "free_bytes": plan.free_bytes,
@@ -87,6 +95,12 @@ fn print(plan: &RetentionPlan, limits: &Retention, output: Output) -> Result<(),
         }
     }
     Ok(())
+}
+
+/// What goes, and what stays only because it has not been shipped, each with which of the two it is.
+fn all(plan: &RetentionPlan) -> impl Iterator<Item = (&Expiring, &'static str)> {
+    let unshipped = plan.unshipped.iter().map(|one| (one, "unshipped"));
+    plan.dropped.iter().map(|one| (one, "dropped")).chain(unshipped)
 }
 
 fn segment(one: &Expiring) -> Value {
@@ -99,19 +113,20 @@ fn segment(one: &Expiring) -> Value {
 fn text(plan: &RetentionPlan, limits: &Retention) -> String {
     let size = bytesize::ByteSize;
     let mut out = String::new();
-    if !plan.dropped.is_empty() {
+    if all(plan).next().is_some() {
         let mut table = Table::new();
         table
             .load_style(presets::UTF8_HORIZONTAL_ONLY)
             .set_header(["table", "oldest", "newest", "rows", "size", "why", "file"]);
-        for one in &plan.dropped {
+        for (one, fate) in all(plan) {
+            let stays = if fate == "dropped" { "" } else { ", but stays: not shipped" };
             table.add_row([
                 one.table.to_owned(),
                 time(one.oldest_us),
                 time(one.newest_us),
                 one.rows.to_string(),
                 size(one.bytes).to_string(),
-                why(one.limit, limits),
+                why(one.limit, limits) + stays,
                 one.file.clone(),
             ]);
         }
@@ -122,15 +137,21 @@ fn text(plan: &RetentionPlan, limits: &Retention) -> String {
         }
         out.push_str(&format!("{table}\n\n"));
     }
-    let rows: u64 = plan.dropped.iter().map(|one| one.rows).sum();
-    let bytes: u64 = plan.dropped.iter().map(|one| one.bytes).sum();
-    out.push_str(&format!("would go    {} segments, {rows} rows, {}\n", plan.dropped.len(), size(bytes)));
+    let sum = |segments: &[Expiring]| {
+        let rows: u64 = segments.iter().map(|one| one.rows).sum();
+        let bytes: u64 = segments.iter().map(|one| one.bytes).sum();
+        format!("{} segments, {rows} rows, {}", segments.len(), size(bytes))
+    };
+    out.push_str(&format!("would go    {}\n", sum(&plan.dropped)));
     out.push_str(&format!(
         "would stay  {} segments, {} rows, {}\n",
         plan.kept_segments,
         plan.kept_rows,
         size(plan.kept_bytes)
     ));
+    if !plan.unshipped.is_empty() {
+        out.push_str(&format!("of these    {}, until they are shipped\n", sum(&plan.unshipped)));
+    }
     if plan.waiting_bytes > 0 {
         out.push_str(&format!("gone soon   {}, dropped already and held by queries\n", size(plan.waiting_bytes)));
     }

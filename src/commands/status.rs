@@ -7,6 +7,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use rpc::v1;
 use serde_json::{Value, json};
 use std::io::Write;
+use std::time::Duration;
 
 pub(crate) fn status(args: &StatusArgs, output: Output) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -85,7 +86,7 @@ fn document(s: &v1::Status) -> Value {
                      })),
                      "waiting_bytes": storage.waiting_bytes, "segments_removed": storage.segments_removed,
                      "rows_removed": storage.rows_removed, "bytes_removed": storage.bytes_removed,
-                     "last_error": storage.last_error },
+                     "removed_unshipped": storage.removed_unshipped, "last_error": storage.last_error },
         "detectors": { "openings": detectors.openings, "openings_dropped": detectors.openings_dropped,
                        "ticks_late": detectors.ticks_late, "ticks_dropped": detectors.ticks_dropped,
                        "sources_tracked": detectors.sources_tracked, "sources_evicted": detectors.sources_evicted },
@@ -94,8 +95,37 @@ fn document(s: &v1::Status) -> Value {
             "messages": e.messages, "bytes": e.bytes, "dropped_ring_full": e.dropped_ring_full,
             "dropped_unreachable": e.dropped_unreachable, "reconnects": e.reconnects, "faults": e.faults,
         })),
+        "archives": s.archives.iter().map(|a| json!({
+            "place": a.place, "failing": a.failing, "segments": a.segments, "rows": a.rows, "bytes": a.bytes,
+            "due_segments": a.due_segments, "due_bytes": a.due_bytes, "early_segments": a.early_segments,
+            "early_bytes": a.early_bytes, "lag_seconds": seconds(&a.lag), "failures": a.failures, "corrupt": a.corrupt,
+            "read_back": a.read_back, "lost": a.lost, "unreadable": a.unreadable, "last_error": a.last_error,
+        })).collect::<Vec<_>>(),
         "alerts": { "firing": alerts.firing, "last_seq": alerts.last_seq, "log_errors": alerts.log_errors },
     })
+}
+
+fn archive(a: &v1::ArchiveStatus) -> String {
+    let lag = humantime::format_duration(Duration::from_secs(seconds(&a.lag) as u64));
+    let mut line = format!(
+        "archive  {} segment(s), {} shipped to {}; {} due ({}, for {lag}), {} not yet\n",
+        a.segments,
+        bytesize::ByteSize(a.bytes),
+        a.place,
+        a.due_segments,
+        bytesize::ByteSize(a.due_bytes),
+        a.early_segments
+    );
+    if a.failing {
+        line.push_str(&format!("! not shipping, and tries again: {}\n", a.last_error));
+    }
+    if a.lost + a.unreadable > 0 {
+        line.push_str(&format!(
+            "! {} segment(s) went before they were shipped, {} cannot be read\n",
+            a.lost, a.unreadable
+        ));
+    }
+    line
 }
 
 fn hint_counts(h: &v1::HintStatus) -> Value {
@@ -234,6 +264,7 @@ fn text(s: &v1::Status) -> String {
             e.sent, e.offered, e.collector, e.transport, e.dropped_ring_full, e.dropped_unreachable
         ));
     }
+    s.archives.iter().for_each(|a| out.push_str(&archive(a)));
     if let Some(s) = s.slices.filter(|s| s.recording + s.packets > 0) {
         out.push_str(&format!(
             "slices   {} recording, {} packets kept, {} missing (overwritten), {} missing (queue full)\n",

@@ -1,5 +1,6 @@
 //! The configuration: YAML, optional, parsed once into types that cannot be wrong.
 
+mod archive;
 mod error;
 mod example;
 mod ipfix;
@@ -8,6 +9,7 @@ mod reload;
 mod taps;
 mod units;
 
+pub(crate) use archive::ArchiveSection;
 pub(crate) use error::ConfigError;
 pub(crate) use example::example;
 pub(crate) use ipfix::IpfixSection;
@@ -53,6 +55,8 @@ pub(crate) struct Config {
     pub(crate) detect: DetectSection,
     /// What is kept on disk.
     pub(crate) storage: StorageSection,
+    /// Where finished segments go besides: object storage, ClickHouse.
+    pub(crate) archive: ArchiveSection,
     /// Where flow records go besides: an IPFIX collector.
     pub(crate) ipfix: IpfixSection,
     /// Budget of one query: history must never cost a packet.
@@ -77,6 +81,7 @@ impl Default for Config {
             hints: HintsSection::default(),
             detect: DetectSection::default(),
             storage: StorageSection::default(),
+            archive: ArchiveSection::default(),
             ipfix: IpfixSection::default(),
             query: QuerySection::default(),
             rpc: RpcSection::default(),
@@ -587,6 +592,7 @@ impl Config {
             }
         }
         self.flowtable.to_table().validate().map_err(|e| ConfigError::Stage(e.to_string()))?;
+        self.archive.to_archive(&self.storage)?;
         self.ipfix.to_export(export::WhenFull::Drop)?;
         self.to_detect().validate().map_err(|e| ConfigError::Stage(format!("detect.{e}")))?;
         if self.rpc.grpc_listen == self.rpc.http_listen && self.rpc.grpc_listen.port() != 0 {
@@ -691,6 +697,10 @@ mod tests {
             ("taps: [{name: a, interfaces: [eth1]}, {name: a, interfaces: [eth2]}]", "taps"),
             ("capture: {ring: 1KiB}", "capture.ring"),
             ("rpc: {grpc_listen: '0.0.0.0:50051'}", "rpc.grpc_listen"),
+            ("archive: {url: '/srv/flows'}", "archive.url"),
+            ("archive: {sensor: 'a/b'}", "archive.sensor"),
+            ("archive: {parts_max: 0}", "archive.parts_max"),
+            ("archive: {clickhouse: {url: 'tcp://x:9000'}}", "archive.clickhouse.url"),
             ("ipfix: {collector: 'collector.example'}", "ipfix.collector"),
             ("ipfix: {message_bytes_max: 100}", "ipfix.message_bytes_max"),
             ("ipfix: {collector: '192.0.2.1:4739', ring: 1}", "ipfix.ring"),

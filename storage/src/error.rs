@@ -126,6 +126,12 @@ pub enum StorageError {
         /// Why.
         reason: String,
     },
+    /// Segments that lie in an archive could not be listed.
+    #[error("{reason}")]
+    Elsewhere {
+        /// Why.
+        reason: String,
+    },
     /// Rows are safe in the log, but their segment could not be published.
     #[error("a segment could not be written: {reason}; its rows stay in the log, from which they are tried again")]
     Unpublished {

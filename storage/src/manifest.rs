@@ -8,7 +8,7 @@ use crate::StorageError;
 use crate::disk::{self, Disk, DiskFile};
 use crate::error::IoContext;
 use crate::folder::{FORMAT_VERSION, replace};
-use crate::segment::{Segment, SegmentId, SegmentMeta, is_first};
+use crate::segment::{Claimed, Segment, SegmentId, SegmentMeta, is_first};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -46,10 +46,9 @@ pub(crate) struct Removed {
 }
 
 impl Removed {
-    pub(crate) fn of(segment: &Segment, segments_dir: &Path) -> Removed {
+    pub(crate) fn of(segment: &Segment) -> Removed {
         let SegmentId { number, part } = segment.id;
-        let file = segment.path.strip_prefix(segments_dir).unwrap_or(&segment.path).to_string_lossy().into_owned();
-        Removed { id: number, part, file }
+        Removed { id: number, part, file: segment.file.clone() }
     }
 
     pub(crate) fn key(&self) -> SegmentId {
@@ -172,8 +171,15 @@ pub(crate) struct Manifest {
     file: Option<Box<dyn DiskFile>>,
     /// Segments in the file that are not listed any more.
     dead: usize,
-    /// File of a merged segment whose line failed.
-    in_doubt: Option<String>,
+    in_doubt: Option<InDoubt>,
+}
+
+/// A merged segment whose line failed.
+struct InDoubt {
+    file: String,
+    /// What it was merged from. Nobody may have these before it is certain that it is not listed: shipped, their rows
+    /// would be in an archive twice after a start that finds it listed.
+    _inputs: Claimed,
 }
 
 impl Manifest {
@@ -195,11 +201,13 @@ impl Manifest {
 
     /// Lists a segment instead of those it was merged from. Durable when it returns; only then may their files go. After
     /// an error the file may say either, and all files have to stay until `settle` has succeeded.
-    pub(crate) fn merge(&mut self, into: SegmentMeta, segments: Vec<Removed>) -> Result<(), StorageError> {
+    pub(crate) fn merge(&mut self, into: SegmentMeta, inputs: Claimed) -> Result<(), StorageError> {
         let file = into.file.clone();
+        let segments = inputs.segments().iter().map(|segment| Removed::of(segment)).collect();
         let merged = self.push(Line::Merge { into, segments });
-        if merged.is_err() {
-            self.in_doubt = Some(file);
+        match merged {
+            Ok(()) => inputs.keep(),
+            Err(_) => self.in_doubt = Some(InDoubt { file, _inputs: inputs }),
         }
         merged
     }
@@ -209,9 +217,9 @@ impl Manifest {
         self.listing.segments.contains_key(&id)
     }
 
-    /// Makes certain that a merged segment whose line failed is not listed, and removes its file.
+    /// Makes certain that a merged segment whose line failed is not listed, removes its file, and gives its inputs back.
     pub(crate) fn settle(&mut self) -> Result<(), StorageError> {
-        let Some(file) = &self.in_doubt else { return Ok(()) };
+        let Some(InDoubt { file, .. }) = &self.in_doubt else { return Ok(()) };
         let path = self.path.with_file_name("segments").join(file);
         if self.file.is_none() {
             self.rewrite()?;
@@ -299,6 +307,7 @@ impl Manifest {
 mod tests {
     use super::*;
     use crate::disk::OsDisk;
+    use crate::segment::Claim;
     use std::fs;
 
     fn meta(id: u64) -> SegmentMeta {
@@ -322,6 +331,11 @@ mod tests {
         Removed { id: meta.id, part: meta.part, file: meta.file.clone() }
     }
 
+    fn claimed(metas: &[SegmentMeta]) -> Claimed {
+        let segments: Vec<_> = metas.iter().map(|meta| Segment::of_test(Path::new("none"), meta)).collect();
+        Claimed::take(&segments).unwrap()
+    }
+
     fn write_three(dir: &Path) -> (PathBuf, Vec<Listing>) {
         let path = dir.join("manifest.ndjson");
         let mut manifest = Manifest::create(Arc::new(OsDisk), path.clone(), Listing::default());
@@ -329,7 +343,7 @@ mod tests {
         let second = SegmentMeta { part: 1, file: "another".into(), ..meta(1) };
         manifest.publish(1, vec![meta(1), second.clone()]).unwrap();
         states.push(manifest.listing.clone());
-        manifest.merge(meta(7), vec![removed(&meta(1)), removed(&second)]).unwrap();
+        manifest.merge(meta(7), claimed(&[meta(1), second])).unwrap();
         states.push(manifest.listing.clone());
         manifest.publish(8, vec![meta(8)]).unwrap();
         states.push(manifest.listing.clone());
@@ -411,14 +425,16 @@ mod tests {
         fs::create_dir_all(merged.parent().unwrap()).unwrap();
         fs::write(&merged, "").unwrap();
         manifest.file = Some(Box::new(fs::File::options().write(true).open("/dev/full").unwrap()));
-        assert!(manifest.merge(meta(2), vec![removed(&meta(1))]).is_err());
+        let input = Segment::of_test(Path::new("none"), &meta(1));
+        assert!(manifest.merge(meta(2), Claimed::take(std::slice::from_ref(&input)).unwrap()).is_err());
         assert!(manifest.lists(meta(1).key()) && !manifest.lists(meta(2).key()) && merged.exists());
         fs::create_dir(path.with_extension("tmp")).unwrap();
         assert!(manifest.settle().is_err());
         assert!(merged.exists(), "the file on disk may list it");
+        assert!(!input.claim(Claim::Shipping), "its rows may be in the merged one for good");
         fs::remove_dir(path.with_extension("tmp")).unwrap();
         manifest.settle().unwrap();
-        assert!(!merged.exists());
+        assert!(!merged.exists() && input.claim(Claim::Shipping));
         assert_eq!(Listing::read(&OsDisk, &path).unwrap().segments, manifest.listing.segments);
     }
 }

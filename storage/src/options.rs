@@ -1,6 +1,7 @@
 use crate::StorageError;
 use crate::disk::{Disk, OsDisk};
 use crate::encode::SegmentProfile;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -29,6 +30,9 @@ pub struct StoreOptions {
     pub retention: Retention,
     /// Merging of small segments.
     pub compaction: Compaction,
+    /// Segments that have left for an archive, as table and file below `segments`: claimed for that before anything could
+    /// merge them.
+    pub left: BTreeSet<(String, String)>,
     /// Parquet features to use.
     pub profile: SegmentProfile,
     /// What to do when the disk does not take rows.
@@ -51,6 +55,7 @@ impl StoreOptions {
             frozen_max: 2,
             retention: Retention::default(),
             compaction: Compaction::default(),
+            left: BTreeSet::new(),
             profile: SegmentProfile::Tuned,
             on_error: OnError::Count,
             disk: Arc::new(OsDisk),
@@ -92,6 +97,9 @@ pub struct Retention {
     pub max_bytes: Option<u64>,
     /// Bytes to keep free on the file system.
     pub min_free_bytes: Option<u64>,
+    /// Places every segment is shipped to, as a bit mask. What has not arrived at all of them stays, beyond its age and
+    /// beyond `max_bytes`; only `min_free_bytes` still takes it, since a full disk would cost what comes next.
+    pub shipped_to: u8,
 }
 
 /// How small segments are merged, in the background: those that have their partition, a tap and an hour, in common.

@@ -15,6 +15,7 @@ use crate::table::TableInfo;
 use crate::wal::WalReader;
 use arrow::record_batch::RecordBatch;
 use hashbrown::HashMap;
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -100,12 +101,31 @@ impl StoreReader {
         }
     }
 
-    /// What retention would drop now, by these limits and this time; nothing is changed. From files, of a moment at which
-    /// a server may be about to drop it.
+    /// The published segments of each table there are now, with its name: without rows that are in none, so this is the
+    /// cheaper way to look at them.
     ///
     /// # Errors
     /// If files cannot be read.
-    pub fn retention_plan(&self, retention: &Retention, wall: SystemTime) -> Result<RetentionPlan, StorageError> {
+    pub fn segments(&self) -> Result<[(&'static str, Arc<Segments>); 2], StorageError> {
+        let [flows, dns] = match &self.source {
+            Source::Memory { flows, dns, .. } => [flows.segments(), dns.segments()],
+            Source::Files { flows, dns, .. } => [flows.segments(&flows.listing()?), dns.segments(&dns.listing()?)],
+        };
+        Ok([(FLOWS.name, flows), (DNS.name, dns)])
+    }
+
+    /// What retention would drop now, by these limits and this time; nothing is changed. From files, of a moment at which
+    /// a server may be about to drop it; there `shipped` tells which segments have been shipped, as table and file below
+    /// `segments`, while in the server they know it themselves.
+    ///
+    /// # Errors
+    /// If files cannot be read.
+    pub fn retention_plan(
+        &self,
+        retention: &Retention,
+        wall: SystemTime,
+        shipped: &BTreeSet<(String, String)>,
+    ) -> Result<RetentionPlan, StorageError> {
         let (dir, held) = match &self.source {
             Source::Memory { dir, flows, dns } => {
                 let held = |table: &'static TableInfo, rows: &dyn Rows| Held {
@@ -115,7 +135,7 @@ impl StoreReader {
                 };
                 (dir, [held(&FLOWS, &**flows), held(&DNS, &**dns)])
             }
-            Source::Files { dir, flows, dns } => (dir, [flows.held()?, dns.held()?]),
+            Source::Files { dir, flows, dns } => (dir, [flows.held(shipped)?, dns.held(shipped)?]),
         };
         retention::plan(&OsDisk, dir, &held, retention, wall)
     }
@@ -194,12 +214,17 @@ impl Files {
         Arc::new(listing.segments.values().map(segment).collect())
     }
 
-    fn held(&self) -> Result<Held, StorageError> {
+    fn held(&self, shipped: &BTreeSet<(String, String)>) -> Result<Held, StorageError> {
         let listing = self.listing()?;
+        let table = self.layout.table.name;
+        let segments = self.segments(&listing);
+        for segment in segments.iter().filter(|segment| shipped.contains(&(table.to_owned(), segment.file.clone()))) {
+            (0..8).for_each(|place| segment.set_shipped(place));
+        }
         let segments_dir = self.layout.segments_dir();
         let waiting =
             listing.removed.iter().filter_map(|one| self.layout.disk.stat(&segments_dir.join(&one.file)).ok());
         let waiting_bytes = waiting.map(|stat| stat.bytes).sum();
-        Ok(Held { table: self.layout.table.name, segments: self.segments(&listing), waiting_bytes })
+        Ok(Held { table, segments, waiting_bytes })
     }
 }

@@ -9,6 +9,7 @@ use crate::segment::{Segment, SegmentId};
 use crate::segments::Segments;
 use crate::shared::{Rows, Shared};
 use crate::table::Columns;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -38,7 +39,7 @@ pub(crate) fn apply(
         let own: Vec<_> =
             victims.iter().filter(|(of, ..)| *of == table).map(|(_, segment, _)| segment.clone()).collect();
         if !own.is_empty() {
-            rows.drop_segments(own)?;
+            rows.drop_segments(own, retention.shipped_to)?;
         }
     }
     Ok(())
@@ -55,7 +56,7 @@ pub enum Limit {
     MinFree,
 }
 
-/// A segment that retention would drop.
+/// A segment that retention would drop, or would if it had been shipped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expiring {
     /// Its table.
@@ -79,7 +80,9 @@ pub struct Expiring {
 pub struct RetentionPlan {
     /// Oldest first.
     pub dropped: Vec<Expiring>,
-    /// Segments that stay.
+    /// Segments that stay for one reason alone: they have not been shipped (`Retention::shipped_to`). Oldest first.
+    pub unshipped: Vec<Expiring>,
+    /// Segments that stay, those included.
     pub kept_segments: u64,
     /// Rows in them.
     pub kept_rows: u64,
@@ -111,7 +114,13 @@ pub(crate) fn plan(
     let all = by_age(tables.iter().map(|held| held.segments.clone()));
     let free_bytes = disk.free_bytes(dir).at("ask for free space of", dir)?;
     let waiting_bytes = tables.iter().map(|held| held.waiting_bytes).sum::<u64>();
-    let dropped = due(&all, retention, wall, free_bytes.saturating_add(waiting_bytes));
+    let free = free_bytes.saturating_add(waiting_bytes);
+    let dropped = due(&all, retention, wall, free);
+    let going: BTreeSet<(usize, SegmentId)> = dropped.iter().map(|(table, segment, _)| (*table, segment.id)).collect();
+    let mut unshipped = due(&all, &Retention { shipped_to: 0, ..*retention }, wall, free);
+    unshipped.retain(|(table, segment, _)| {
+        !segment.is_shipped(retention.shipped_to) && !going.contains(&(*table, segment.id))
+    });
     let mut plan = RetentionPlan { waiting_bytes, free_bytes, ..RetentionPlan::default() };
     plan.kept_segments = (all.len() - dropped.len()) as u64;
     let sum = |of: fn(&Segment) -> u64| {
@@ -119,18 +128,17 @@ pub(crate) fn plan(
         all - dropped.iter().map(|(_, segment, _)| of(segment)).sum::<u64>()
     };
     (plan.kept_rows, plan.kept_bytes) = (sum(|segment| segment.rows), sum(|segment| segment.bytes));
-    plan.dropped = dropped
-        .into_iter()
-        .map(|(table, segment, limit)| Expiring {
-            table: tables[table].table,
-            file: segment.path.strip_prefix(dir).unwrap_or(&segment.path).to_string_lossy().into_owned(),
-            oldest_us: segment.t_end_min,
-            newest_us: segment.t_end_max,
-            rows: segment.rows,
-            bytes: segment.bytes,
-            limit,
-        })
-        .collect();
+    let expiring = |(table, segment, limit): (usize, Arc<Segment>, Limit)| Expiring {
+        table: tables[table].table,
+        file: segment.path.strip_prefix(dir).unwrap_or(&segment.path).to_string_lossy().into_owned(),
+        oldest_us: segment.t_end_min,
+        newest_us: segment.t_end_max,
+        rows: segment.rows,
+        bytes: segment.bytes,
+        limit,
+    };
+    plan.dropped = dropped.into_iter().map(expiring).collect();
+    plan.unshipped = unshipped.into_iter().map(expiring).collect();
     Ok(plan)
 }
 
@@ -151,31 +159,33 @@ fn due(
     wall: SystemTime,
     free: u64,
 ) -> Vec<(usize, Arc<Segment>, Limit)> {
-    let expired = match retention.max_age {
-        Some(max_age) => {
-            let oldest = micros(wall.duration_since(UNIX_EPOCH).unwrap_or_default()).saturating_sub(micros(max_age));
-            segments.partition_point(|(_, segment)| segment.t_end_max < oldest)
-        }
-        None => 0,
-    };
-    let (expired, rest) = segments.split_at(expired);
-    let mut victims: Vec<_> = expired.iter().map(|(table, segment)| (*table, segment.clone(), Limit::MaxAge)).collect();
+    let oldest = retention
+        .max_age
+        .map(|max_age| micros(wall.duration_since(UNIX_EPOCH).unwrap_or_default()).saturating_sub(micros(max_age)));
+    let is_expired = |segment: &Segment| oldest.is_some_and(|oldest| segment.t_end_max < oldest);
+    let has_left = |segment: &Segment| segment.is_shipped(retention.shipped_to);
+    let (expired, rest): (Vec<_>, Vec<_>) =
+        segments.iter().cloned().partition(|(_, segment)| is_expired(segment) && has_left(segment));
+    let mut victims: Vec<_> = expired.into_iter().map(|(table, segment)| (table, segment, Limit::MaxAge)).collect();
     let mut bytes: u64 = rest.iter().map(|(_, segment)| segment.bytes).sum();
-    let mut free = expired.iter().fold(free, |free, (_, segment)| free.saturating_add(segment.bytes));
+    let mut free = victims.iter().fold(free, |free, (_, segment, _)| free.saturating_add(segment.bytes));
     let max_bytes = retention.max_bytes.unwrap_or(u64::MAX);
     let min_free = retention.min_free_bytes.unwrap_or(0);
     for (at, (table, segment)) in rest.iter().enumerate() {
-        if bytes <= max_bytes && free >= min_free {
+        let is_full = free < min_free;
+        if bytes <= max_bytes && !is_full {
             break;
         }
         let is_newest = !rest[at + 1..].iter().any(|(other, _)| other == table);
-        if !is_newest {
-            let limit = if bytes > max_bytes { Limit::MaxBytes } else { Limit::MinFree };
+        if !is_newest && (is_full || has_left(segment)) {
+            let limit = if bytes > max_bytes && has_left(segment) { Limit::MaxBytes } else { Limit::MinFree };
             bytes -= segment.bytes;
             free = free.saturating_add(segment.bytes);
             victims.push((*table, segment.clone(), limit));
         }
     }
+    // What has not been shipped is older than what age takes.
+    victims.sort_by_key(|(table, segment, _)| (segment.t_end_max, *table, segment.id));
     victims
 }
 
@@ -183,17 +193,21 @@ fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
-pub(crate) fn drop_segments<C: Columns>(shared: &Shared<C>, victims: Vec<Arc<Segment>>) -> Result<(), StorageError> {
-    let segments_dir = shared.layout.segments_dir();
+pub(crate) fn drop_segments<C: Columns>(
+    shared: &Shared<C>,
+    victims: Vec<Arc<Segment>>,
+    shipped_to: u8,
+) -> Result<(), StorageError> {
     let mut manifest = shared.manifest();
     // Others have been merged since they were looked at; what is due of that goes the next time.
     let victims: Vec<_> = victims.into_iter().filter(|segment| manifest.lists(segment.id)).collect();
     if victims.is_empty() {
         return Ok(());
     }
-    manifest.remove(victims.iter().map(|segment| Removed::of(segment, &segments_dir)).collect())?;
+    manifest.remove(victims.iter().map(|segment| Removed::of(segment)).collect())?;
     let rows: u64 = victims.iter().map(|segment| segment.rows).sum();
     let bytes: u64 = victims.iter().map(|segment| segment.bytes).sum();
+    let unshipped = victims.iter().filter(|segment| !segment.is_shipped(shipped_to)).count();
     let mut state = shared.state();
     let mut ids: Vec<SegmentId> = victims.iter().map(|segment| segment.id).collect();
     ids.sort_unstable();
@@ -201,10 +215,18 @@ pub(crate) fn drop_segments<C: Columns>(shared: &Shared<C>, victims: Vec<Arc<Seg
     state.counts.segments_removed += victims.len() as u64;
     state.counts.rows_removed += rows;
     state.counts.bytes_removed += bytes;
+    state.counts.segments_removed_unshipped += unshipped as u64;
     drop(state);
     drop(manifest);
     let table = C::TABLE.name;
     tracing::info!(table, segments = victims.len(), rows, bytes, "retention dropped the oldest segments");
+    if unshipped > 0 {
+        tracing::error!(
+            table,
+            segments = unshipped,
+            "the disk is nearly full: segments went that were not shipped yet"
+        );
+    }
     for segment in &victims {
         segment.doom();
     }
@@ -251,6 +273,34 @@ mod tests {
         assert_eq!(due(&all, &free(251), wall, 50), 3);
         let both = Retention { max_age: Some(Duration::from_secs(35)), min_free_bytes: Some(250), ..none };
         assert_eq!(due(&all, &both, wall, 60), 2, "what age frees counts");
+    }
+
+    #[test]
+    fn what_has_not_been_shipped_stays_until_the_disk_is_nearly_full() {
+        let all = segments(&[10, 20, 30, 40]);
+        let wall = UNIX_EPOCH + Duration::from_secs(50);
+        let due = |retention: &Retention, free| {
+            super::due(&all, retention, wall, free)
+                .into_iter()
+                .map(|(_, s, limit)| (s.id.number, limit))
+                .collect::<Vec<_>>()
+        };
+        let limits = Retention {
+            max_age: Some(Duration::from_secs(25)),
+            max_bytes: Some(100),
+            min_free_bytes: Some(100),
+            shipped_to: 0b11,
+        };
+        assert_eq!(due(&limits, 100), []);
+        all[0].1.set_shipped(0);
+        all[1].1.set_shipped(0);
+        all[1].1.set_shipped(1);
+        assert_eq!(due(&limits, 100), [(1, Limit::MaxAge)], "one place is not both");
+        assert_eq!(due(&limits, 0), [(1, Limit::MaxAge)], "what is due anyway may be enough");
+        let full = Retention { min_free_bytes: Some(200), ..limits };
+        assert_eq!(due(&full, 0), [(0, Limit::MinFree), (1, Limit::MaxAge)], "the oldest goes all the same");
+        let anyway = due(&Retention { shipped_to: 0, ..limits }, 100);
+        assert_eq!(anyway, [(0, Limit::MaxAge), (1, Limit::MaxAge), (2, Limit::MaxBytes)]);
     }
 
     #[test]

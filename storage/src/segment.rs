@@ -1,14 +1,15 @@
 //! A published segment: what is known of it without opening it, and its end.
 
+use crate::StorageError;
 use crate::bloom::{Bloom, Blooms};
-use crate::disk::Disk;
+use crate::disk::{Disk, OsDisk};
 use crate::zones::Zones;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 /// What tells a segment from all others of its table, for the life of the data folder. Prints as `41-3`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -75,6 +76,8 @@ pub(crate) fn is_first(part: &u8) -> bool {
 pub struct Segment {
     /// Its file.
     pub path: PathBuf,
+    /// The same below its table's `segments` folder, as the manifest has it.
+    pub file: String,
     /// Which it is.
     pub id: SegmentId,
     /// Rows in it, at least 1.
@@ -93,6 +96,10 @@ pub struct Segment {
     pub protos: Vec<u8>,
     zones: Zones,
     blooms: Blooms,
+    /// Who has it to itself: 0, or a [`Claim`].
+    claim: AtomicU8,
+    /// One bit for each place it has been shipped to.
+    shipped: AtomicU8,
     /// Folders below `segments/` that its file is in.
     dirs: usize,
     /// Set once it is out of the manifest.
@@ -100,6 +107,50 @@ pub struct Segment {
     /// Set once it is known not to be merged with others.
     left_alone: AtomicBool,
     unlinks: Arc<Unlinks>,
+}
+
+/// What a segment is wanted for that only one may do to it. A segment that has left for an archive is never merged into
+/// another one, or its rows would be there twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Claim {
+    /// To be replaced by a larger one; given back when that fails.
+    Compaction = 1,
+    /// To be shipped; for good.
+    Shipping = 2,
+}
+
+/// Segments that are the compactor's alone. They are given back when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Claimed(Vec<Arc<Segment>>);
+
+impl Claimed {
+    /// `None` if one of them is somebody else's.
+    pub(crate) fn take(segments: &[Arc<Segment>]) -> Option<Claimed> {
+        let mut claimed = Claimed(Vec::with_capacity(segments.len()));
+        for segment in segments {
+            if !segment.claim(Claim::Compaction) {
+                return None;
+            }
+            claimed.0.push(segment.clone());
+        }
+        Some(claimed)
+    }
+
+    pub(crate) fn segments(&self) -> &[Arc<Segment>] {
+        &self.0
+    }
+
+    /// They are merged, and nobody's any more.
+    pub(crate) fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|segment| segment.release(Claim::Compaction));
+    }
 }
 
 /// Files out of the manifest: those waiting for a reader, and those gone.
@@ -121,6 +172,7 @@ impl Segment {
     pub(crate) fn new(segments_dir: &Path, meta: &SegmentMeta, unlinks: Arc<Unlinks>) -> Segment {
         Segment {
             path: segments_dir.join(&meta.file),
+            file: meta.file.clone(),
             id: meta.key(),
             rows: meta.rows,
             bytes: meta.bytes,
@@ -132,10 +184,74 @@ impl Segment {
             dirs: meta.file.matches('/').count(),
             zones: meta.zones.clone(),
             blooms: meta.blooms.clone(),
+            claim: AtomicU8::new(0),
+            shipped: AtomicU8::new(0),
             doomed: AtomicBool::new(false),
             left_alone: AtomicBool::new(false),
             unlinks,
         }
+    }
+
+    /// A segment that lies outside of any data folder, its file below `root`, from what
+    /// [`description`](Segment::description) said of it.
+    ///
+    /// # Errors
+    /// If the text is no description.
+    pub fn elsewhere(root: &Path, description: &str) -> Result<Segment, StorageError> {
+        let bad = |error: serde_json::Error| StorageError::Damaged {
+            path: root.to_owned(),
+            offset: 0,
+            reason: format!("what is said of a segment does not read: {error}"),
+        };
+        let meta: SegmentMeta = serde_json::from_str(description).map_err(bad)?;
+        Ok(Segment::new(root, &meta, Arc::new(Unlinks::new(Arc::new(OsDisk)))))
+    }
+
+    /// What the manifest says of it, as one JSON object.
+    pub fn description(&self) -> String {
+        let meta = SegmentMeta {
+            id: self.id.number,
+            part: self.id.part,
+            file: self.file.clone(),
+            rows: self.rows,
+            bytes: self.bytes,
+            t_end_min: self.t_end_min,
+            t_end_max: self.t_end_max,
+            t_start_min: self.t_start_min,
+            taps: self.taps.clone(),
+            protos: self.protos.clone(),
+            zones: self.zones.clone(),
+            blooms: self.blooms.clone(),
+        };
+        // Strings, numbers and lists of them: nothing here can fail to serialise.
+        serde_json::to_string(&meta).unwrap_or_default()
+    }
+
+    /// Takes it for one purpose; `false` if another has it. A purpose may claim what it has already.
+    pub fn claim(&self, claim: Claim) -> bool {
+        match self.claim.compare_exchange(0, claim as u8, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => true,
+            Err(owner) => owner == claim as u8,
+        }
+    }
+
+    pub(crate) fn is_claimed(&self) -> bool {
+        self.claim.load(Ordering::Acquire) != 0
+    }
+
+    /// Gives it back, if it was claimed for this.
+    pub fn release(&self, claim: Claim) {
+        let _ = self.claim.compare_exchange(claim as u8, 0, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// It has arrived at place number `place`, 0 to 7.
+    pub fn set_shipped(&self, place: u8) {
+        self.shipped.fetch_or(1 << (place & 7), Ordering::Release);
+    }
+
+    /// Whether it has arrived at every place of the bit mask `places`.
+    pub fn is_shipped(&self, places: u8) -> bool {
+        self.shipped.load(Ordering::Acquire) & places == places
     }
 
     /// Smallest and largest value of a column of numbers, an empty range if all are null; `None` if not known. Of the
@@ -176,7 +292,7 @@ impl Segment {
 impl Segment {
     /// One without a file.
     pub(crate) fn of_test(segments_dir: &Path, meta: &SegmentMeta) -> Arc<Segment> {
-        Arc::new(Segment::new(segments_dir, meta, Arc::new(Unlinks::new(Arc::new(crate::disk::OsDisk)))))
+        Arc::new(Segment::new(segments_dir, meta, Arc::new(Unlinks::new(Arc::new(OsDisk)))))
     }
 }
 
@@ -198,5 +314,64 @@ impl Drop for Segment {
         }
         self.unlinks.waiting_files.fetch_sub(1, Ordering::Relaxed);
         self.unlinks.waiting_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segment() -> Arc<Segment> {
+        let meta = SegmentMeta {
+            id: 7,
+            part: 3,
+            file: "tap_name=a/x.parquet".into(),
+            rows: 10,
+            bytes: 1_000,
+            t_end_min: 5,
+            t_end_max: 9,
+            t_start_min: -3,
+            taps: vec!["a".into()],
+            protos: vec![6, 17],
+            zones: Zones::default(),
+            blooms: Blooms::default(),
+        };
+        Segment::of_test(Path::new("none"), &meta)
+    }
+
+    #[test]
+    fn a_description_gives_the_same_segment_elsewhere() {
+        let segment = segment();
+        let other = Segment::elsewhere(Path::new("bucket/table=flows"), &segment.description()).unwrap();
+        assert_eq!(other.path, Path::new("bucket/table=flows/tap_name=a/x.parquet"));
+        assert_eq!((other.id, &other.file), (segment.id, &segment.file));
+        assert_eq!(other.description(), segment.description());
+        assert!(Segment::elsewhere(Path::new("x"), "{}").is_err());
+    }
+
+    #[test]
+    fn segments_are_claimed_all_or_none() {
+        let all = [segment(), segment(), segment()];
+        let claimed = Claimed::take(&all[..2]).unwrap();
+        assert!(!all[1].claim(Claim::Shipping));
+        drop(claimed);
+        assert!(all[1].claim(Claim::Shipping));
+        assert!(Claimed::take(&all).is_none());
+        assert!(!all[0].is_claimed() && !all[2].is_claimed());
+        Claimed::take(&all[2..]).unwrap().keep();
+        assert!(!all[2].claim(Claim::Shipping), "it is merged");
+    }
+
+    #[test]
+    fn a_segment_is_merged_or_shipped_and_never_both() {
+        let segment = segment();
+        assert!(segment.claim(Claim::Compaction) && !segment.claim(Claim::Shipping));
+        segment.release(Claim::Shipping);
+        assert!(!segment.claim(Claim::Shipping), "only its owner gives it back");
+        segment.release(Claim::Compaction);
+        assert!(segment.claim(Claim::Shipping) && segment.claim(Claim::Shipping) && !segment.claim(Claim::Compaction));
+        assert!(segment.is_shipped(0) && !segment.is_shipped(0b10));
+        segment.set_shipped(1);
+        assert!(segment.is_shipped(0b10) && !segment.is_shipped(0b11));
     }
 }

@@ -75,7 +75,9 @@ pub struct StoreCounts {
     pub stall_ns: u64,
     /// Segments dropped by retention.
     pub segments_removed: u64,
-    /// Rows in them.
+    /// Of those, dropped because the disk was nearly full although they had not been shipped.
+    pub segments_removed_unshipped: u64,
+    /// Rows in them all.
     pub rows_removed: u64,
     /// Their size.
     pub bytes_removed: u64,
@@ -97,7 +99,7 @@ pub struct StoreCounts {
     pub bytes_merged: u64,
     /// Bytes written by it.
     pub bytes_merged_into: u64,
-    /// Compactions given up because retention dropped a segment meanwhile, or the store was closed.
+    /// Compactions given up because a segment was shipped or dropped meanwhile, or the store was closed.
     pub compactions_abandoned: u64,
     /// Compactions that failed; each is tried again.
     pub compaction_errors: u64,
@@ -176,7 +178,7 @@ pub(crate) trait Rows: Send + Sync {
     /// Merges segments where it is worth while: one job at most, `true` if there was one.
     fn compact(&self, compaction: &Compaction, min_free: u64, pace: &Pace) -> Result<bool, StorageError>;
     /// Drops segments: off the manifest first, the files when no reader holds them.
-    fn drop_segments(&self, victims: Vec<Arc<Segment>>) -> Result<(), StorageError>;
+    fn drop_segments(&self, victims: Vec<Arc<Segment>>, shipped_to: u8) -> Result<(), StorageError>;
     /// Remembers an error for people.
     fn complain(&self, error: &StorageError);
 }
@@ -200,8 +202,8 @@ impl<C: Columns> Rows for Shared<C> {
     fn compact(&self, compaction: &Compaction, min_free: u64, pace: &Pace) -> Result<bool, StorageError> {
         compact(self, compaction, min_free, pace)
     }
-    fn drop_segments(&self, victims: Vec<Arc<Segment>>) -> Result<(), StorageError> {
-        drop_segments(self, victims)
+    fn drop_segments(&self, victims: Vec<Arc<Segment>>, shipped_to: u8) -> Result<(), StorageError> {
+        drop_segments(self, victims, shipped_to)
     }
     fn complain(&self, error: &StorageError) {
         self.state().counts.last_error = Some(error.to_string());

@@ -41,7 +41,7 @@ impl Store {
     ///
     /// # Errors
     /// If the folder is somebody else's, of a newer format, in use, or cannot be written; or an option is out of range.
-    pub fn open(options: StoreOptions) -> Result<Store, StorageError> {
+    pub fn open(mut options: StoreOptions) -> Result<Store, StorageError> {
         options.check()?;
         let folder = DataFolder::open(options.disk.clone(), &options.dir)?;
         let compaction = options.compaction;
@@ -56,6 +56,7 @@ impl Store {
             }
             None => None,
         };
+        options.left.clear();
         Ok(Store { options, compactor, flows, dns, retained_at: None, retained_count: 0, _folder: folder })
     }
 

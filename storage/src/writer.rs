@@ -7,12 +7,13 @@ use crate::folder::Layout;
 use crate::manifest::Manifest;
 use crate::options::{Now, OnError, StoreOptions};
 use crate::recover::{load_wal, recover};
-use crate::segment::{Segment, Unlinks};
+use crate::segment::{Claim, Segment, Unlinks};
 use crate::segments::Segments;
 use crate::shared::{Shared, StoreCounts};
 use crate::table::{BatchBuilder, Columns};
 use crate::wal::WalWriter;
 use arrow::record_batch::RecordBatch;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -53,6 +54,11 @@ impl<C: Columns> TableWriter<C> {
             .values()
             .map(|meta| Arc::new(Segment::new(&segments_dir, meta, unlinks.clone())))
             .collect();
+        let has_left =
+            |segment: &&Arc<Segment>| options.left.contains(&(C::TABLE.name.to_owned(), segment.file.clone()));
+        segments.iter().filter(has_left).for_each(|segment| {
+            segment.claim(Claim::Shipping);
+        });
         let manifest = Manifest::create(layout.disk.clone(), layout.manifest(), recovered.listing);
         let shared = Arc::new(Shared::new(layout.clone(), options, next_id, manifest, unlinks, pace));
         {
@@ -76,7 +82,7 @@ impl<C: Columns> TableWriter<C> {
             active_since: None,
             complained_at: None,
             failed: false,
-            options: options.clone(),
+            options: StoreOptions { left: BTreeSet::new(), ..options.clone() },
         };
         for (id, path) in recovered.wals {
             writer.recover_wal(id, &path)?;

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
-use storage::{Compaction, Now, Retention, Snapshot, Store, StoreCounts, StoreOptions, StoreReader};
+use storage::{Claim, Compaction, Now, Retention, Snapshot, Store, StoreCounts, StoreOptions, StoreReader};
 use wire::{Nanos, TapId};
 
 const HOUR: u64 = 3_600;
@@ -473,6 +473,39 @@ fn a_clock_that_jumps_back_loses_no_rows_from_time_ranges() {
     check(&store.reader().snapshot().unwrap());
 }
 
+/// A row that has left for an archive is in that segment for good: merged, it would leave a second time.
+#[test]
+fn segments_that_leave_for_an_archive_are_not_merged() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::open(options(dir.path())).unwrap();
+    let add = |store: &mut Store, part: u64| {
+        let rows: Vec<FlowRecord> = (0..10).map(|n| row(part * 10 + n, n, 0)).collect();
+        store.append(&rows, &[]).unwrap();
+        store.flush().unwrap();
+    };
+    (0..4).for_each(|part| add(&mut store, part));
+    let segments = store.reader().snapshot().unwrap().segments;
+    let gone: BTreeSet<PathBuf> = segments[1..3].iter().map(|segment| segment.path.clone()).collect();
+    let left = segments[1..3].iter().map(|segment| ("flows".to_owned(), segment.file.clone())).collect();
+    drop((segments, store));
+
+    let mut store = Store::open(StoreOptions { left, ..compacting(dir.path(), 2) }).unwrap();
+    let counts = wait_until(&store, "the other two", |counts| counts.compactions > 0);
+    assert_eq!((counts.compactions, counts.segments_merged, counts.segments), (1, 2, 3));
+    let snapshot = store.reader().snapshot().unwrap();
+    assert!(listed(&snapshot).is_superset(&gone));
+    assert!(snapshot.segments.iter().all(|s| s.claim(Claim::Compaction) != gone.contains(&s.path)));
+    let merged = snapshot.segments.iter().find(|s| s.rows == 20).unwrap();
+    merged.release(Claim::Compaction);
+    assert!(merged.claim(Claim::Shipping), "what was merged may leave");
+    (4..6).for_each(|part| add(&mut store, part));
+    let counts = wait_until(&store, "two more", |counts| counts.compactions > 1);
+    assert_eq!((counts.compactions, counts.segments_merged, counts.segments), (2, 4, 4));
+    let found: Vec<u64> = ids(&store.reader().snapshot().unwrap());
+    assert_eq!(found, (0..60).collect::<Vec<_>>());
+    store.close().unwrap();
+}
+
 /// What would go is what then goes.
 #[test]
 fn a_dry_run_tells_what_retention_does() {
@@ -487,8 +520,19 @@ fn a_dry_run_tells_what_retention_does() {
     let retention = Retention { max_bytes: Some(limit), ..Retention::default() };
     let now = Now::read();
     let outside = StoreReader::open(dir.path()).unwrap();
-    let plan = outside.retention_plan(&retention, now.wall).unwrap();
-    assert_eq!(store.reader().retention_plan(&retention, now.wall).unwrap().dropped, plan.dropped, "from memory, too");
+    let none = BTreeSet::new();
+    let plan = outside.retention_plan(&retention, now.wall, &none).unwrap();
+    let own = store.reader().retention_plan(&retention, now.wall, &none).unwrap();
+    assert_eq!(own.dropped, plan.dropped, "from memory, too");
+    // What is to be shipped stays until it is.
+    let waiting = Retention { shipped_to: 1, ..retention };
+    let shipped = BTreeSet::from([("flows".to_owned(), segments[0].file.clone())]);
+    let held = outside.retention_plan(&waiting, now.wall, &shipped).unwrap();
+    assert_eq!((&held.dropped[..], &held.unshipped[..]), (&plan.dropped[..1], &plan.dropped[1..]));
+    assert_eq!((held.kept_segments, held.kept_rows), (4, 40));
+    segments[0].set_shipped(0);
+    let own = store.reader().retention_plan(&waiting, now.wall, &none).unwrap();
+    assert_eq!((own.dropped, own.unshipped), (held.dropped, held.unshipped), "the server knows it itself");
     let would_go: Vec<_> = plan.dropped.iter().map(|one| (dir.path().join(&one.file), one.limit)).collect();
     assert_eq!(would_go, segments[..2].iter().map(|s| (s.path.clone(), storage::Limit::MaxBytes)).collect::<Vec<_>>());
     assert_eq!((plan.kept_segments, plan.kept_rows, plan.kept_bytes, plan.waiting_bytes), (3, 30, limit, 0));
@@ -497,6 +541,6 @@ fn a_dry_run_tells_what_retention_does() {
     store.tick(now).unwrap();
     let left = listed(&store.reader().snapshot().unwrap());
     assert_eq!(left, segments[2..].iter().map(|segment| segment.path.clone()).collect());
-    let held = outside.retention_plan(&retention, now.wall).unwrap();
+    let held = outside.retention_plan(&retention, now.wall, &none).unwrap();
     assert_eq!((held.dropped.len(), held.waiting_bytes), (0, plan.dropped.iter().map(|one| one.bytes).sum()));
 }

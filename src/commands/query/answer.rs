@@ -1,10 +1,11 @@
-//! Where rows come from: a server or a data folder, read ahead of whoever prints them, until a signal ends it.
+//! Where rows come from: a server, a data folder or an archive of many, read ahead of whoever prints them, until a signal ends it.
 
 use super::{local, remote};
 use crate::cli::FromArgs;
 use crate::config::QuerySection;
 use crate::failure::{Code, Failure};
 use crate::tables::Tables;
+use archive::ArchiveReader;
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
 use futures::StreamExt;
@@ -179,8 +180,14 @@ impl Asked {
         Ok(match source {
             Source::Server(addr) => Asked::Server(Box::new(rpc::client::connect(addr).await.map_err(remote)?)),
             Source::Folder(dir) => {
-                let reader = StoreReader::open(dir)?;
-                Asked::Folder(Engine::new(Tables::of_folder(reader), super::limits(&QuerySection::default()))?)
+                let limits = super::limits(&QuerySection::default());
+                let engine = match dir.to_str().filter(|dir| archive::is_url(dir)) {
+                    Some(url) => {
+                        Engine::new(ArchiveReader::open(url).map_err(|e| Failure::new(Code::Usage, e))?, limits)?
+                    }
+                    None => Engine::new(Tables::of_folder(StoreReader::open(dir)?), limits)?,
+                };
+                Asked::Folder(engine)
             }
         })
     }

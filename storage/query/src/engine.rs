@@ -8,8 +8,9 @@ use crate::parse::{self, TextKind};
 use crate::reader::ScanBudget;
 use crate::stop::{self, Stop};
 use crate::stream::{self, AbortOnDrop, QueryStream, Running};
-use crate::table::{DNS, FLOWS, STORED, SnapshotCell, StoredTable, with_t_start};
+use crate::table::{self, DNS, FLOWS, STORED, SnapshotCell, StoredTable, with_t_start};
 use crate::{FlowQuery, GeoFiles, Located, Parameters, QueryError, Reading};
+use archive::ArchiveReader;
 use arrow::datatypes::SchemaRef;
 use datafusion::catalog::{CatalogProvider, CatalogProviderList, SchemaProvider};
 use datafusion::catalog::{MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider};
@@ -19,6 +20,7 @@ use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::LogicalPlan;
+use datafusion::object_store::ObjectStore;
 use datafusion::optimizer::Analyzer;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::SessionConfig;
@@ -26,7 +28,7 @@ use datafusion::sql::parser::Statement;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use storage::{Snapshot, StorageError, StoreReader};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Stack of a query thread, bytes. Planner and optimizer recurse over expressions; [`parse::TEXT_WORDS_MAX`] bounds
@@ -62,6 +64,12 @@ pub trait FlowSource: Send + Sync + 'static {
     /// When the data folder cannot be read.
     fn dns_snapshot(&self) -> Result<Snapshot, StorageError>;
 
+    /// What the files of segments lie in, where that is not this machine's file system: their `path` is then the name of
+    /// an object, with `sensor=NAME` in it, and tables have a column `sensor`.
+    fn objects(&self) -> Option<Arc<dyn ObjectStore>> {
+        None
+    }
+
     /// Tables beside the stored ones. Asked once, by the engine that is made of this source.
     fn live_tables(&self) -> Vec<Arc<dyn LiveTable>> {
         Vec::new()
@@ -82,6 +90,28 @@ impl FlowSource for StoreReader {
     fn dns_snapshot(&self) -> Result<Snapshot, StorageError> {
         StoreReader::dns_snapshot(self)
     }
+}
+
+/// What an archive lists at that moment. Rows the sensors have not shipped yet are not in it.
+impl FlowSource for ArchiveReader {
+    fn snapshot(&self) -> Result<Snapshot, StorageError> {
+        listed(self, FLOWS)
+    }
+
+    fn dns_snapshot(&self) -> Result<Snapshot, StorageError> {
+        listed(self, DNS)
+    }
+
+    fn objects(&self) -> Option<Arc<dyn ObjectStore>> {
+        Some(self.store())
+    }
+}
+
+/// On a thread that may block, of the runtime whose queries read the objects.
+fn listed(archive: &ArchiveReader, table: &str) -> Result<Snapshot, StorageError> {
+    Handle::current()
+        .block_on(archive.snapshot(table))
+        .map_err(|error| StorageError::Elsewhere { reason: error.to_string() })
 }
 
 /// What queries may cost. History must never cost a packet.
@@ -174,12 +204,15 @@ impl Engine {
             .max_blocking_threads(limits.threads.max(1) * 4)
             .thread_name("query")
             .thread_stack_size(THREAD_STACK_BYTES)
-            .enable_time()
+            .enable_all()
             .build()
             .map_err(|e| failed("cannot start query threads", &e))?;
         let template =
             template(&limits, &geo).map_err(|e| failed("cannot set up the query engine", &message_of(&e)))?;
         let slots = Arc::new(Semaphore::new(limits.concurrent_max.max(1)));
+        if let Some(objects) = source.objects() {
+            template.runtime_env().register_object_store(table::objects_url().as_ref(), objects);
+        }
         let (live, source, schema) = (source.live_tables(), Arc::new(source), storage::flow_schema());
         let threads = Some(threads);
         Ok(Engine { shared: Arc::new(Shared { source, live, schema, limits, geo, slots, template, threads }) })
@@ -370,8 +403,9 @@ impl Session {
         let budget = Arc::new(ScanBudget::new(shared.limits.scan_bytes_max));
         let snapshots: [SnapshotCell; 2] = Default::default();
         let [flows, dns] = &snapshots;
-        let flows = StoredTable::new(FLOWS, flows.clone(), shared.schema.clone(), budget.clone());
-        let dns = StoredTable::new(DNS, dns.clone(), storage::dns_schema(), budget.clone());
+        let objects = shared.source.objects();
+        let flows = StoredTable::new(FLOWS, flows.clone(), shared.schema.clone(), budget.clone(), objects.clone());
+        let dns = StoredTable::new(DNS, dns.clone(), storage::dns_schema(), budget.clone(), objects);
         let schema = MemorySchemaProvider::new();
         schema.register_table(FLOWS.to_owned(), with_t_start(FLOWS, Arc::new(flows))?)?;
         schema.register_table(DNS.to_owned(), Arc::new(dns))?;

@@ -4,7 +4,7 @@ use crate::functions::{self, Name};
 use crate::probe::{self, Candidate};
 use crate::prune::Pruner;
 use crate::reader::{BudgetedReaders, Scan, ScanBudget};
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::stats::Precision;
@@ -14,12 +14,13 @@ use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::datasource::physical_plan::parquet::{ParquetAccessPlan, RowGroupAccess};
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
+use datafusion::datasource::table_schema::TableSchema;
 use datafusion::datasource::{TableType, ViewTable, provider_as_source};
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::{Expr, LogicalPlanBuilder, TableProviderFilterPushDown, col};
 use datafusion::object_store::path::Path as StorePath;
-use datafusion::object_store::{Error as StoreError, ObjectMeta};
+use datafusion::object_store::{Error as StoreError, ObjectMeta, ObjectStore};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::union::UnionExec;
@@ -39,6 +40,12 @@ const FILES_WITH_TIMES_MAX: usize = 2_048;
 
 /// The stored tables.
 pub(crate) const STORED: [&str; 2] = [FLOWS, DNS];
+
+/// Name of the column of an archive that says which sensor a row is from.
+const SENSOR: &str = "sensor";
+
+/// Bytes read from the end of an object at first: the footer, and with it the page index, of a segment of a million rows.
+const FOOTER_BYTES: usize = 512 << 10;
 
 /// Name of the computed column.
 pub(crate) const T_START: &str = "t_start";
@@ -65,18 +72,27 @@ pub(crate) type SnapshotCell = Arc<OnceLock<Snapshot>>;
 pub(crate) struct StoredTable {
     name: &'static str,
     snapshot: SnapshotCell,
+    /// Columns of the files, and behind them `sensor` where they lie in an archive.
+    columns: TableSchema,
     schema: SchemaRef,
     budget: Arc<ScanBudget>,
+    /// What the files lie in, if not this machine's file system.
+    objects: Option<Arc<dyn ObjectStore>>,
 }
 
 impl StoredTable {
     pub(crate) fn new(
         name: &'static str,
         snapshot: SnapshotCell,
-        schema: SchemaRef,
+        stored: SchemaRef,
         budget: Arc<ScanBudget>,
+        objects: Option<Arc<dyn ObjectStore>>,
     ) -> StoredTable {
-        StoredTable { name, snapshot, schema, budget }
+        let sensor = || Arc::new(Field::new(SENSOR, sensor_type(), false));
+        let of_path: Vec<FieldRef> = objects.iter().map(|_| sensor()).collect();
+        let columns = TableSchema::builder(stored).with_table_partition_cols(of_path).build();
+        let schema = columns.table_schema().clone();
+        StoredTable { name, snapshot, columns, schema, budget, objects }
     }
 
     /// The segments `filters` may match in, newest first: a listing of the newest rows then fills up from the first
@@ -97,7 +113,7 @@ impl StoredTable {
         let asks = pruner.asks_blooms();
         let blooms_left = asks && in_zones.iter().any(|segment| segment.bloom_row_groups() == 0);
         let mut kept = match asks {
-            true => probe::ask(&pruner, in_zones, threads, &self.budget)
+            true => probe::ask(&pruner, in_zones, threads, &self.budget, self.objects.as_ref())
                 .await
                 .map_err(|e| DataFusionError::Execution(format!("cannot ask bloom filters: {e}")))?,
             false => in_zones.into_iter().map(|segment| Candidate { segment, row_groups: None }).collect(),
@@ -124,19 +140,25 @@ impl StoredTable {
         projection: Option<&Vec<usize>>,
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let url = ObjectStoreUrl::local_filesystem();
+        let url = match self.objects {
+            Some(_) => objects_url(),
+            None => ObjectStoreUrl::local_filesystem(),
+        };
         let readers = BudgetedReaders::new(
             state.runtime_env().object_store(&url)?,
             state.runtime_env().cache_manager.get_file_metadata_cache(),
             self.budget.clone(),
         );
-        let source = ParquetSource::new(self.schema.clone())
+        let mut source = ParquetSource::new(self.columns.clone())
             .with_pushdown_filters(true)
             .with_reorder_filters(true)
             .with_enable_page_index(true)
             // It would read them whole.
             .with_bloom_filter_on_read(blooms_left)
             .with_parquet_file_reader_factory(Arc::new(readers));
+        if self.objects.is_some() {
+            source = source.with_metadata_size_hint(FOOTER_BYTES);
+        }
         let groups = state.config().target_partitions().clamp(1, candidates.len());
         let mut files: Vec<Vec<PartitionedFile>> = vec![Vec::new(); groups];
         for (i, candidate) in candidates.iter().enumerate() {
@@ -144,7 +166,7 @@ impl StoredTable {
         }
         let config = FileScanConfigBuilder::new(url, Arc::new(source))
             .with_file_groups(files.into_iter().map(FileGroup::new).collect())
-            .with_statistics(self.statistics(candidates))
+            .with_statistics(statistics(&self.schema, candidates))
             .with_projection_indices(projection.cloned())?
             .with_limit(limit)
             .build();
@@ -155,9 +177,12 @@ impl StoredTable {
     /// the scan has let go of it.
     fn file(&self, candidate: &Candidate, with_times: bool) -> Result<PartitionedFile> {
         let Candidate { segment, row_groups } = candidate;
-        let path = std::path::absolute(&segment.path)?;
-        let location = StorePath::from_absolute_path(path)
-            .map_err(|source| DataFusionError::ObjectStore(Box::new(StoreError::InvalidPath { source })))?;
+        let location = match self.objects {
+            Some(_) => StorePath::parse(segment.path.to_string_lossy()),
+            None => StorePath::from_absolute_path(std::path::absolute(&segment.path)?),
+        };
+        let location =
+            location.map_err(|source| DataFusionError::ObjectStore(Box::new(StoreError::InvalidPath { source })))?;
         let meta = ObjectMeta {
             location,
             last_modified: chrono::DateTime::UNIX_EPOCH,
@@ -165,9 +190,12 @@ impl StoredTable {
             e_tag: None,
             version: None,
         };
-        let mut file = PartitionedFile::new_from_meta(meta).with_extension(segment.clone());
+        let sensor = self.objects.iter().map(|_| sensor_of(segment)).collect();
+        let mut file =
+            PartitionedFile::new_from_meta(meta).with_partition_values(sensor).with_extension(segment.clone());
         if with_times {
-            file = file.with_statistics(Arc::new(self.statistics(std::slice::from_ref(candidate))));
+            let known = statistics(self.columns.file_schema(), std::slice::from_ref(candidate));
+            file = file.with_statistics(Arc::new(known));
         }
         Ok(match row_groups {
             None => file,
@@ -176,26 +204,6 @@ impl StoredTable {
                 file.with_extension(ParquetAccessPlan::new(row_groups.iter().map(access).collect()))
             }
         })
-    }
-
-    /// What the manifest knows: rows, and the range of their time, the first column.
-    fn statistics(&self, candidates: &[Candidate]) -> Statistics {
-        let segments = || candidates.iter().map(|c| &c.segment);
-        let time = |t: i64| Precision::Exact(ScalarValue::TimestampMicrosecond(Some(t), Some("UTC".into())));
-        let mut statistics = Statistics::new_unknown(&self.schema);
-        statistics.num_rows = Precision::Exact(segments().map(|s| s.rows as usize).sum());
-        statistics.total_byte_size = Precision::Inexact(segments().map(|s| s.bytes as usize).sum());
-        let min = segments().map(|s| s.t_end_min).min();
-        let max = segments().map(|s| s.t_end_max).max();
-        if let (Some(min), Some(max)) = (min, max) {
-            statistics.column_statistics[0] = ColumnStatistics {
-                null_count: Precision::Exact(0),
-                min_value: time(min),
-                max_value: time(max),
-                ..ColumnStatistics::new_unknown()
-            };
-        }
-        statistics
     }
 }
 
@@ -246,4 +254,41 @@ impl TableProvider for StoredTable {
             _ => UnionExec::try_new(inputs),
         }
     }
+}
+
+/// What the manifest knows: rows, and the range of their time, the first column.
+fn statistics(schema: &Schema, candidates: &[Candidate]) -> Statistics {
+    let segments = || candidates.iter().map(|c| &c.segment);
+    let time = |t: i64| Precision::Exact(ScalarValue::TimestampMicrosecond(Some(t), Some("UTC".into())));
+    let mut statistics = Statistics::new_unknown(schema);
+    statistics.num_rows = Precision::Exact(segments().map(|s| s.rows as usize).sum());
+    statistics.total_byte_size = Precision::Inexact(segments().map(|s| s.bytes as usize).sum());
+    let min = segments().map(|s| s.t_end_min).min();
+    let max = segments().map(|s| s.t_end_max).max();
+    if let (Some(min), Some(max)) = (min, max) {
+        statistics.column_statistics[0] = ColumnStatistics {
+            null_count: Precision::Exact(0),
+            min_value: time(min),
+            max_value: time(max),
+            ..ColumnStatistics::new_unknown()
+        };
+    }
+    statistics
+}
+
+/// Where tables in an archive find their objects.
+pub(crate) fn objects_url() -> ObjectStoreUrl {
+    // No store of the file system's: local tables have that.
+    ObjectStoreUrl::parse("archive://objects").unwrap_or_else(|_| ObjectStoreUrl::local_filesystem())
+}
+
+fn sensor_type() -> DataType {
+    DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8))
+}
+
+/// The sensor an object comes from, as its name says.
+fn sensor_of(segment: &Segment) -> ScalarValue {
+    let parts = segment.path.components().filter_map(|part| part.as_os_str().to_str());
+    let name = parts.filter_map(|part| part.strip_prefix("sensor=")).next_back().unwrap_or_default();
+    ScalarValue::Dictionary(Box::new(DataType::Int32), Box::new(ScalarValue::Utf8(Some(name.to_owned()))))
 }

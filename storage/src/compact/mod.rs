@@ -12,9 +12,8 @@ pub(crate) use pace::{Gate, Pace};
 use crate::StorageError;
 use crate::encode::{NewSegment, Origin, logs_of, order_by_time, read_segment, write_segment};
 use crate::error::IoContext;
-use crate::manifest::Removed;
 use crate::options::Compaction;
-use crate::segment::{SegmentId, SegmentMeta};
+use crate::segment::{Claimed, SegmentId, SegmentMeta};
 use crate::shared::{Rows, Shared};
 use crate::sys;
 use crate::table::Columns;
@@ -108,8 +107,7 @@ pub(crate) fn compact<C: Columns>(
     let settled = shared.manifest().settle();
     let done = settled.and_then(|()| {
         let segments = shared.segments();
-        let segments_dir = shared.layout.segments_dir();
-        let Some(job) = plan(&segments, &segments_dir, compaction, shared.segment_rows_max) else { return Ok(false) };
+        let Some(job) = plan(&segments, compaction, shared.segment_rows_max) else { return Ok(false) };
         let bytes: u64 = job.inputs.iter().map(|segment| segment.bytes).sum();
         let free = shared.layout.disk.free_bytes(&shared.layout.dir).at("ask for free space of", &shared.layout.dir)?;
         if free < bytes.saturating_add(min_free) {
@@ -135,6 +133,11 @@ pub(crate) fn compact<C: Columns>(
 
 fn run<C: Columns>(shared: &Shared<C>, job: &Job, pace: &Pace) -> Result<bool, StorageError> {
     let layout = &shared.layout;
+    let Some(inputs) = Claimed::take(&job.inputs) else {
+        // One has left for an archive since the plan was made.
+        shared.state().counts.compactions_abandoned += 1;
+        return Ok(true);
+    };
     let is_busy = || shared.is_encoding();
     let gate = Gate { pace, is_busy: &is_busy };
     let (mut batches, mut logs) = (Vec::new(), Vec::new());
@@ -169,14 +172,18 @@ fn run<C: Columns>(shared: &Shared<C>, job: &Job, pace: &Pace) -> Result<bool, S
         profile: shared.profile,
     };
     let meta = write_segment(layout, &new, Some(&gate))?;
-    replace(shared, job, meta)
+    replace(shared, job, inputs, meta)
 }
 
 /// Puts a merged segment in the place of those it was merged from: in the manifest, then for readers.
-fn replace<C: Columns>(shared: &Shared<C>, job: &Job, meta: SegmentMeta) -> Result<bool, StorageError> {
+fn replace<C: Columns>(
+    shared: &Shared<C>,
+    job: &Job,
+    inputs: Claimed,
+    meta: SegmentMeta,
+) -> Result<bool, StorageError> {
     let layout = &shared.layout;
-    let segments_dir = layout.segments_dir();
-    let path = segments_dir.join(&meta.file);
+    let path = layout.segments_dir().join(&meta.file);
     let mut manifest = shared.manifest();
     if !job.inputs.iter().all(|segment| manifest.lists(segment.id)) {
         // Retention has dropped rows of it meanwhile.
@@ -185,8 +192,7 @@ fn replace<C: Columns>(shared: &Shared<C>, job: &Job, meta: SegmentMeta) -> Resu
         return Ok(true);
     }
     let merged = shared.segment(&meta);
-    let removed = job.inputs.iter().map(|segment| Removed::of(segment, &segments_dir)).collect();
-    manifest.merge(meta, removed)?;
+    manifest.merge(meta, inputs)?;
     let mut state = shared.state();
     let mut ids: Vec<SegmentId> = job.inputs.iter().map(|segment| segment.id).collect();
     ids.sort_unstable();

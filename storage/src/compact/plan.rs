@@ -26,18 +26,13 @@ pub(crate) struct Job {
     pub(crate) inputs: Vec<Arc<Segment>>,
 }
 
-/// The job that saves most segments, if any is worth it. `segments_dir`: where the table's segments lie.
-pub(crate) fn plan(
-    segments: &[Arc<Segment>],
-    segments_dir: &Path,
-    compaction: &Compaction,
-    rows_max: u64,
-) -> Option<Job> {
+/// The job that saves most segments, if any is worth it. Segments that have left for an archive stay as they are.
+pub(crate) fn plan(segments: &[Arc<Segment>], compaction: &Compaction, rows_max: u64) -> Option<Job> {
     let newest = segments.iter().map(|segment| segment.t_end_max).max()?;
     let mut partitions: BTreeMap<&str, Vec<&Arc<Segment>>> = BTreeMap::new();
-    for segment in segments.iter().filter(|segment| !segment.is_left_alone()) {
+    for segment in segments.iter().filter(|segment| !segment.is_left_alone() && !segment.is_claimed()) {
         // Those of format 1 have rows of several hours and taps, and stay as they are.
-        if let Some(dir) = segment.path.strip_prefix(segments_dir).ok().and_then(partition::of_file) {
+        if let Some(dir) = partition::of_file(Path::new(&segment.file)) {
             partitions.entry(dir).or_default().push(segment);
         }
     }
@@ -75,12 +70,21 @@ fn worth_merging(rows: &[u64], rows_max: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::segment::SegmentMeta;
+    use crate::segment::{Claim, SegmentMeta};
 
     const MINUTE_US: i64 = 60_000_000;
 
-    /// Segments as (folder, rows, latest end in minutes).
+    /// Of segments as (folder, rows, latest end in minutes).
     fn job(segments: &[(&str, u64, i64)], segments_min: usize) -> Option<(String, Vec<u64>)> {
+        job_without(segments, &[], segments_min)
+    }
+
+    /// The same, some of them being shipped.
+    fn job_without(
+        segments: &[(&str, u64, i64)],
+        shipping: &[usize],
+        segments_min: usize,
+    ) -> Option<(String, Vec<u64>)> {
         let segment = |(number, &(dir, rows, minute)): (usize, &(&str, u64, i64))| {
             let meta = SegmentMeta {
                 id: number as u64,
@@ -94,7 +98,8 @@ mod tests {
         };
         let segments: Vec<_> = segments.iter().enumerate().map(segment).collect();
         let compaction = Compaction { segments_min, ..Compaction::default() };
-        let job = plan(&segments, Path::new("s"), &compaction, 1_000)?;
+        assert!(shipping.iter().all(|&at| segments[at].claim(Claim::Shipping)));
+        let job = plan(&segments, &compaction, 1_000)?;
         Some((job.dir, job.inputs.iter().map(|segment| segment.rows).collect()))
     }
 
@@ -118,6 +123,8 @@ mod tests {
         let three = [(a, 10, 5), (a, 10, 6), (a, 10, 7)];
         assert_eq!(job(&three, 4), None);
         assert_eq!(job(&three, 3), Some((a.to_owned(), vec![10, 10, 10])));
+        assert_eq!(job_without(&three, &[1], 2), Some((a.to_owned(), vec![10, 10])), "what leaves is not merged");
+        assert_eq!(job_without(&three, &[0, 1], 2), None);
         let with = |minute| [three.as_slice(), &[(b, 10, minute)]].concat();
         assert_eq!(job(&with(74), 4), None);
         assert_eq!(job(&with(75), 4), Some((a.to_owned(), vec![10, 10, 10])), "a quarter of an hour after its end");
