@@ -194,6 +194,11 @@ impl Manifest {
         manifest
     }
 
+    /// Whether the file says what is listed.
+    pub(crate) fn is_written(&self) -> bool {
+        self.file.is_some()
+    }
+
     /// Lists the segments a log has become. Durable when it returns.
     pub(crate) fn publish(&mut self, log: u64, segments: Vec<SegmentMeta>) -> Result<(), StorageError> {
         self.push(Line::Publish { log, segments })

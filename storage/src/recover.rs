@@ -22,6 +22,9 @@ pub(crate) struct Recovered {
     pub(crate) listing: Listing,
     /// Log files whose rows are in no segment, lowest first.
     pub(crate) wals: Vec<(u64, PathBuf)>,
+    /// Log files whose rows are in segments. They may go once the manifest lists these: until then, who reads the folder
+    /// has the rows from nowhere else.
+    pub(crate) wals_done: Vec<PathBuf>,
     /// What was damaged or missing.
     pub(crate) counts: StoreCounts,
 }
@@ -55,14 +58,12 @@ pub(crate) fn recover(layout: &Layout) -> Result<Recovered, StorageError> {
         let path = layout.segments_dir().join(&one.file);
         layout.disk.remove_file(&path).at("remove", &path)?;
     }
-    for (id, path) in &wals {
+    for (id, _) in &wals {
         listing.next_id = listing.next_id.max(id + 1);
-        if *id <= listing.published {
-            remove_wal(layout, path);
-        }
     }
-    wals.retain(|(id, _)| *id > listing.published);
-    Ok(Recovered { listing, wals, counts })
+    let done = wals.extract_if(.., |(id, _)| *id <= listing.published).map(|(_, path)| path);
+    let wals_done = done.collect();
+    Ok(Recovered { listing, wals, wals_done, counts })
 }
 
 /// Segment files, with their path below `segments/` and their size.
@@ -292,4 +293,40 @@ fn keep_copy(layout: &Layout, path: &Path) -> Result<(), StorageError> {
     }
     layout.disk.sync_dir(&dir).at("sync", &dir)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::columns::FLOWS;
+    use crate::disk::OsDisk;
+    use crate::{Store, StoreOptions, StoreReader};
+    use flowtable::FlowRecord;
+    use std::fs;
+    use std::sync::Arc;
+
+    /// A kill after a segment got its name and before the manifest had its line; then one while the next start recovers.
+    #[test]
+    fn a_start_that_is_killed_leaves_every_row_to_readers() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::of(Arc::new(OsDisk), dir.path(), &FLOWS);
+        let options = StoreOptions::new(dir.path(), vec!["a".into()]);
+        let mut store = Store::open(options.clone()).unwrap();
+        let manifest = fs::read(layout.manifest()).unwrap();
+        store.append(&[FlowRecord::default(); 5], &[]).unwrap();
+        store.sync().unwrap();
+        let logs = layout.numbered(&layout.wal_dir(), "wal").unwrap();
+        let [(number, log)] = &logs[..] else { panic!("{logs:?}") };
+        let kept = fs::read(log).unwrap();
+        store.flush().unwrap();
+        drop(store);
+        fs::write(layout.manifest(), manifest).unwrap();
+        fs::write(log, kept).unwrap();
+
+        let rows = || StoreReader::open(dir.path()).unwrap().snapshot().unwrap().rows();
+        let recovered = recover(&layout).unwrap();
+        assert_eq!((rows(), recovered.listing.published, &recovered.wals_done), (5, *number, &vec![log.clone()]));
+        let store = Store::open(options).unwrap();
+        assert_eq!((rows(), store.counts().rows_found, log.exists()), (5, 5, false));
+    }
 }

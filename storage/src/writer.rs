@@ -9,7 +9,7 @@ use crate::options::{Now, OnError, StoreOptions};
 use crate::recover::{load_wal, recover};
 use crate::segment::{Claim, Segment, Unlinks};
 use crate::segments::Segments;
-use crate::shared::{Shared, StoreCounts};
+use crate::shared::{Shared, StoreCounts, remove_wal};
 use crate::table::{BatchBuilder, Columns};
 use crate::wal::WalWriter;
 use arrow::record_batch::RecordBatch;
@@ -60,6 +60,10 @@ impl<C: Columns> TableWriter<C> {
             segment.claim(Claim::Shipping);
         });
         let manifest = Manifest::create(layout.disk.clone(), layout.manifest(), recovered.listing);
+        // One that could not be written says nothing of what was found; then the next start lets them go.
+        if manifest.is_written() {
+            recovered.wals_done.iter().for_each(|path| remove_wal(&layout, path));
+        }
         let shared = Arc::new(Shared::new(layout.clone(), options, next_id, manifest, unlinks, pace));
         {
             let mut state = shared.state();
