@@ -2,7 +2,7 @@
 //! so that DuckDB, ClickHouse, Spark, Trino, Polars and pyarrow skip what a filter rules out. The hour is that of the
 //! row's time, in UTC.
 
-use crate::encode::Place;
+use crate::encode::{Place, in_order};
 use crate::sys;
 use crate::table::TableInfo;
 use arrow::array::{Array, AsArray};
@@ -56,10 +56,10 @@ pub(crate) fn split(table: &TableInfo, batches: &[RecordBatch]) -> Vec<Partition
         }
     }
     let undated: Vec<&str> = dirs.iter().filter(|(_, undated)| *undated).map(|(dir, _)| dir.as_str()).collect();
-    let partition = |(dir, mut rows): (&str, Vec<(i64, Place)>)| {
-        rows.sort_unstable();
-        let rows = rows.into_iter().map(|(_, place)| place).collect();
-        Partition { dir: dir.to_owned(), rows, is_undated: undated.contains(&dir) }
+    let partition = |(dir, rows): (&str, Vec<(i64, Place)>)| Partition {
+        dir: dir.to_owned(),
+        rows: in_order(rows),
+        is_undated: undated.contains(&dir),
     };
     rows.into_iter().map(partition).collect()
 }

@@ -49,14 +49,28 @@ fn range<T: ArrowPrimitiveType<Native: Into<i64>>>(
 ) -> Option<RangeInclusive<i64>> {
     let column = |batch: &RecordBatch| batch.column_by_name(name)?.as_primitive_opt::<T>().cloned();
     let columns: Vec<PrimitiveArray<T>> = batches.iter().map(column).collect::<Option<_>>()?;
-    let (mut min, mut max) = (i64::MAX, i64::MIN);
-    for &(batch, row) in rows {
-        let column = &columns[batch as usize];
-        if column.is_valid(row as usize) {
-            let value = column.value(row as usize).into();
-            (min, max) = (min.min(value), max.max(value));
+    let mut range = (i64::MAX, i64::MIN);
+    let with = |(min, max): (i64, i64), value: T::Native| {
+        let value = value.into();
+        (min.min(value), max.max(value))
+    };
+    if rows.len() == batches.iter().map(RecordBatch::num_rows).sum::<usize>() {
+        // All of them, as a rule: then without looking where each lies.
+        for column in &columns {
+            range = match column.null_count() {
+                0 => column.values().iter().copied().fold(range, with),
+                _ => column.iter().flatten().fold(range, with),
+            };
+        }
+    } else {
+        for &(batch, row) in rows {
+            let column = &columns[batch as usize];
+            if column.is_valid(row as usize) {
+                range = with(range, column.value(row as usize));
+            }
         }
     }
+    let (min, max) = range;
     Some(if min <= max { min..=max } else { NOTHING })
 }
 

@@ -93,8 +93,7 @@ pub(super) fn hybrid(out: &mut Vec<u8>, width: u32, values: &[u32]) {
         // Packed values come in groups of eight, so a run inside them begins where a group does.
         if run >= RUN || (run == values.len() - at && run > 0) {
             packed(out, width, &values[packed_from..at]);
-            varint(out, (run as u64) << 1);
-            out.extend_from_slice(&values[at].to_le_bytes()[..width.div_ceil(8) as usize]);
+            self::run(out, width, values[at], run);
             at += run;
             packed_from = at;
         } else {
@@ -102,6 +101,12 @@ pub(super) fn hybrid(out: &mut Vec<u8>, width: u32, values: &[u32]) {
         }
     }
     packed(out, width, &values[packed_from..]);
+}
+
+/// One value, `length` times, as the hybrid has it.
+pub(super) fn run(out: &mut Vec<u8>, width: u32, value: u32, length: usize) {
+    varint(out, (length as u64) << 1);
+    out.extend_from_slice(&value.to_le_bytes()[..width.div_ceil(8) as usize]);
 }
 
 /// How many values from the first on are equal to it. A run that goes on to the end may have any length; another one

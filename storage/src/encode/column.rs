@@ -151,9 +151,8 @@ impl Column {
         } else {
             let valid = if nulls == 0 { &[][..] } else { &valid[..] };
             self.values.pick(arrays, places, valid)?;
-            self.values.encode(self.encoding, self.info.bloom, numbers, encoded)?
+            self.values.encode(self.encoding, self.info, numbers, encoded)?
         };
-        let bounds = bounds.filter(|_| self.info.statistics);
         self.chunk.page(PageData { rows, nulls, levels, values: encoded, encoding, bounds }, zstd)
     }
 
@@ -286,28 +285,37 @@ impl Values {
     fn encode(
         &mut self,
         encoding: Encoding,
-        bloom: bool,
+        info: &ColumnInfo,
         numbers: &mut Vec<u32>,
         out: &mut Vec<u8>,
     ) -> Result<(ParquetEncoding, Option<(Bound, Bound)>)> {
+        let of = |(least, most): (Bound, Bound)| info.statistics.then_some((least, most));
         Ok(match self {
             Values::Short(values, all) => {
-                let bounds = bounds(values, |value| Bound::Unsigned(value.into()));
-                let numbered = values.iter().map(|value| u64::from(*value));
-                if bloom && encoding != Encoding::Dict {
-                    numbered.clone().for_each(|value| _ = all.number(value));
+                let (least, most) = range(values, |value| *value);
+                let bounds = of((Bound::Unsigned(least.into()), Bound::Unsigned(most.into())));
+                if info.bloom && encoding != Encoding::Dict {
+                    all.number_all(values, u64::from, numbers);
                 }
-                (words(encoding, values, all, numbered, numbers, out), bounds)
+                if least == most && encoding == Encoding::Dict {
+                    return Ok((constant(all.number(least.into()), all.values.len(), values.len(), out), bounds));
+                }
+                (words(encoding, values, all, u64::from, numbers, out), bounds)
             }
             Values::Long(values, all) => {
-                let bounds = bounds(values, Bound::Unsigned);
-                (words(encoding, values, all, values.iter().copied(), numbers, out), bounds)
+                let bounds = match info.statistics {
+                    true => {
+                        let (least, most) = range(values, |value| *value);
+                        of((Bound::Unsigned(least), Bound::Unsigned(most)))
+                    }
+                    false => None,
+                };
+                (words(encoding, values, all, |value| value, numbers, out), bounds)
             }
             Values::Signed(values, all) => {
-                let least = values.iter().map(|value| *value as i64).min().unwrap_or(0);
-                let most = values.iter().map(|value| *value as i64).max().unwrap_or(0);
-                let bounds = Some((Bound::Signed(least), Bound::Signed(most)));
-                (words(encoding, values, all, values.iter().copied(), numbers, out), bounds)
+                let (least, most) = range(values, |value| *value as i64);
+                let bounds = of((Bound::Signed(least), Bound::Signed(most)));
+                (words(encoding, values, all, |value| value, numbers, out), bounds)
             }
             Values::Flags(values) => {
                 out.extend(
@@ -315,20 +323,28 @@ impl Values {
                         group.iter().enumerate().fold(0u8, |byte, (at, flag)| byte | u8::from(*flag) << at)
                     }),
                 );
-                (ParquetEncoding::PLAIN, bounds(values, |flag| Bound::Unsigned(flag.into())))
+                let (least, most) = range(values, |flag| u8::from(*flag));
+                (ParquetEncoding::PLAIN, of((Bound::Unsigned(least.into()), Bound::Unsigned(most.into()))))
             }
-            Values::Bytes(values, all, length) => match encoding {
-                Encoding::Dict => {
-                    number(values.iter().copied(), all, numbers);
-                    indices(all.values.len(), numbers, out);
-                    (ParquetEncoding::RLE_DICTIONARY, bounds(values, Bound::Bytes))
+            Values::Bytes(values, all, length) => {
+                let (least, most) = range(values, |value| *value);
+                let bounds = of((Bound::Bytes(least), Bound::Bytes(most)));
+                match encoding {
+                    Encoding::Dict if least == most => {
+                        (constant(all.number(least), all.values.len(), values.len(), out), bounds)
+                    }
+                    Encoding::Dict => {
+                        all.number_all(values, |value| value, numbers);
+                        indices(all.values.len(), numbers, out);
+                        (ParquetEncoding::RLE_DICTIONARY, bounds)
+                    }
+                    _ => {
+                        values.iter().for_each(|value| out.extend_from_slice(&value.to_be_bytes()[16 - *length..]));
+                        (ParquetEncoding::PLAIN, bounds)
+                    }
                 }
-                _ => {
-                    values.iter().for_each(|value| out.extend_from_slice(&value.to_be_bytes()[16 - *length..]));
-                    (ParquetEncoding::PLAIN, bounds(values, Bound::Bytes))
-                }
-            },
-            Values::Texts(texts) => texts.encode(out, bloom)?,
+            }
+            Values::Texts(texts) => texts.encode(out, info.bloom)?,
         })
     }
 }
@@ -350,15 +366,29 @@ fn pick_bytes<const N: usize>(
     }
 }
 
-fn bounds<T: Copy + Ord>(values: &[T], bound: impl Fn(T) -> Bound) -> Option<(Bound, Bound)> {
-    Some((bound(*values.iter().min()?), bound(*values.iter().max()?)))
+/// Smallest and largest of some values, of which there is at least one; compared in lanes, so that no comparison waits for
+/// the one before.
+fn range<V, K: Copy + Ord>(values: &[V], key: impl Fn(&V) -> K) -> (K, K) {
+    const LANES: usize = 8;
+    let first = key(&values[0]);
+    let (mut least, mut most) = ([first; LANES], [first; LANES]);
+    let (lanes, rest) = values.as_chunks::<LANES>();
+    for lane in lanes {
+        for at in 0..LANES {
+            let key = key(&lane[at]);
+            least[at] = if key < least[at] { key } else { least[at] };
+            most[at] = if key > most[at] { key } else { most[at] };
+        }
+    }
+    let all = |lanes: [K; LANES]| rest.iter().map(&key).chain(lanes);
+    (all(least).fold(first, K::min), all(most).fold(first, K::max))
 }
 
 fn words<W: Word>(
     encoding: Encoding,
     values: &[W],
     all: &mut Numbers<u64>,
-    numbered: impl Iterator<Item = u64>,
+    convert: impl Fn(W) -> u64,
     numbers: &mut Vec<u32>,
     out: &mut Vec<u8>,
 ) -> ParquetEncoding {
@@ -376,19 +406,19 @@ fn words<W: Word>(
             ParquetEncoding::DELTA_BINARY_PACKED
         }
         Encoding::Dict => {
-            number(numbered, all, numbers);
+            all.number_all(values, convert, numbers);
             indices(all.values.len(), numbers, out);
             ParquetEncoding::RLE_DICTIONARY
         }
     }
 }
 
-fn number<T>(values: impl Iterator<Item = T>, all: &mut Numbers<T>, numbers: &mut Vec<u32>)
-where
-    T: Copy + Eq + std::hash::Hash + TryInto<usize>,
-{
-    numbers.clear();
-    numbers.extend(values.map(|value| all.number(value)));
+/// A page of one number.
+fn constant(number: u32, entries: usize, rows: usize, out: &mut Vec<u8>) -> ParquetEncoding {
+    let width = bits::width_of(entries);
+    out.push(width as u8);
+    bits::run(out, width, number, rows);
+    ParquetEncoding::RLE_DICTIONARY
 }
 
 /// A page of numbers of dictionary entries, of which there are `entries` so far.

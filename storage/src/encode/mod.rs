@@ -195,8 +195,32 @@ pub(crate) fn order_by_time(batches: &[RecordBatch]) -> Vec<Place> {
         let ends = batch.column(0).as_primitive::<TimestampMicrosecondType>().values();
         keys.extend(ends.iter().enumerate().map(|(row, &end)| (end, (b as u32, row as u32))));
     }
+    in_order(keys)
+}
+
+/// The places of rows given by their time, by time, then by place.
+pub(crate) fn in_order(mut rows: Vec<(i64, Place)>) -> Vec<Place> {
+    let (Some(first), Some(last)) = (rows.iter().map(|row| row.0).min(), rows.iter().map(|row| row.0).max()) else {
+        return Vec::new();
+    };
+    let bits = |most: u64| u64::BITS - most.leading_zeros();
+    let span = bits(last.abs_diff(first));
+    let most = rows.iter().fold((0, 0), |(batches, rows), (_, place)| (batches | place.0, rows | place.1));
+    let (of_batch, of_row) = (bits(most.0.into()), bits(most.1.into()));
+    if span + of_batch + of_row > u64::BITS {
+        rows.sort_unstable();
+        return rows.into_iter().map(|(_, place)| place).collect();
+    }
+    // In one word each they are sorted several times as fast.
+    let key = |&(time, (batch, row)): &(i64, Place)| {
+        let shifted = |value: u64, by: u32| value.checked_shl(by).unwrap_or(0);
+        shifted(time.abs_diff(first), of_batch + of_row) | shifted(batch.into(), of_row) | u64::from(row)
+    };
+    let mut keys: Vec<u64> = rows.iter().map(key).collect();
     keys.sort_unstable();
-    keys.into_iter().map(|(_, place)| place).collect()
+    let mask = |bits: u32| 1u64.checked_shl(bits).map_or(u64::MAX, |above| above - 1);
+    let place = |key: u64| (((key >> of_row) & mask(of_batch)) as u32, (key & mask(of_row)) as u32);
+    keys.into_iter().map(place).collect()
 }
 
 /// The batches a page takes rows from, and where its rows lie in these. Rows come nearly in order, so they are few.
