@@ -147,9 +147,10 @@ fn extend_options<R, T: Copy + Default>(
     values.resize(first + rows.len(), T::default());
     valid.resize(first + rows.len(), false);
     for ((row, value_at), valid_at) in rows.iter().zip(&mut values[first..]).zip(&mut valid[first..]) {
-        if let Some(value) = value(row) {
-            (*value_at, *valid_at) = (value, true);
-        }
+        // Without a branch: which rows have one is anyone's guess.
+        let value = value(row);
+        *valid_at = value.is_some();
+        *value_at = value.unwrap_or_default();
     }
 }
 

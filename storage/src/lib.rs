@@ -11,6 +11,7 @@ mod error;
 mod folder;
 mod manifest;
 mod options;
+mod pack;
 mod partition;
 mod reader;
 mod recover;

@@ -214,10 +214,10 @@ impl<C: Columns> BatchBuilder<C> {
         BatchBuilder { columns: C::with_capacity(rows_max), tables: Tables::new(tap_names), rows: 0, rows_max }
     }
 
-    /// Adds rows. They are wide, so they are walked in runs that stay in the second-level cache while all columns pick
+    /// Adds rows. They are wide, so they are walked in runs that stay in the first-level cache while all columns pick
     /// their value from them.
     pub(crate) fn extend(&mut self, rows: &[C::Row], mut texts: &[u8]) {
-        const RUN: usize = 128;
+        const RUN: usize = 64;
         for run in rows.chunks(RUN) {
             self.columns.extend(run);
             if !texts.is_empty() {

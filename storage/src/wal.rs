@@ -1,25 +1,34 @@
 //! The write-ahead log: one file for each segment to be.
 //!
-//! A file is a 16-byte head (`TAPHWAL1`, the file's number as u64 LE) and frames: `ROWS`, length of the payload, rows
-//! in it, CRC-32 (IEEE) of these two and the payload (u32 LE each), payload. The payloads, one after the other, are an
-//! Arrow IPC stream (lz4 frames), one batch a frame; the first carries the schema and the dictionaries. The frames are
-//! there because the stream has no checksum of its own: after a power cut a tail may have the right length and wrong
-//! bytes. Their mark lets a reader find the next good frame after a bad one.
+//! A file is a 16-byte head (`TAPHWAL2`, the file's number as u64 LE) and frames: a mark, length of the payload, rows
+//! in it, CRC-32 (IEEE) of these two and the payload (u32 LE each), payload. The payloads, one after the other, are Arrow
+//! IPC streams, one batch a frame, of columns as `pack.rs` makes them; a frame marked `TYPE` begins a stream, with schema
+//! and dictionaries, one marked `ROWS` goes on with it. The frames are there because a stream has no checksum of its own:
+//! after a power cut a tail may have the right length and wrong bytes. Their mark lets a reader find the next good frame
+//! after a bad one. In files of version 1 (`TAPHWAL1`) all is one stream, of the table's own columns, in lz4 frames.
 
 use crate::StorageError;
 use crate::disk::{self, Disk, DiskFile, Open};
 use crate::error::IoContext;
+use crate::pack::{Packer, unpack};
 use crate::table::TableInfo;
 use arrow::buffer::Buffer;
-use arrow::ipc::CompressionType;
+use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
+use arrow::ipc::MetadataVersion;
 use arrow::ipc::reader::StreamDecoder;
 use arrow::ipc::writer::{IpcWriteOptions, StreamWriter};
 use arrow::record_batch::RecordBatch;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-const MAGIC: &[u8; 8] = b"TAPHWAL1";
+const MAGIC: &[u8; 8] = b"TAPHWAL2";
+const MAGIC_1: &[u8; 8] = b"TAPHWAL1";
 const HEAD_BYTES: u64 = 16;
-const FRAME_MARK: &[u8; 4] = b"ROWS";
+/// Of a frame that goes on with the stream of the one before.
+const ROWS: &[u8; 4] = b"ROWS";
+/// Of a frame that begins a stream.
+const TYPE: &[u8; 4] = b"TYPE";
 const FRAME_HEAD_BYTES: usize = 16;
 const STUCK: &str = "an earlier frame that this one needs is damaged";
 
@@ -28,7 +37,9 @@ pub(crate) struct WalWriter {
     pub(crate) id: u64,
     pub(crate) path: PathBuf,
     file: Box<dyn DiskFile>,
-    stream: StreamWriter<Vec<u8>>,
+    packer: Packer,
+    /// The stream at hand, and the schema of its batches.
+    stream: Option<(StreamWriter<Vec<u8>>, SchemaRef)>,
     /// Bytes written.
     pub(crate) bytes: u64,
     /// Of those, not yet synced.
@@ -37,17 +48,7 @@ pub(crate) struct WalWriter {
 
 impl WalWriter {
     /// Creates the file. Its name becomes durable with the first `sync`.
-    pub(crate) fn create(
-        disk: &dyn Disk,
-        path: PathBuf,
-        id: u64,
-        table: &TableInfo,
-    ) -> Result<WalWriter, StorageError> {
-        let arrow = StorageError::arrow("start a log");
-        let options = IpcWriteOptions::default().try_with_compression(Some(CompressionType::LZ4_FRAME));
-        let stream =
-            options.and_then(|options| StreamWriter::try_new_with_options(Vec::new(), &(table.schema)(), options));
-        let stream = stream.map_err(arrow)?;
+    pub(crate) fn create(disk: &dyn Disk, path: PathBuf, id: u64) -> Result<WalWriter, StorageError> {
         let mut file = disk.open(&path, Open::CreateNew).at("create", &path)?;
         let mut head = MAGIC.to_vec();
         head.extend_from_slice(&id.to_le_bytes());
@@ -56,20 +57,30 @@ impl WalWriter {
             let _ = disk.remove_file(&path);
             return Err(error).at("write", &path);
         }
-        Ok(WalWriter { id, path, file, stream, bytes: HEAD_BYTES, bytes_unsynced: HEAD_BYTES })
+        let (packer, stream) = (Packer::default(), None);
+        Ok(WalWriter { id, path, file, packer, stream, bytes: HEAD_BYTES, bytes_unsynced: HEAD_BYTES })
     }
 
     /// Appends a batch of the table. After an error the file ends where it ended before, or in a torn frame;
     /// nothing may be appended to it any more.
     pub(crate) fn append(&mut self, batch: &RecordBatch) -> Result<(), StorageError> {
-        // The stream's own buffer holds the payload, after room for the frame's head; at the first batch it already
-        // holds the schema.
-        let buffer = self.stream.get_mut();
-        buffer.splice(0..0, [0; FRAME_HEAD_BYTES]);
-        self.stream.write(batch).map_err(StorageError::arrow("encode rows for the log"))?;
-        let buffer = self.stream.get_mut();
+        let failed = StorageError::arrow("encode rows for the log");
+        let packed = self.packer.pack(batch).map_err(&failed)?;
+        let (mark, stream) = match &mut self.stream {
+            Some((stream, schema)) if Arc::ptr_eq(schema, packed.schema_ref()) => (ROWS, stream),
+            stream => {
+                let schema = packed.schema();
+                let begun = begin(&schema).map_err(&failed)?;
+                (TYPE, &mut stream.insert((begun, schema)).0)
+            }
+        };
+        // The stream's own buffer holds the payload, after room for the frame's head; of a new stream it already holds
+        // the schema.
+        stream.get_mut().splice(0..0, [0; FRAME_HEAD_BYTES]);
+        stream.write(&packed).map_err(failed)?;
+        let buffer = stream.get_mut();
         let (head, payload) = buffer.split_at_mut(FRAME_HEAD_BYTES);
-        head[..4].copy_from_slice(FRAME_MARK);
+        head[..4].copy_from_slice(mark);
         head[4..8].copy_from_slice(&(payload.len() as u32).to_le_bytes());
         head[8..12].copy_from_slice(&(batch.num_rows() as u32).to_le_bytes());
         let crc = checksum(&head[4..12], payload);
@@ -93,6 +104,12 @@ impl WalWriter {
         self.bytes_unsynced = 0;
         Ok(())
     }
+}
+
+/// A stream of batches of `schema`, not compressed.
+fn begin(schema: &SchemaRef) -> Result<StreamWriter<Vec<u8>>, ArrowError> {
+    let options = IpcWriteOptions::try_new(8, false, MetadataVersion::V5)?;
+    StreamWriter::try_new_with_options(Vec::new(), schema, options)
 }
 
 fn checksum(head: &[u8], payload: &[u8]) -> u32 {
@@ -144,7 +161,7 @@ impl WalReader {
         if disk::read_full(&*file, &mut head, 0).at("read", path)? < head.len() {
             return Ok(None);
         }
-        if &head[..8] != MAGIC {
+        if ![MAGIC, MAGIC_1].iter().any(|magic| head.starts_with(*magic)) {
             let reason = "it does not begin as a taphouse log does".to_owned();
             return Err(StorageError::Damaged { path: path.to_owned(), offset: 0, reason });
         }
@@ -168,6 +185,10 @@ impl WalReader {
         while !rest.is_empty() {
             match Frame::split(rest) {
                 Ok((frame, after)) => {
+                    if frame.begins {
+                        self.decoder = StreamDecoder::new();
+                        self.stuck = false;
+                    }
                     let read = match self.stuck {
                         true => Err(STUCK.to_owned()),
                         false => decode(&mut self.decoder, self.table, frame.payload),
@@ -202,6 +223,8 @@ impl WalReader {
 }
 
 struct Frame<'a> {
+    /// Whether a stream begins here.
+    begins: bool,
     payload: &'a [u8],
 }
 
@@ -209,15 +232,19 @@ impl Frame<'_> {
     /// The frame `bytes` begin with, and what follows it.
     fn split(bytes: &[u8]) -> Result<(Frame<'_>, &[u8]), String> {
         let (head, rest) = bytes.split_first_chunk::<FRAME_HEAD_BYTES>().ok_or("the head of a frame is cut short")?;
-        if &head[..4] != FRAME_MARK {
+        if !is_mark(&head[..4]) {
             return Err("no frame begins here".to_owned());
         }
         let (payload, rest) = rest.split_at_checked(word(head, 4) as usize).ok_or("a frame is cut short")?;
         if checksum(&head[4..12], payload) != word(head, 12) {
             return Err("the checksum of a frame does not match".to_owned());
         }
-        Ok((Frame { payload }, rest))
+        Ok((Frame { begins: head.starts_with(TYPE), payload }, rest))
     }
+}
+
+fn is_mark(bytes: &[u8]) -> bool {
+    bytes == ROWS || bytes == TYPE
 }
 
 fn word(head: &[u8; FRAME_HEAD_BYTES], at: usize) -> u32 {
@@ -226,7 +253,7 @@ fn word(head: &[u8; FRAME_HEAD_BYTES], at: usize) -> u32 {
 
 /// Where the next good frame begins, after a bad one at 0.
 fn next_frame(bytes: &[u8]) -> Option<usize> {
-    let marks = bytes.windows(FRAME_MARK.len()).enumerate().skip(1).filter(|(_, mark)| mark == FRAME_MARK);
+    let marks = bytes.windows(ROWS.len()).enumerate().skip(1).filter(|(_, mark)| is_mark(mark));
     marks.map(|(at, _)| at).find(|&at| Frame::split(&bytes[at..]).is_ok())
 }
 
@@ -234,7 +261,7 @@ fn next_frame(bytes: &[u8]) -> Option<usize> {
 fn torn_rows(bytes: &[u8]) -> u64 {
     const FRAME_ROWS_MAX: u32 = 1 << 20;
     match bytes.first_chunk::<FRAME_HEAD_BYTES>() {
-        Some(head) if &head[..4] == FRAME_MARK && word(head, 8) <= FRAME_ROWS_MAX => u64::from(word(head, 8)),
+        Some(head) if is_mark(&head[..4]) && word(head, 8) <= FRAME_ROWS_MAX => u64::from(word(head, 8)),
         _ => 0,
     }
 }
@@ -245,7 +272,8 @@ fn decode(decoder: &mut StreamDecoder, table: &TableInfo, payload: &[u8]) -> Res
     let mut batches = Vec::new();
     while !input.is_empty() {
         if let Some(batch) = decoder.decode(&mut input).map_err(|error| error.to_string())? {
-            batches.push(table.conform(&batch).map_err(|error| error.to_string())?);
+            let batch = unpack(&(table.schema)(), &batch).and_then(|batch| table.conform(&batch));
+            batches.push(batch.map_err(|error| error.to_string())?);
         }
     }
     Ok(batches)
@@ -267,7 +295,7 @@ mod tests {
     /// Two frames with payloads that look like frames themselves, in part.
     fn two_frames() -> (Vec<u8>, usize) {
         let frame = |payload: &[u8], rows: u32| {
-            let mut frame = FRAME_MARK.to_vec();
+            let mut frame = ROWS.to_vec();
             frame.extend((payload.len() as u32).to_le_bytes());
             frame.extend(rows.to_le_bytes());
             frame.extend(checksum(&frame[4..12], payload).to_le_bytes());

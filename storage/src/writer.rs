@@ -222,7 +222,7 @@ impl<C: Columns> TableWriter<C> {
             None => {
                 // Taken even if this fails: the file may be there then and not let itself be removed.
                 let id = self.shared.take_number();
-                self.wal.insert(WalWriter::create(&*self.layout.disk, self.layout.wal(id), id, C::TABLE)?)
+                self.wal.insert(WalWriter::create(&*self.layout.disk, self.layout.wal(id), id)?)
             }
         };
         let before = wal.bytes;

@@ -44,8 +44,14 @@ pub(super) fn plain<W: Word>(out: &mut Vec<u8>, values: &[W]) {
 
 /// BYTE_STREAM_SPLIT: the first bytes of all values, then the second ones, and so on.
 pub(super) fn split<W: Word>(out: &mut Vec<u8>, values: &[W]) {
+    let all = values.iter().fold(0, |all, value| all | value.bits());
     for byte in 0..W::BYTES {
-        out.extend(values.iter().map(|value| (value.bits() >> (8 * byte)) as u8));
+        if all >> (8 * byte) & 0xff == 0 {
+            // Most numbers are much smaller than their type lets them be.
+            out.resize(out.len() + values.len(), 0);
+        } else {
+            out.extend(values.iter().map(|value| (value.bits() >> (8 * byte)) as u8));
+        }
     }
 }
 
@@ -109,6 +115,36 @@ pub(super) fn run(out: &mut Vec<u8>, width: u32, value: u32, length: usize) {
     out.extend_from_slice(&value.to_le_bytes()[..width.div_ceil(8) as usize]);
 }
 
+/// The hybrid of flags: of values of one bit.
+pub(super) fn flags(out: &mut Vec<u8>, flags: &[bool]) {
+    let byte = |flags: &[bool]| flags.iter().enumerate().fold(0u8, |byte, (at, flag)| byte | u8::from(*flag) << at);
+    let (groups, rest) = flags.as_chunks::<8>();
+    let bytes: Vec<u8> = groups.iter().map(|group| byte(group)).collect();
+    let packed = |out: &mut Vec<u8>, bytes: &[u8], more: usize| {
+        if bytes.len() + more > 0 {
+            varint(out, ((bytes.len() + more) as u64) << 1 | 1);
+            out.extend_from_slice(bytes);
+        }
+    };
+    let (mut at, mut packed_from) = (0, 0);
+    while at < bytes.len() {
+        let same = match bytes[at] {
+            first @ (0 | 0xff) => bytes[at..].iter().take_while(|byte| **byte == first).count(),
+            _ => 0,
+        };
+        if same * 8 >= RUN {
+            packed(out, &bytes[packed_from..at], 0);
+            run(out, 1, u32::from(bytes[at] & 1), same * 8);
+            packed_from = at + same;
+        }
+        at += same.max(1);
+    }
+    packed(out, &bytes[packed_from..], usize::from(!rest.is_empty()));
+    if !rest.is_empty() {
+        out.push(byte(rest));
+    }
+}
+
 /// How many values from the first on are equal to it. A run that goes on to the end may have any length; another one
 /// takes whole groups of eight.
 fn equal_from(values: &[u32]) -> usize {
@@ -125,10 +161,14 @@ fn packed(out: &mut Vec<u8>, width: u32, values: &[u32]) {
     if values.is_empty() {
         return;
     }
-    let groups = values.len().div_ceil(8);
-    varint(out, (groups as u64) << 1 | 1);
-    let padding = groups * 8 - values.len();
-    pack(out, width, values.iter().map(|value| u64::from(*value)).chain(std::iter::repeat_n(0, padding)));
+    let (groups, rest) = values.as_chunks::<8>();
+    varint(out, (values.len().div_ceil(8) as u64) << 1 | 1);
+    pack_groups(out, width, groups);
+    if !rest.is_empty() {
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        pack_groups(out, width, &[last]);
+    }
 }
 
 /// Values of `width` bits one after the other, from the lowest bit of a byte up; their bits are a multiple of 8.
@@ -161,6 +201,29 @@ fn pack(out: &mut Vec<u8>, width: u32, values: impl Iterator<Item = u64>) {
         }
         out.extend_from_slice(&held.to_le_bytes()[..bits.div_ceil(8) as usize]);
     }
+}
+
+/// Groups of eight values of `width` bits, which take `width` bytes each.
+fn pack_groups(out: &mut Vec<u8>, width: u32, groups: &[[u32; 8]]) {
+    // With the width known when this is compiled, eight values are a handful of shifts.
+    fn of_width<const WIDTH: usize>(out: &mut Vec<u8>, groups: &[[u32; 8]]) {
+        let first = out.len();
+        out.resize(first + groups.len() * WIDTH, 0);
+        for (bytes, group) in out[first..].as_chunks_mut::<WIDTH>().0.iter_mut().zip(groups) {
+            let half = |at: usize| (0..4).fold(0, |held, to| held | u64::from(group[at + to]) << (to * WIDTH));
+            let whole = u128::from(half(0)) | u128::from(half(4)) << (4 * WIDTH);
+            bytes.copy_from_slice(&whole.to_le_bytes()[..WIDTH]);
+        }
+    }
+    macro_rules! widths {
+        ($($width:literal)*) => {
+            match width {
+                $($width => of_width::<$width>(out, groups),)*
+                _ => pack(out, width, groups.as_flattened().iter().map(|value| u64::from(*value))),
+            }
+        };
+    }
+    widths!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16)
 }
 
 /// Bits that `values` values from 0 on take.
@@ -213,6 +276,61 @@ mod tests {
         out.clear();
         hybrid(&mut out, 0, &[0; 5]);
         assert_eq!(out, [10]);
+    }
+
+    #[test]
+    fn groups_and_flags_are_what_single_values_are() {
+        let mut random = 1u64;
+        let mut next = || {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            random >> 32
+        };
+        for width in 0..=32 {
+            let groups: Vec<[u32; 8]> =
+                (0..20).map(|_| std::array::from_fn(|_| (next() & ((1 << width) - 1)) as u32)).collect();
+            let (mut one, mut other) = (Vec::new(), Vec::new());
+            pack_groups(&mut one, width, &groups);
+            pack(&mut other, width, groups.as_flattened().iter().map(|value| u64::from(*value)));
+            assert_eq!(one, other, "{width} bits");
+        }
+        for _ in 0..200 {
+            let mut flags: Vec<bool> = Vec::new();
+            for _ in 0..next() % 6 {
+                match next() % 2 {
+                    0 => flags.extend(std::iter::repeat_n(next() % 2 == 0, next() as usize % 90)),
+                    _ => flags.extend((0..next() % 90).map(|_| next() % 2 == 0)),
+                }
+            }
+            let mut encoded = Vec::new();
+            super::flags(&mut encoded, &flags);
+            assert_eq!(decoded(&encoded, flags.len()), flags);
+        }
+    }
+
+    /// The hybrid of one bit.
+    fn decoded(mut encoded: &[u8], length: usize) -> Vec<bool> {
+        let mut flags = Vec::new();
+        while let Some((first, rest)) = encoded.split_first() {
+            let (mut head, mut rest, mut shift) = (u64::from(first & 0x7f), rest, 7);
+            let mut more = first & 0x80 != 0;
+            while more {
+                head |= u64::from(rest[0] & 0x7f) << shift;
+                more = rest[0] & 0x80 != 0;
+                (rest, shift) = (&rest[1..], shift + 7);
+            }
+            let count = (head >> 1) as usize;
+            encoded = if head & 1 == 0 {
+                assert!(count >= RUN);
+                flags.extend(std::iter::repeat_n(rest[0] == 1, count));
+                &rest[1..]
+            } else {
+                flags.extend(rest[..count].iter().flat_map(|byte| (0..8).map(move |at| byte >> at & 1 == 1)));
+                &rest[count..]
+            };
+        }
+        assert!(flags[length..].iter().all(|flag| !flag) && flags.len() < length + 8);
+        flags.truncate(length);
+        flags
     }
 
     #[test]

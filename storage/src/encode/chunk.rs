@@ -77,8 +77,13 @@ impl Chunk {
 
     /// Version 2: levels as they are, then values, compressed where that makes them smaller.
     fn page_v2(&self, page: &PageData<'_>, zstd: &mut Zstd) -> Result<CompressedPage> {
-        let mut buf = page.levels.to_vec();
-        let compressed = zstd.compress(page.values)?;
+        let mut buf = Vec::with_capacity(page.levels.len() + page.values.len());
+        buf.extend_from_slice(page.levels);
+        // Hashes do not get smaller.
+        let compressed = match page.encoding {
+            Encoding::PLAIN if self.column.physical_type() == Type::INT64 => page.values,
+            _ => zstd.compress(page.values)?,
+        };
         let is_compressed = compressed.len() < page.values.len();
         buf.extend_from_slice(if is_compressed { compressed } else { page.values });
         let data = Page::DataPageV2 {

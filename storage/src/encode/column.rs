@@ -12,6 +12,7 @@ use super::dictionary::{NONE, Numbers, Texts};
 use crate::cells::is_all_zero;
 use crate::table::{ColumnInfo, Encoding};
 use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray};
+use arrow::buffer::{BooleanBuffer, NullBuffer};
 use arrow::datatypes::{
     DataType, Int32Type, Int64Type, TimestampMicrosecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
 };
@@ -139,12 +140,10 @@ impl Column {
         let rows = places.len();
         let nulls = pick_valid(arrays, places, valid);
         if self.nullable {
-            numbers.clear();
             match nulls {
-                0 => numbers.resize(rows, 1),
-                _ => numbers.extend(valid.iter().map(|valid| u32::from(*valid))),
+                0 => bits::run(levels, 1, 1, rows),
+                _ => bits::flags(levels, valid),
             }
-            bits::hybrid(levels, 1, numbers);
         }
         let (encoding, bounds) = if nulls == rows {
             (ParquetEncoding::PLAIN, None)
@@ -206,12 +205,35 @@ fn pick_valid(arrays: &[&ArrayRef], places: &[Place], valid: &mut Vec<bool>) -> 
         valid.resize(places.len(), false);
         return places.len();
     }
-    let nulls: Vec<_> = arrays.iter().map(|array| array.nulls()).collect();
+    // One of all rows for those without.
+    let longest = arrays.iter().map(|array| array.len()).max().unwrap_or(0);
+    let all = BooleanBuffer::new_set(longest);
+    let flags: Vec<_> = arrays.iter().map(|array| array.nulls().map_or(&all, NullBuffer::inner)).collect();
+    let bits: Vec<_> = flags.iter().map(|flags| (flags.values(), flags.offset())).collect();
     valid.clear();
-    valid.extend(
-        places.iter().map(|&(batch, row)| nulls[batch as usize].is_none_or(|nulls| nulls.is_valid(row as usize))),
-    );
-    valid.iter().filter(|valid| !**valid).count()
+    valid.extend(places.iter().map(|&(batch, row)| {
+        let (bytes, offset) = bits[batch as usize];
+        let at = offset + row as usize;
+        bytes[at / 8] >> (at % 8) & 1 != 0
+    }));
+    valid.iter().map(|valid| usize::from(!*valid)).sum()
+}
+
+/// Adds the values of the rows that have one. Without a branch: which have is anyone's guess.
+fn pick_present<V: Copy + Default>(
+    places: &[Place],
+    valid: &[bool],
+    out: &mut Vec<V>,
+    value: impl Fn(usize, usize) -> V,
+) {
+    let first = out.len();
+    out.resize(first + places.len(), V::default());
+    let mut at = first;
+    for (&(batch, row), valid) in places.iter().zip(valid) {
+        out[at] = value(batch as usize, row as usize);
+        at += usize::from(*valid);
+    }
+    out.truncate(at);
 }
 
 /// The rows that have a value; all of them if `valid` is empty.
@@ -226,12 +248,14 @@ fn pick<T: ArrowPrimitiveType, V>(
     valid: &[bool],
     out: &mut Vec<V>,
     convert: impl Fn(T::Native) -> V,
-) {
+) where
+    V: Copy + Default,
+{
     let slices: Vec<&[T::Native]> = arrays.iter().map(|array| &array.as_primitive::<T>().values()[..]).collect();
     if valid.is_empty() {
         out.extend(places.iter().map(|&(batch, row)| convert(slices[batch as usize][row as usize])));
     } else {
-        out.extend(present(places, valid).map(|(batch, row)| convert(slices[batch][row])));
+        pick_present(places, valid, out, |batch, row| convert(slices[batch][row]));
     }
 }
 
@@ -327,7 +351,7 @@ impl Values {
                 (ParquetEncoding::PLAIN, of((Bound::Unsigned(least.into()), Bound::Unsigned(most.into()))))
             }
             Values::Bytes(values, all, length) => {
-                let (least, most) = range(values, |value| *value);
+                let (least, most) = range_of_bytes(values);
                 let bounds = of((Bound::Bytes(least), Bound::Bytes(most)));
                 match encoding {
                     Encoding::Dict if least == most => {
@@ -362,7 +386,7 @@ fn pick_bytes<const N: usize>(
     if valid.is_empty() {
         out.extend(places.iter().map(|&(batch, row)| convert(values[batch as usize][row as usize])));
     } else {
-        out.extend(present(places, valid).map(|(batch, row)| convert(values[batch][row])));
+        pick_present(places, valid, out, |batch, row| convert(values[batch][row]));
     }
 }
 
@@ -382,6 +406,17 @@ fn range<V, K: Copy + Ord>(values: &[V], key: impl Fn(&V) -> K) -> (K, K) {
     }
     let all = |lanes: [K; LANES]| rest.iter().map(&key).chain(lanes);
     (all(least).fold(first, K::min), all(most).fold(first, K::max))
+}
+
+/// `range` of addresses, most of which differ in their last bytes only.
+fn range_of_bytes(values: &[u128]) -> (u128, u128) {
+    const LOW: u128 = u64::MAX as u128;
+    let high = values[0] & !LOW;
+    if values.iter().fold(0, |all, value| all | (value ^ high) >> 64) != 0 {
+        return range(values, |value| *value);
+    }
+    let (least, most) = range(values, |value| *value as u64);
+    (high | u128::from(least), high | u128::from(most))
 }
 
 fn words<W: Word>(
