@@ -92,6 +92,7 @@ const SERVER: &str = r#"
 import sys, time, datetime, duckdb
 files, threads = sys.argv[1], int(sys.argv[2])
 db = duckdb.connect()
+db.execute("SET enable_progress_bar=false")
 db.execute(f"SET threads={threads}")
 db.execute("SET TimeZone='UTC'")
 db.execute("SET parquet_metadata_cache=true")

@@ -4,7 +4,7 @@ use crate::engines::Taphouse;
 use benches::flows::{FIRST_END, Flows};
 use benches::harness::Spread;
 use std::error::Error;
-use storage::{SegmentProfile, Store, StoreOptions};
+use storage::{Compaction, Store, StoreOptions};
 use wire::Nanos;
 
 /// What a query took, in milliseconds.
@@ -23,7 +23,8 @@ pub(crate) fn measure(segments: u64, rounds: usize, threads: usize) -> Result<Ma
     let gap = Nanos(60_000_000_000);
     let options = StoreOptions {
         segment_rows_max: 1,
-        profile: SegmentProfile::Tuned,
+        batch_rows: 1,
+        compaction: Compaction { enabled: false, ..Compaction::default() },
         ..StoreOptions::new(dir.path(), vec!["core".into()])
     };
     let mut store = Store::open(options)?;
