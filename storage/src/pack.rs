@@ -19,7 +19,7 @@ use arrow::array::{
     TimestampMicrosecondArray, new_null_array,
 };
 use arrow::buffer::Buffer;
-use arrow::compute::cast;
+use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{
     ArrowDictionaryKeyType, ArrowNativeType, ArrowPrimitiveType, DataType, Field, Int32Type, Int64Type, Schema,
     SchemaRef, TimestampMicrosecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
@@ -275,8 +275,18 @@ fn unpacked(column: &ArrayRef, stored: &Field, wanted: &DataType) -> Result<Arra
             let whole: Vec<[u8; 16]> = ends.iter().map(whole).collect();
             Ok(Arc::new(FixedSizeBinaryArray::try_new(16, Buffer::from_vec(whole.into_flattened()), None)?))
         }
-        _ => cast(column, wanted),
+        (DataType::UInt8 | DataType::UInt16 | DataType::UInt32, to, _) if to.is_integer() => widened(column, wanted),
+        (DataType::Dictionary(keys, stored), DataType::Dictionary(_, values), _)
+            if stored == values && matches!(**keys, DataType::UInt8 | DataType::UInt16) =>
+        {
+            widened(column, wanted)
+        }
+        (from, to, _) => Err(ArrowError::SchemaError(format!("{from} is not what {to} is packed in"))),
     }
+}
+
+fn widened(column: &ArrayRef, wanted: &DataType) -> Result<ArrayRef, ArrowError> {
+    cast_with_options(column, wanted, &CastOptions { safe: false, ..CastOptions::default() })
 }
 
 fn zeros(data_type: &DataType, rows: usize) -> Result<ArrayRef, ArrowError> {

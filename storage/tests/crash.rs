@@ -4,6 +4,7 @@ mod common;
 
 use arrow::record_batch::RecordBatch;
 use common::{batches, copy_folder, flow, flows, ids, options};
+use flowtable::FlowRecord;
 use parquet::arrow::ArrowWriter;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
@@ -110,7 +111,7 @@ fn a_log_damaged_in_the_middle_gives_the_rest_and_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = Store::open(options(dir.path())).unwrap();
     let log = || only_file(&dir.path().join("wal"));
-    let mut ends = vec![16];
+    let mut ends = vec![24];
     for batch in 0..3u64 {
         store.append(&flows(batch * 4..batch * 4 + 4), &[]).unwrap();
         store.sync().unwrap();
@@ -398,4 +399,27 @@ fn ticks_sync_and_roll_by_the_clock_they_are_given() {
     store.flush().unwrap();
     assert_eq!(store.counts().segments, 1);
     assert_eq!(batches(&other.snapshot().unwrap()).len(), 1);
+}
+
+/// A value of the second batch needs a wider column, so that its frame begins a stream; the third goes on with that.
+#[test]
+fn frames_whose_stream_began_in_a_damaged_one_are_not_read_as_something_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::open(options(dir.path())).unwrap();
+    let log = || only_file(&dir.path().join("wal"));
+    let mut ends = Vec::new();
+    for pkts_o in [3, 300, 301] {
+        store.append(&flows(0..4).iter().map(|flow| FlowRecord { pkts_o, ..*flow }).collect::<Vec<_>>(), &[]).unwrap();
+        store.sync().unwrap();
+        ends.push(fs::metadata(log()).unwrap().len() as usize);
+    }
+    let bytes = fs::read(log()).unwrap();
+    assert_eq!([&bytes[ends[0]..][..4], &bytes[ends[1]..][..4]], [b"TYPE", b"ROWS"]);
+    let crash = tempfile::tempdir().unwrap();
+    copy_folder(dir.path(), crash.path());
+    let mut bad = bytes.clone();
+    bad[ends[0] + 400] ^= 1;
+    fs::write(crash.path().join("wal").join(log().file_name().unwrap()), &bad).unwrap();
+    let store = Store::open(options(crash.path())).unwrap();
+    assert_eq!((store.counts().files_damaged, store.counts().rows_recovered), (1, 4));
 }
