@@ -1,6 +1,6 @@
 //! Rows as the log has them: each column in the narrowest type that its values fit, and nothing at all for one that has
-//! no values. That leaves a quarter of the bytes for some nanoseconds a row; lz4, which leaves fewer, takes longer for it
-//! than all that is done with a row besides.
+//! no values. That leaves a quarter of the bytes for some nanoseconds a row, of which lz4 has less to do, or nothing that
+//! is worth its time.
 //!
 //! Types of a log only ever widen, and seldom: when they do, the log begins a new Arrow stream. What becomes of a column:
 //!

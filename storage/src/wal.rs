@@ -2,7 +2,7 @@
 //!
 //! A file is a 24-byte head (`TAPHWAL2`, the file's number as u64, a random u32, 0 as u32, LE) and frames: a mark, length
 //! of the payload, rows in it and number of its stream, CRC-32 (IEEE) of these two and the payload (u32 LE each), payload. The payloads, one after the other, are Arrow
-//! IPC streams, one batch a frame, of columns as `pack.rs` makes them; a frame marked `TYPE` begins a stream, with schema
+//! IPC streams, one batch a frame, of columns as `pack.rs` makes them, in lz4 frames where that is worth it; a frame marked `TYPE` begins a stream, with schema
 //! and dictionaries, one marked `ROWS` goes on with it. The frames are there because a stream has no checksum of its own:
 //! after a power cut a tail may have the right length and wrong bytes. Their mark lets a reader find the next good frame
 //! after a bad one; the number of its stream tells whether what it needs was in the bad one; and the checksums begin with
@@ -16,9 +16,9 @@ use crate::table::TableInfo;
 use arrow::buffer::Buffer;
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
-use arrow::ipc::MetadataVersion;
 use arrow::ipc::reader::StreamDecoder;
 use arrow::ipc::writer::{IpcWriteOptions, StreamWriter};
+use arrow::ipc::{CompressionType, MetadataVersion};
 use arrow::record_batch::RecordBatch;
 use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
@@ -81,18 +81,17 @@ impl WalWriter {
         let failed = StorageError::arrow("encode rows for the log");
         let packed = self.packer.pack(batch).map_err(&failed)?;
         let (mark, stream) = match &mut self.stream {
-            Some((stream, schema)) if Arc::ptr_eq(schema, packed.schema_ref()) => (ROWS, stream),
+            Some((stream, schema)) if Arc::ptr_eq(schema, packed.schema_ref()) => {
+                // The stream's own buffer holds the payload, after room for the frame's head.
+                stream.get_mut().extend_from_slice(&[0; FRAME_HEAD_BYTES]);
+                stream.write(&packed).map_err(failed)?;
+                (ROWS, stream)
+            }
             stream => {
-                let schema = packed.schema();
-                let begun = begin(&schema).map_err(&failed)?;
                 self.streams = (self.streams + 1).min(STREAMS_MAX);
-                (TYPE, &mut stream.insert((begun, schema)).0)
+                (TYPE, &mut stream.insert((begin(&packed).map_err(failed)?, packed.schema())).0)
             }
         };
-        // The stream's own buffer holds the payload, after room for the frame's head; of a new stream it already holds
-        // the schema.
-        stream.get_mut().splice(0..0, [0; FRAME_HEAD_BYTES]);
-        stream.write(&packed).map_err(failed)?;
         let buffer = stream.get_mut();
         let (head, payload) = buffer.split_at_mut(FRAME_HEAD_BYTES);
         head[..4].copy_from_slice(mark);
@@ -122,10 +121,17 @@ impl WalWriter {
     }
 }
 
-/// A stream of batches of `schema`, not compressed.
-fn begin(schema: &SchemaRef) -> Result<StreamWriter<Vec<u8>>, ArrowError> {
-    let options = IpcWriteOptions::try_new(8, false, MetadataVersion::V5)?;
-    StreamWriter::try_new_with_options(Vec::new(), schema, options)
+/// A stream that begins with this batch, behind room for a frame's head: in lz4 frames where that saves more than half,
+/// as it does with columns of few values and with texts. With others it would cost more time than all else together.
+fn begin(batch: &RecordBatch) -> Result<StreamWriter<Vec<u8>>, ArrowError> {
+    let stream = |compression| {
+        let options = IpcWriteOptions::try_new(8, false, MetadataVersion::V5)?.try_with_compression(compression)?;
+        let mut stream = StreamWriter::try_new_with_options(vec![0; FRAME_HEAD_BYTES], batch.schema_ref(), options)?;
+        stream.write(batch)?;
+        Ok::<_, ArrowError>(stream)
+    };
+    let (plain, smaller) = (stream(None)?, stream(Some(CompressionType::LZ4_FRAME))?);
+    Ok(if smaller.get_ref().len() * 2 < plain.get_ref().len() { smaller } else { plain })
 }
 
 fn checksum(salt: u32, head: &[u8], payload: &[u8]) -> u32 {

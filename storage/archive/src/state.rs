@@ -204,7 +204,9 @@ pub fn left(data_dir: &Path) -> Result<BTreeSet<(String, String)>, ArchiveError>
     let dir = State::dir(data_dir);
     let entries = match fs::read_dir(&dir) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(BTreeSet::new());
+        }
         Err(error) => return Err(error).at("list", &dir),
     };
     let mut keys = BTreeSet::new();
