@@ -41,3 +41,4 @@ pub use segment::{Claim, Segment, SegmentId};
 pub use segments::{Segments, TimeRange};
 pub use shared::StoreCounts;
 pub use store::Store;
+pub use sys::day;

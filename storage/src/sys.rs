@@ -37,7 +37,7 @@ pub(crate) fn lowest_priority() {
 }
 
 /// Day of a time in microseconds since 1970 as `YYYY-MM-DD`, UTC (days-to-civil, proleptic Gregorian).
-pub(crate) fn day(micros: i64) -> String {
+pub fn day(micros: i64) -> String {
     // Days are counted from 0000-03-01, so that the leap day ends a year.
     let z = micros.div_euclid(86_400_000_000) + 719_468;
     let era = z.div_euclid(146_097);

@@ -33,22 +33,7 @@ impl Entry {
 
 /// Day of a segment, by its description.
 pub(crate) fn day_of(segment: &Value) -> String {
-    day(segment["t_end_max"].as_i64().unwrap_or_default())
-}
-
-/// Day of a time in µs since 1970 as `YYYY-MM-DD`, UTC (days-to-civil, proleptic Gregorian).
-fn day(micros: i64) -> String {
-    // Days are counted from 0000-03-01, so that the leap day ends a year.
-    let z = micros.div_euclid(86_400_000_000) + 719_468;
-    let era = z.div_euclid(146_097);
-    let of_era = z.rem_euclid(146_097);
-    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}")
+    storage::day(segment["t_end_max"].as_i64().unwrap_or_default())
 }
 
 /// The lines of an index object.
