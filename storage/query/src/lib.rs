@@ -21,6 +21,7 @@ mod prune;
 pub mod question;
 mod reader;
 pub mod render;
+mod seek;
 mod stop;
 mod stream;
 mod table;

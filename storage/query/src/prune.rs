@@ -19,7 +19,7 @@ const VALUES_MAX: usize = 64;
 
 /// What may be true of a row in a segment.
 #[derive(Clone, Debug, PartialEq)]
-enum Test {
+pub(crate) enum Test {
     /// Not known.
     Maybe,
     Never,
@@ -29,12 +29,22 @@ enum Test {
     Number(Number, RangeInclusive<i64>),
     /// The tap compares so with a text.
     Tap(Operator, String),
-    /// A column has the value of this hash.
-    Has(String, BloomHash),
+    /// A column has a value.
+    Has(String, Value),
+}
+
+/// A value as PLAIN has it, texts without their length: what [`storage::BloomHash`] is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Value(Vec<u8>);
+
+impl Value {
+    pub(crate) fn plain(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Number {
+pub(crate) enum Number {
     /// What rows are sorted by.
     Time,
     Start,
@@ -91,6 +101,11 @@ impl Pruner {
         may(&self.test, segment, &mut |_, _| true)
     }
 
+    /// What it matches, and the times of the rows it does.
+    pub(crate) fn test(&self) -> (&Test, &RangeInclusive<i64>) {
+        (&self.test, &self.time)
+    }
+
     /// Whether bloom filters can rule anything out.
     pub(crate) fn asks_blooms(&self) -> bool {
         asks_blooms(&self.test)
@@ -135,7 +150,7 @@ fn may(test: &Test, segment: &Segment, probe: &mut dyn FnMut(&str, BloomHash) ->
             };
             segment.taps.is_empty() || segment.taps.iter().any(holds)
         }
-        Test::Has(column, hash) => probe(column, *hash),
+        Test::Has(column, value) => probe(column, BloomHash::of(value.plain())),
     }
 }
 
@@ -144,6 +159,16 @@ fn asks_blooms(test: &Test) -> bool {
         Test::All(tests) | Test::Any(tests) => tests.iter().any(asks_blooms),
         Test::Has(..) => true,
         _ => false,
+    }
+}
+
+/// What rules out little stands behind what rules out much and costs as much: ports behind addresses and names.
+fn rarity(test: &Test) -> u8 {
+    match test {
+        Test::All(tests) | Test::Any(tests) => tests.iter().map(rarity).max().unwrap_or(0),
+        Test::Has(_, value) if value.plain().len() == size_of::<u32>() => 2,
+        Test::Has(..) => 1,
+        _ => 0,
     }
 }
 
@@ -158,7 +183,7 @@ fn all(tests: impl Iterator<Item = Test>) -> Test {
             test => out.push(test),
         }
     }
-    out.sort_by_key(asks_blooms);
+    out.sort_by_key(rarity);
     match out.len() {
         0 => Test::Maybe,
         1 => out.remove(0),
@@ -177,7 +202,7 @@ fn any(tests: impl Iterator<Item = Test>) -> Test {
             test => out.push(test),
         }
     }
-    out.sort_by_key(asks_blooms);
+    out.sort_by_key(rarity);
     match out.len() {
         0 => Test::Never,
         1 => out.remove(0),
@@ -265,12 +290,12 @@ fn comparison(left: &Expr, op: Operator, right: &Expr, schema: &Schema) -> Test 
     let Some((name, data_type)) = column_of(column, schema) else { return Test::Maybe };
     match &data_type {
         DataType::FixedSizeBinary(_) => match plain_bytes(value) {
-            Some(bytes) if op == Eq => Test::Has(name, BloomHash::of(bytes)),
+            Some(bytes) if op == Eq => Test::Has(name, Value(bytes.to_vec())),
             _ => Test::Maybe,
         },
         DataType::Dictionary(_, _) => match text_of(value) {
             Some(text) if name == "tap" => Test::Tap(op, text.to_owned()),
-            Some(text) if op == Eq => Test::Has(name, BloomHash::of(text.as_bytes())),
+            Some(text) if op == Eq => Test::Has(name, Value(text.as_bytes().to_vec())),
             _ => Test::Maybe,
         },
         _ => number(name, &data_type, op, value, schema),
@@ -332,8 +357,8 @@ fn number(name: String, data_type: &DataType, op: Operator, value: &ScalarValue,
     // Of numbers, those of this width may have filters: ports.
     match u16::try_from(below) {
         Ok(value) if op == Operator::Eq && *data_type == DataType::UInt16 => {
-            let plain = u32::from(value).to_le_bytes();
-            all([in_range, Test::Has(name, BloomHash::of(&plain))].into_iter())
+            let plain = u32::from(value).to_le_bytes().to_vec();
+            all([in_range, Test::Has(name, Value(plain))].into_iter())
         }
         _ => in_range,
     }

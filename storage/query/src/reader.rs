@@ -1,6 +1,7 @@
 //! Parquet readers that count what they read, and stop where the query's budget ends.
 
 use crate::Reading;
+use crate::seek::ReadBefore;
 use bytes::Bytes;
 use datafusion::common::Result;
 use datafusion::datasource::listing::PartitionedFile;
@@ -18,7 +19,7 @@ use futures::future::BoxFuture;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use storage::BLOOM_BLOCK_BYTES;
+use storage::{BLOOM_BLOCK_BYTES, FileParts};
 
 /// What a query has read so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -157,8 +158,14 @@ impl ParquetFileReaderFactory for BudgetedReaders {
         metadata_size_hint: Option<usize>,
         metrics: &ExecutionPlanMetricsSet,
     ) -> Result<Box<dyn AsyncFileReader + Send>> {
+        let before = file.extension::<ReadBefore>().cloned();
         let reader = self.readers.create_reader(partition, file, metadata_size_hint, metrics)?;
-        Ok(Box::new(BudgetedReader { reader, opened: false, budget: self.budget.clone() }))
+        Ok(Box::new(BudgetedReader {
+            reader,
+            opened: before.is_some(),
+            before: before.map(|ReadBefore(parts)| parts).unwrap_or_default(),
+            budget: self.budget.clone(),
+        }))
     }
 }
 
@@ -166,6 +173,8 @@ struct BudgetedReader {
     reader: Box<dyn AsyncFileReader + Send>,
     /// Readers are made for files that are then skipped by what the manifest knows; the first read decides.
     opened: bool,
+    /// What the query has read of the file already.
+    before: FileParts,
     budget: Arc<ScanBudget>,
 }
 
@@ -179,6 +188,9 @@ impl BudgetedReader {
 
 impl AsyncFileReader for BudgetedReader {
     fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, ParquetResult<Bytes>> {
+        if let Some(bytes) = self.before.get(&range) {
+            return futures::future::ok(bytes).boxed();
+        }
         self.open();
         match self.budget.take(range.end.saturating_sub(range.start)) {
             Ok(()) => self.reader.get_bytes(range),
@@ -187,11 +199,26 @@ impl AsyncFileReader for BudgetedReader {
     }
 
     fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, ParquetResult<Vec<Bytes>>> {
-        self.open();
-        match self.budget.take(ranges.iter().map(|r| r.end.saturating_sub(r.start)).sum()) {
-            Ok(()) => self.reader.get_byte_ranges(ranges),
-            Err(e) => futures::future::err(e).boxed(),
+        let mut bytes: Vec<Option<Bytes>> = ranges.iter().map(|range| self.before.get(range)).collect();
+        let missing = ranges.into_iter().zip(&bytes).filter(|(_, bytes)| bytes.is_none()).map(|(range, _)| range);
+        let missing: Vec<Range<u64>> = missing.collect();
+        if !missing.is_empty() {
+            self.open();
         }
+        if let Err(e) = self.budget.take(missing.iter().map(|r| r.end.saturating_sub(r.start)).sum()) {
+            return futures::future::err(e).boxed();
+        }
+        async move {
+            let mut read = match missing.is_empty() {
+                true => Vec::new(),
+                false => self.reader.get_byte_ranges(missing).await?,
+            }
+            .into_iter();
+            bytes.iter_mut().filter(|bytes| bytes.is_none()).for_each(|bytes| *bytes = read.next());
+            let bytes: Option<Vec<Bytes>> = bytes.into_iter().collect();
+            bytes.ok_or_else(|| ParquetError::General("fewer ranges were read than asked for".to_owned()))
+        }
+        .boxed()
     }
 
     fn get_metadata<'a>(

@@ -4,6 +4,7 @@ use crate::functions::{self, Name};
 use crate::probe::{self, Candidate};
 use crate::prune::Pruner;
 use crate::reader::{BudgetedReaders, Scan, ScanBudget};
+use crate::seek::seeking;
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
@@ -101,11 +102,10 @@ impl StoredTable {
     async fn candidates(
         &self,
         snapshot: &Snapshot,
-        filters: &[Expr],
         threads: usize,
+        pruner: &Arc<Pruner>,
     ) -> Result<(Vec<Candidate>, bool)> {
         let all = &snapshot.segments;
-        let pruner = Arc::new(Pruner::new(filters, &self.schema));
         let in_time = pruner.by_time(all.times());
         let in_zones: Vec<Arc<Segment>> =
             in_time.iter().map(|&at| &all[at]).filter(|segment| pruner.by_zones(segment)).cloned().collect();
@@ -113,7 +113,7 @@ impl StoredTable {
         let asks = pruner.asks_blooms();
         let blooms_left = asks && in_zones.iter().any(|segment| segment.bloom_row_groups() == 0);
         let mut kept = match asks {
-            true => probe::ask(&pruner, in_zones, threads, &self.budget, self.objects.as_ref())
+            true => probe::ask(pruner, in_zones, threads, &self.budget, self.objects.as_ref())
                 .await
                 .map_err(|e| DataFusionError::Execution(format!("cannot ask bloom filters: {e}")))?,
             false => in_zones.into_iter().map(|segment| Candidate { segment, row_groups: None }).collect(),
@@ -135,6 +135,7 @@ impl StoredTable {
     fn parquet_scan(
         &self,
         state: &dyn Session,
+        pruner: &Arc<Pruner>,
         candidates: &[Candidate],
         blooms_left: bool,
         projection: Option<&Vec<usize>>,
@@ -144,27 +145,28 @@ impl StoredTable {
             Some(_) => objects_url(),
             None => ObjectStoreUrl::local_filesystem(),
         };
-        let readers = BudgetedReaders::new(
+        let readers = Arc::new(BudgetedReaders::new(
             state.runtime_env().object_store(&url)?,
             state.runtime_env().cache_manager.get_file_metadata_cache(),
             self.budget.clone(),
-        );
+        ));
         let mut source = ParquetSource::new(self.columns.clone())
             .with_pushdown_filters(true)
             .with_reorder_filters(true)
             .with_enable_page_index(true)
             // It would read them whole.
             .with_bloom_filter_on_read(blooms_left)
-            .with_parquet_file_reader_factory(Arc::new(readers));
-        if self.objects.is_some() {
-            source = source.with_metadata_size_hint(FOOTER_BYTES);
+            .with_parquet_file_reader_factory(readers.clone());
+        let footer_bytes = self.objects.as_ref().map(|_| FOOTER_BYTES);
+        if let Some(bytes) = footer_bytes {
+            source = source.with_metadata_size_hint(bytes);
         }
         let groups = state.config().target_partitions().clamp(1, candidates.len());
         let mut files: Vec<Vec<PartitionedFile>> = vec![Vec::new(); groups];
         for (i, candidate) in candidates.iter().enumerate() {
             files[i % groups].push(self.file(candidate, i < FILES_WITH_TIMES_MAX)?);
         }
-        let config = FileScanConfigBuilder::new(url, Arc::new(source))
+        let config = FileScanConfigBuilder::new(url, seeking(source, pruner, &readers, footer_bytes))
             .with_file_groups(files.into_iter().map(FileGroup::new).collect())
             .with_statistics(statistics(&self.schema, candidates))
             .with_projection_indices(projection.cloned())?
@@ -233,14 +235,15 @@ impl TableProvider for StoredTable {
         let Some(snapshot) = self.snapshot.get() else {
             return Err(DataFusionError::Internal("a table is scanned before its snapshot was taken".to_owned()));
         };
-        let (candidates, blooms_left) = self.candidates(snapshot, filters, state.config().target_partitions()).await?;
+        let pruner = Arc::new(Pruner::new(filters, &self.schema));
+        let (candidates, blooms_left) = self.candidates(snapshot, state.config().target_partitions(), &pruner).await?;
         let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::new();
         if !snapshot.live.is_empty() {
             let live = std::slice::from_ref(&snapshot.live);
             inputs.push(MemorySourceConfig::try_new_exec(live, self.schema.clone(), projection.cloned())?);
         }
         if !candidates.is_empty() {
-            inputs.push(self.parquet_scan(state, &candidates, blooms_left, projection, limit)?);
+            inputs.push(self.parquet_scan(state, &pruner, &candidates, blooms_left, projection, limit)?);
         }
         match inputs.len() {
             0 => {
