@@ -2,6 +2,7 @@ use crate::address::{AddressRule, TextAsAddress};
 use crate::error::{Complaint, Names, message_of, plain};
 use crate::functions::{self, Name};
 use crate::geo::{self, GeoDatabases};
+use crate::keys::AddressKeys;
 use crate::live::{self, LiveProvider, LiveTable};
 use crate::memory::SharedMemory;
 use crate::parse::{self, TextKind};
@@ -473,7 +474,8 @@ fn template(limits: &QueryLimits, geo: &Arc<GeoDatabases>) -> Result<SessionStat
         .with_config(config)
         .with_runtime_env(runtime(limits)?)
         .with_default_features()
-        .with_analyzer_rules(analyzer.rules);
+        .with_analyzer_rules(analyzer.rules)
+        .with_optimizer_rule(Arc::new(AddressKeys));
     // Nothing that names a file is reachable from SQL.
     *builder.file_formats() = Some(Vec::new());
     *builder.table_factories() = Some(Default::default());

@@ -9,6 +9,7 @@ mod explain;
 mod flows;
 mod functions;
 mod geo;
+mod keys;
 mod live;
 mod locate;
 mod memory;

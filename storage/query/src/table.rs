@@ -4,7 +4,7 @@ use crate::functions::{self, Name};
 use crate::probe::{self, Candidate};
 use crate::prune::Pruner;
 use crate::reader::{BudgetedReaders, Scan, ScanBudget};
-use crate::seek::seeking;
+use crate::seek::{seeking, sought};
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
@@ -238,21 +238,19 @@ impl TableProvider for StoredTable {
         let pruner = Arc::new(Pruner::new(filters, &self.schema));
         let (candidates, blooms_left) = self.candidates(snapshot, state.config().target_partitions(), &pruner).await?;
         let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::new();
-        if !snapshot.live.is_empty() {
-            let live = std::slice::from_ref(&snapshot.live);
-            inputs.push(MemorySourceConfig::try_new_exec(live, self.schema.clone(), projection.cloned())?);
+        let projected = || match projection {
+            Some(columns) => self.schema.project(columns).map(Arc::new),
+            None => Ok(self.schema.clone()),
+        };
+        let live = sought(&pruner, &snapshot.live, projection)?;
+        if !live.is_empty() {
+            inputs.push(MemorySourceConfig::try_new_exec(std::slice::from_ref(&live), projected()?, None)?);
         }
         if !candidates.is_empty() {
             inputs.push(self.parquet_scan(state, &pruner, &candidates, blooms_left, projection, limit)?);
         }
         match inputs.len() {
-            0 => {
-                let schema = match projection {
-                    Some(columns) => Arc::new(self.schema.project(columns)?),
-                    None => self.schema.clone(),
-                };
-                Ok(Arc::new(EmptyExec::new(schema)))
-            }
+            0 => Ok(Arc::new(EmptyExec::new(projected()?))),
             1 => Ok(inputs.remove(0)),
             _ => UnionExec::try_new(inputs),
         }

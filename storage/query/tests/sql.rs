@@ -47,6 +47,55 @@ fn address_literals_work_in_every_position() {
 }
 
 #[test]
+fn groups_by_address_are_those_by_its_text() {
+    let engine = FLOWS.engine();
+    for (by_address, by_text) in [
+        (
+            "SELECT src_ip, count(*), sum(bytes_o) FROM flows GROUP BY src_ip",
+            "SELECT ip_text(src_ip), count(*), sum(bytes_o) FROM flows GROUP BY ip_text(src_ip)",
+        ),
+        (
+            "SELECT f.dst_ip AS b, f.proto, f.src_ip, max(bytes_r) FROM flows AS f GROUP BY 1, 2, 3",
+            "SELECT ip_text(f.dst_ip), proto, ip_text(src_ip), max(bytes_r) FROM flows AS f GROUP BY 1, 2, 3",
+        ),
+        (
+            "SELECT a, count(*) FROM (SELECT CASE WHEN bytes_o > 50000 THEN src_ip END AS a FROM flows) GROUP BY a",
+            "SELECT a, count(*) FROM (SELECT CASE WHEN bytes_o > 50000 THEN ip_text(src_ip) END AS a FROM flows) GROUP BY a",
+        ),
+        (
+            "SELECT src_ip, dst_ip, count(*) FROM flows GROUP BY ROLLUP (src_ip, dst_ip)",
+            "SELECT ip_text(src_ip), ip_text(dst_ip), count(*) FROM flows GROUP BY ROLLUP (ip_text(src_ip), ip_text(dst_ip))",
+        ),
+        (
+            "SELECT src_ip, count(DISTINCT dst_ip), sum(pkts_o) FROM flows GROUP BY src_ip HAVING src_ip <> '10.0.0.1'",
+            "SELECT ip_text(src_ip), count(DISTINCT ip_text(dst_ip)), sum(pkts_o) FROM flows \
+             WHERE src_ip <> '10.0.0.1' GROUP BY ip_text(src_ip)",
+        ),
+        ("SELECT count(DISTINCT src_ip) FROM flows", "SELECT count(DISTINCT ip_text(src_ip)) FROM flows"),
+        (
+            "SELECT a.src_ip, count(*) FROM flows AS a JOIN (SELECT dst_ip, count(*) AS n FROM flows GROUP BY dst_ip) AS b \
+             ON a.src_ip = b.dst_ip WHERE b.n > 1 GROUP BY a.src_ip",
+            "SELECT ip_text(a.src_ip), count(*) FROM flows AS a \
+             WHERE src_ip IN (SELECT dst_ip FROM (SELECT dst_ip, count(*) AS n FROM flows GROUP BY dst_ip) WHERE n > 1) \
+             GROUP BY ip_text(a.src_ip)",
+        ),
+    ] {
+        let sorted = |text| {
+            let mut lines = sql(&engine, text);
+            lines.sort();
+            lines
+        };
+        let groups = sorted(by_address);
+        assert!(!groups.is_empty(), "{by_address}");
+        assert_eq!(groups, sorted(by_text), "{by_address}");
+    }
+    // As numbers they are fast, and only then.
+    let plan =
+        sql(&engine, "EXPLAIN SELECT src_ip, sum(bytes_o) AS n FROM flows GROUP BY src_ip ORDER BY n DESC LIMIT 20");
+    assert!(plan.iter().any(|line| line.contains("gby=[address_bits(src_ip")), "{plan:#?}");
+}
+
+#[test]
 fn macs_and_protocols_are_read_like_addresses() {
     let engine = FLOWS.engine();
     let with_mac = count(|r| r.src_mac == Some(common::mac(3)));

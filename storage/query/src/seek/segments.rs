@@ -1,9 +1,10 @@
-//! Rows that have the values a filter asks for, sought when a segment is opened and before it is read: see
-//! [`storage::ColumnPages`]. The scan then reads the pages of these rows only, and applies the filter to nothing but them.
+//! Sought when a segment is opened and before it is read: see [`storage::ColumnPages`]. The scan then reads the pages of
+//! the rows found only, and applies the filter to nothing but them.
 //!
 //! A [`SeekingSource`] is a scan of Parquet files that does so. It leaves everything else to DataFusion's own, which it
 //! wraps; and everything at all where a segment cannot be asked, which then says why it cannot be read.
 
+use super::{MANY, values};
 use crate::prune::{Pruner, Test, Value};
 use crate::reader::BudgetedReaders;
 use datafusion::common::Result;
@@ -41,9 +42,6 @@ const VALUES_MAX: usize = 16;
 /// Where no more than one of so many rows is left, the rest of a conjunction is left to the scan.
 const FEW: usize = 64;
 
-/// Where one of so many rows has been found, they are many: all are read.
-const MANY: usize = 4;
-
 /// What has been read of a file already, as an extension of it: what its readers need not read again.
 #[derive(Clone, Debug)]
 pub(crate) struct ReadBefore(pub(crate) FileParts);
@@ -70,14 +68,6 @@ pub(crate) fn seeking(
     }
     let seeker = Seeker { pruner: pruner.clone(), readers: readers.clone(), footer_bytes };
     Arc::new(SeekingSource { source: Arc::new(source), seeker: Arc::new(seeker) })
-}
-
-fn values(test: &Test) -> usize {
-    match test {
-        Test::All(tests) | Test::Any(tests) => tests.iter().map(values).sum(),
-        Test::Has(..) => 1,
-        _ => 0,
-    }
 }
 
 struct SeekingSource {

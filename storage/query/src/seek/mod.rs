@@ -1,0 +1,23 @@
+//! Rows that have the values a filter asks for, sought before anything else is done with the others: in segments where
+//! they lie packed, and in batches of memory. The engine then applies the whole filter to what is left, so that nothing
+//! here needs to be more than an over-approximation.
+
+mod rows;
+mod segments;
+
+pub(crate) use rows::sought;
+pub(crate) use segments::{ReadBefore, seeking};
+
+use crate::prune::Test;
+
+/// Where one of so many rows has been found, they are many: all are left to the engine.
+const MANY: usize = 4;
+
+/// How many values a test asks for.
+fn values(test: &Test) -> usize {
+    match test {
+        Test::All(tests) | Test::Any(tests) => tests.iter().map(values).sum(),
+        Test::Has(..) => 1,
+        _ => 0,
+    }
+}
