@@ -206,16 +206,17 @@ impl ColumnPages {
     }
 
     /// The rows, of those the pages concern, that may have the value `plain`: all that have it, and whole pages where it
-    /// cannot be told. In order, none twice. `plain` is as PLAIN has it, text without its length.
+    /// cannot be told. In order, none twice; `None` if they are more than `most`. `plain` is as PLAIN has it, text without
+    /// its length.
     ///
     /// # Errors
     /// A page is damaged.
-    pub fn rows_with(&self, plain: &[u8]) -> Result<Vec<Range<usize>>> {
+    pub fn rows_with(&self, plain: &[u8], most: usize) -> Result<Option<Vec<Range<usize>>>> {
         let number = match &self.dictionary {
             Some(dictionary) => self.number_of(dictionary, plain)?,
             None => Number::None,
         };
-        let mut found = Vec::new();
+        let (mut found, mut count) = (Vec::new(), 0);
         let mut positions = Vec::new();
         for page in &self.pages {
             positions.clear();
@@ -228,12 +229,16 @@ impl ColumnPages {
                 (Encoding::PLAIN, _) => self.plain_equal(&page.values, plain, |at| positions.push(at))?,
                 _ => false,
             };
+            count += if known { positions.len() } else { page.rows.len() };
+            if count > most {
+                return Ok(None);
+            }
             match known {
                 true => page.add_rows(&positions, &mut found)?,
                 false => add(&mut found, page.rows.clone()),
             }
         }
-        Ok(found)
+        Ok(Some(found))
     }
 
     /// The value's number in the dictionary.
@@ -511,7 +516,7 @@ mod tests {
                         _ => (text(n).into_bytes(), &|row| !is_null[row] && numbers[row] == n),
                     };
                     let found: Vec<usize> = pages
-                        .rows_with(&plain)
+                        .rows_with(&plain, rows)
                         .unwrap()
                         .into_iter()
                         .flatten()
@@ -540,8 +545,9 @@ mod tests {
         let wanted = 150..151;
         let parts = parts(&file, &chunk_ranges(chunk, Some(locations), &wanted));
         let pages = ColumnPages::read(chunk, Some(locations), 1_000, &wanted, &parts).unwrap();
-        assert_eq!(pages.rows_with(&3u32.to_le_bytes()).unwrap(), [100..200]);
-        assert_eq!(pages.rows_with(&[3]).unwrap(), [100..200]);
+        assert_eq!(pages.rows_with(&3u32.to_le_bytes(), 100).unwrap(), Some([100..200].into()));
+        assert_eq!(pages.rows_with(&3u32.to_le_bytes(), 99).unwrap(), None);
+        assert_eq!(pages.rows_with(&[3], 100).unwrap(), Some([100..200].into()));
     }
 
     #[test]
@@ -560,7 +566,7 @@ mod tests {
             }
             let parts = parts(&damaged.into(), &chunk_ranges(chunk, None, &(0..3_000)));
             if let Ok(pages) = ColumnPages::read(chunk, None, 3_000, &(0..3_000), &parts) {
-                let _ = pages.rows_with(b"name 77");
+                let _ = pages.rows_with(b"name 77", 3_000);
             }
         }
     }

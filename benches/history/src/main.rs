@@ -32,6 +32,9 @@ struct Options {
     /// Questions while rows are written
     #[arg(long)]
     together: bool,
+    /// Of the questions, only those whose name has this in it
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
     /// Million flows
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=1000))]
     millions: u64,
@@ -117,7 +120,7 @@ fn ask_all(folder: &Folder, options: &Options, rounds: usize, threads: usize) ->
         eprintln!("no nfdump: apt install nfdump");
     }
     let mut asked = Vec::new();
-    for question in questions::questions(options.hours) {
+    for question in questions::questions(options.hours).into_iter().filter(|q| q.name.contains(&options.only)) {
         eprintln!("{}", question.name);
         let (mut ours, mut theirs, mut others) = (Vec::new(), Vec::new(), Vec::new());
         // The first round fills caches and is compared, the rest is timed.

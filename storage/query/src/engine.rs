@@ -408,7 +408,7 @@ impl Session {
         let flows = StoredTable::new(FLOWS, flows.clone(), shared.schema.clone(), budget.clone(), objects.clone());
         let dns = StoredTable::new(DNS, dns.clone(), storage::dns_schema(), budget.clone(), objects);
         let schema = MemorySchemaProvider::new();
-        schema.register_table(FLOWS.to_owned(), with_t_start(FLOWS, Arc::new(flows))?)?;
+        schema.register_table(FLOWS.to_owned(), Arc::new(flows))?;
         schema.register_table(DNS.to_owned(), Arc::new(dns))?;
         for table in &shared.live {
             let provider = Arc::new(LiveProvider::new(table.clone()));
@@ -466,7 +466,6 @@ fn template(limits: &QueryLimits, geo: &Arc<GeoDatabases>) -> Result<SessionStat
         .with_batch_size(BATCH_ROWS);
     let options = config.options_mut();
     options.sql_parser.collect_spans = true;
-    options.execution.parquet.pushdown_filters = true;
     options.execution.parquet.reorder_filters = true;
     let mut analyzer = Analyzer::new();
     analyzer.rules.insert(0, Arc::new(AddressRule));

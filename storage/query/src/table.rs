@@ -9,7 +9,7 @@ use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::stats::Precision;
-use datafusion::common::{ColumnStatistics, DataFusionError, Result, ScalarValue, Statistics};
+use datafusion::common::{Column, ColumnStatistics, DataFusionError, Result, ScalarValue, Statistics};
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::datasource::physical_plan::parquet::{ParquetAccessPlan, RowGroupAccess};
@@ -22,10 +22,14 @@ use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::{Expr, LogicalPlanBuilder, TableProviderFilterPushDown, col};
 use datafusion::object_store::path::Path as StorePath;
 use datafusion::object_store::{Error as StoreError, ObjectMeta, ObjectStore};
+use datafusion::physical_expr::expressions::Column as PhysicalColumn;
+use datafusion::physical_expr::{PhysicalExpr, ScalarFunctionExpr};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
+use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::union::UnionExec;
 use std::cmp::Reverse;
+use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
 use storage::{Segment, Snapshot};
 
@@ -45,13 +49,17 @@ pub(crate) const STORED: [&str; 2] = [FLOWS, DNS];
 /// Name of the column of an archive that says which sensor a row is from.
 const SENSOR: &str = "sensor";
 
+/// Columns beside those a filter needs that are read whole. More of them are read of the rows only that the filter lets
+/// through, which takes it inside Parquet's reader: for a filter that lets many rows through that costs more than it saves.
+const READ_WHOLE_MAX: usize = 2;
+
 /// Bytes read from the end of an object at first: the footer, and with it the page index, of a segment of a million rows.
 const FOOTER_BYTES: usize = 512 << 10;
 
 /// Name of the computed column.
 pub(crate) const T_START: &str = "t_start";
 
-/// A table of flows with the computed column `t_start` behind its own: a view, so that the optimizer replaces the
+/// A live table of flows with the computed column `t_start` behind its own: a view, so that the optimizer replaces the
 /// column by its expression wherever it is used, and nothing is computed where it is not. Other tables as they are.
 pub(crate) fn with_t_start(name: &str, table: Arc<dyn TableProvider>) -> Result<Arc<dyn TableProvider>> {
     let schema = table.schema();
@@ -68,6 +76,14 @@ pub(crate) fn with_t_start(name: &str, table: Arc<dyn TableProvider>) -> Result<
 /// A snapshot to be: the plan is made before it is taken, and what live tables the plan names is read before.
 pub(crate) type SnapshotCell = Arc<OnceLock<Snapshot>>;
 
+/// What a scan is asked for: columns, rows that no filter may rule out, and how many of them are enough.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    columns: &'a [usize],
+    filters: &'a [Expr],
+    limit: Option<usize>,
+}
+
 /// The stored columns of one snapshot.
 #[derive(Debug)]
 pub(crate) struct StoredTable {
@@ -75,6 +91,8 @@ pub(crate) struct StoredTable {
     snapshot: SnapshotCell,
     /// Columns of the files, and behind them `sensor` where they lie in an archive.
     columns: TableSchema,
+    /// Behind these `t_start`, if the table has it. A view would do as well, but every query would be planned with all
+    /// of its columns, which takes as long as everything else in planning.
     schema: SchemaRef,
     budget: Arc<ScanBudget>,
     /// What the files lie in, if not this machine's file system.
@@ -92,7 +110,11 @@ impl StoredTable {
         let sensor = || Arc::new(Field::new(SENSOR, sensor_type(), false));
         let of_path: Vec<FieldRef> = objects.iter().map(|_| sensor()).collect();
         let columns = TableSchema::builder(stored).with_table_partition_cols(of_path).build();
-        let schema = columns.table_schema().clone();
+        let mut fields = columns.table_schema().fields().to_vec();
+        if name == FLOWS {
+            fields.push(Arc::new(Field::new(T_START, functions::time_type(), true)));
+        }
+        let schema = Arc::new(Schema::new(fields));
         StoredTable { name, snapshot, columns, schema, budget, objects }
     }
 
@@ -132,14 +154,37 @@ impl StoredTable {
         Ok((kept, blooms_left))
     }
 
+    /// Reads columns of the files.
+    async fn scan_stored(&self, state: &dyn Session, wanted: Wanted<'_>) -> Result<Arc<dyn ExecutionPlan>> {
+        let Wanted { columns, filters, .. } = wanted;
+        let Some(snapshot) = self.snapshot.get() else {
+            return Err(DataFusionError::Internal("a table is scanned before its snapshot was taken".to_owned()));
+        };
+        let pruner = Arc::new(Pruner::new(filters, &self.schema));
+        let (candidates, blooms_left) = self.candidates(snapshot, state.config().target_partitions(), &pruner).await?;
+        let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::new();
+        let projected = || self.columns.table_schema().project(columns).map(Arc::new);
+        let live = sought(&pruner, &snapshot.live, columns)?;
+        if !live.is_empty() {
+            inputs.push(MemorySourceConfig::try_new_exec(std::slice::from_ref(&live), projected()?, None)?);
+        }
+        if !candidates.is_empty() {
+            inputs.push(self.parquet_scan(state, &pruner, &candidates, blooms_left, wanted)?);
+        }
+        match inputs.len() {
+            0 => Ok(Arc::new(EmptyExec::new(projected()?))),
+            1 => Ok(inputs.remove(0)),
+            _ => UnionExec::try_new(inputs),
+        }
+    }
+
     fn parquet_scan(
         &self,
         state: &dyn Session,
         pruner: &Arc<Pruner>,
         candidates: &[Candidate],
         blooms_left: bool,
-        projection: Option<&Vec<usize>>,
-        limit: Option<usize>,
+        Wanted { columns, filters, limit }: Wanted<'_>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let url = match self.objects {
             Some(_) => objects_url(),
@@ -151,7 +196,7 @@ impl StoredTable {
             self.budget.clone(),
         ));
         let mut source = ParquetSource::new(self.columns.clone())
-            .with_pushdown_filters(true)
+            .with_pushdown_filters(self.beside(filters, columns) > READ_WHOLE_MAX)
             .with_reorder_filters(true)
             .with_enable_page_index(true)
             // It would read them whole.
@@ -168,11 +213,18 @@ impl StoredTable {
         }
         let config = FileScanConfigBuilder::new(url, seeking(source, pruner, &readers, footer_bytes))
             .with_file_groups(files.into_iter().map(FileGroup::new).collect())
-            .with_statistics(statistics(&self.schema, candidates))
-            .with_projection_indices(projection.cloned())?
+            .with_statistics(statistics(self.columns.table_schema(), candidates))
+            .with_projection_indices(Some(columns.to_vec()))?
             .with_limit(limit)
             .build();
         Ok(DataSourceExec::from_data_source(config))
+    }
+
+    /// Of columns, how many no filter names.
+    fn beside(&self, filters: &[Expr], columns: &[usize]) -> usize {
+        let named: HashSet<&Column> = filters.iter().flat_map(Expr::column_refs).collect();
+        let is_beside = |at: &&usize| !named.iter().any(|column| column.name == *self.schema.field(**at).name());
+        columns.iter().filter(is_beside).count()
     }
 
     /// A segment as the scan knows it. It carries the segment along, so that retention leaves the file alone until
@@ -232,28 +284,33 @@ impl TableProvider for StoredTable {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let Some(snapshot) = self.snapshot.get() else {
-            return Err(DataFusionError::Internal("a table is scanned before its snapshot was taken".to_owned()));
+        let all = || (0..self.schema.fields().len()).collect();
+        let wanted: Vec<usize> = projection.cloned().unwrap_or_else(all);
+        let stored = self.columns.table_schema();
+        let start = stored.fields().len();
+        if !wanted.contains(&start) {
+            return self.scan_stored(state, Wanted { columns: &wanted, filters, limit }).await;
+        }
+        // What it is computed of is read with the rest.
+        let (ends, durations) = (0, stored.index_of("dur_us")?);
+        let mut read: Vec<usize> = wanted.iter().copied().filter(|at| *at != start).collect();
+        read.extend([ends, durations].into_iter().filter(|at| !wanted.contains(at)));
+        let rows = self.scan_stored(state, Wanted { columns: &read, filters, limit }).await?;
+        let column = |at: usize| -> Arc<dyn PhysicalExpr> {
+            let place = read.iter().position(|read| *read == at).unwrap_or_default();
+            Arc::new(PhysicalColumn::new(stored.field(at).name(), place))
         };
-        let pruner = Arc::new(Pruner::new(filters, &self.schema));
-        let (candidates, blooms_left) = self.candidates(snapshot, state.config().target_partitions(), &pruner).await?;
-        let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::new();
-        let projected = || match projection {
-            Some(columns) => self.schema.project(columns).map(Arc::new),
-            None => Ok(self.schema.clone()),
-        };
-        let live = sought(&pruner, &snapshot.live, projection)?;
-        if !live.is_empty() {
-            inputs.push(MemorySourceConfig::try_new_exec(std::slice::from_ref(&live), projected()?, None)?);
-        }
-        if !candidates.is_empty() {
-            inputs.push(self.parquet_scan(state, &pruner, &candidates, blooms_left, projection, limit)?);
-        }
-        match inputs.len() {
-            0 => Ok(Arc::new(EmptyExec::new(projected()?))),
-            1 => Ok(inputs.remove(0)),
-            _ => UnionExec::try_new(inputs),
-        }
+        let expressions = wanted.iter().map(|&at| match at == start {
+            true => {
+                let (function, of) = (functions::function(Name::TStart), vec![column(ends), column(durations)]);
+                let start =
+                    ScalarFunctionExpr::try_new(function, of, &rows.schema(), state.config_options().clone().into())?;
+                Ok((Arc::new(start) as Arc<dyn PhysicalExpr>, T_START.to_owned()))
+            }
+            false => Ok((column(at), stored.field(at).name().clone())),
+        });
+        let expressions = expressions.collect::<Result<Vec<_>>>()?;
+        Ok(Arc::new(ProjectionExec::try_new(expressions, rows)?))
     }
 }
 

@@ -10,9 +10,6 @@ pub(crate) use segments::{ReadBefore, seeking};
 
 use crate::prune::Test;
 
-/// Where one of so many rows has been found, they are many: all are left to the engine.
-const MANY: usize = 4;
-
 /// How many values a test asks for.
 fn values(test: &Test) -> usize {
     match test {

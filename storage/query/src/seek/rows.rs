@@ -1,6 +1,6 @@
 //! Sought in memory: rows that are in no segment yet.
 
-use super::{MANY, values};
+use super::values;
 use crate::prune::{Number, Pruner, Test};
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray};
 use arrow::buffer::BooleanBuffer;
@@ -9,14 +9,17 @@ use arrow::datatypes::{DataType, Int32Type, TimestampMicrosecondType, UInt16Type
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 
-/// The rows of `batches` that the filter may match, of them the columns of `projection`.
+/// Where one of so many rows has been found, they are many: a batch is left as it is.
+const MANY: usize = 4;
+
+/// The rows of `batches` that the filter may match, of them some columns.
 ///
 /// # Errors
-/// The projection is not one of the batches'.
+/// The batches have not so many columns.
 pub(crate) fn sought(
     pruner: &Pruner,
     batches: &[RecordBatch],
-    projection: Option<&Vec<usize>>,
+    columns: &[usize],
 ) -> Result<Vec<RecordBatch>, ArrowError> {
     let (test, _) = pruner.test();
     let seeks = values(test) > 0;
@@ -24,10 +27,7 @@ pub(crate) fn sought(
         let mask = seeks.then(|| mask(test, batch)).flatten();
         let found = mask.as_ref().map_or(batch.num_rows(), BooleanBuffer::count_set_bits);
         (found > 0).then(|| {
-            let wanted = match projection {
-                Some(columns) => batch.project(columns)?,
-                None => batch.clone(),
-            };
+            let wanted = batch.project(columns)?;
             match mask {
                 Some(mask) if found < batch.num_rows() / MANY => {
                     filter_record_batch(&wanted, &BooleanArray::new(mask, None))

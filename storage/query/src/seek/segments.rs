@@ -4,7 +4,7 @@
 //! A [`SeekingSource`] is a scan of Parquet files that does so. It leaves everything else to DataFusion's own, which it
 //! wraps; and everything at all where a segment cannot be asked, which then says why it cannot be read.
 
-use super::{MANY, values};
+use super::values;
 use crate::prune::{Pruner, Test, Value};
 use crate::reader::BudgetedReaders;
 use datafusion::common::Result;
@@ -41,6 +41,9 @@ const VALUES_MAX: usize = 16;
 
 /// Where no more than one of so many rows is left, the rest of a conjunction is left to the scan.
 const FEW: usize = 64;
+
+/// Where one of so many rows has been found, they are many: reading rows here and there takes longer than reading all.
+const MANY: usize = 32;
 
 /// What has been read of a file already, as an extension of it: what its readers need not read again.
 #[derive(Clone, Debug)]
@@ -314,7 +317,7 @@ async fn seek_in_group(
     };
     loop {
         let column = match seek.rows(test)? {
-            Step::Found(found) => return Ok((found.row_count() < rows / MANY).then_some(found)),
+            Step::Found(found) => return Ok((found.row_count() <= rows / MANY).then_some(found)),
             Step::Needs(column) => column,
         };
         let pages = match column_at(metadata, group, column) {
@@ -415,10 +418,11 @@ impl<'a> SeekInGroup<'a> {
                 }
                 let Some(pages) = self.columns.get(column.as_str()) else { return Ok(Step::Needs(column)) };
                 let rows = match pages {
-                    Some(pages) => {
-                        let rows = pages.rows_with(value.plain())?;
-                        RowSelection::from_consecutive_ranges(rows.into_iter(), self.rows).intersection(&self.in_time)
-                    }
+                    Some(pages) => match pages.rows_with(value.plain(), self.rows / MANY)? {
+                        Some(rows) => RowSelection::from_consecutive_ranges(rows.into_iter(), self.rows)
+                            .intersection(&self.in_time),
+                        None => self.in_time.clone(),
+                    },
                     None => self.in_time.clone(),
                 };
                 self.found.insert((column, value), rows.clone());
