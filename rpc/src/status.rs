@@ -38,6 +38,7 @@ fn to_status(failure: Failure<'_>) -> Status {
                 QueryError::TimeLimit { .. } => Code::DeadlineExceeded,
                 QueryError::Storage(inner) => return to_status(Failure::Storage(inner)),
                 QueryError::Execution { .. } => Code::Internal,
+                QueryError::BadSegment { .. } => Code::DataLoss,
                 QueryError::GeoFile { .. } => Code::FailedPrecondition,
                 QueryError::Stopped | QueryError::SegmentGone | QueryError::LiveTable { .. } => Code::Unavailable,
             },

@@ -108,6 +108,17 @@ pub enum QueryError {
     /// Retention of another process removed a segment between the snapshot and its reading.
     #[error("a segment expired while it was read: run the query again")]
     SegmentGone,
+    /// A segment's file does not read as one.
+    #[error(
+        "segment {path} cannot be read ({message}): leave its time out of the query, or move the file out of the data folder \
+         and start the server again, which goes on without it"
+    )]
+    BadSegment {
+        /// The file, or in an archive the object.
+        path: String,
+        /// What is wrong with it.
+        message: String,
+    },
     /// A MaxMind DB file does not read.
     #[error("{}: {reason}; name a MaxMind DB file (.mmdb), or leave its key out", path.display())]
     GeoFile {
@@ -286,6 +297,14 @@ pub(crate) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> O
     let (score, best) =
         names.map(|n| (strsim::jaro_winkler(&name, n), n)).max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(a.1)))?;
     (score > 0.75).then(|| best.to_owned())
+}
+
+/// What is wrong with a segment's file, on its way through the engine.
+#[derive(Debug, thiserror::Error)]
+#[error("segment {path}: {message}")]
+pub(crate) struct BadSegment {
+    pub(crate) path: String,
+    pub(crate) message: String,
 }
 
 /// The message alone, without the engine's own prefix ("Error during planning: ") and backtrace.

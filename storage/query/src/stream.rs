@@ -1,6 +1,6 @@
 use crate::QueryError;
 use crate::engine::{QueryLimits, Session, Shared};
-use crate::error::{message_of, plain};
+use crate::error::{BadSegment, message_of, plain};
 use crate::explain;
 use crate::memory::SharedMemory;
 use crate::reader::{ScanBudget, ScanStats};
@@ -192,21 +192,27 @@ impl Producer {
         if let (true, Some(limit)) = (self.stop.timed_out(), self.limits.time_max) {
             return QueryError::TimeLimit { limit, read: self.session.budget.reading() };
         }
-        match error.find_root() {
+        let root = error.find_root();
+        if let DataFusionError::External(error) = root
+            && let Some(BadSegment { path, message }) = error.downcast_ref()
+            && !is_gone(message)
+        {
+            return QueryError::BadSegment { path: path.clone(), message: plain(message) };
+        }
+        match root {
             DataFusionError::ResourcesExhausted(_) => {
                 let pool = &self.session.state.runtime_env().memory_pool;
                 let (wanted, in_use) =
                     pool.downcast_ref::<SharedMemory>().map(SharedMemory::refused).unwrap_or_default();
                 QueryError::MemoryLimit { limit: self.limits.memory_bytes, in_use, wanted }
             }
-            root if file_is_gone(root) => QueryError::SegmentGone,
+            root if is_gone(&root.to_string()) => QueryError::SegmentGone,
             _ => QueryError::Execution { message: plain(&message_of(error)) },
         }
     }
 }
 
 /// Whether a file was missing. The reader of footers hands on only the text of the store's error.
-fn file_is_gone(error: &DataFusionError) -> bool {
-    let message = error.to_string();
+fn is_gone(message: &str) -> bool {
     message.contains("Object at location") && message.contains("not found")
 }

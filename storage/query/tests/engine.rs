@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{Broken, Flows, HOUR, SECOND, T0, TAPS, csv, one, sql, wait};
+use common::{Broken, Flows, HOUR, SECOND, T0, TAPS, csv, one, sql, sql_error, wait};
+use datafusion::parquet::file::reader::{FileReader, SerializedFileReader};
 use futures::StreamExt;
 use query::{Cursor, Engine, FlowQuery, QueryError, QueryLimits};
 use std::collections::HashSet;
@@ -231,4 +232,33 @@ fn a_stream_outlives_its_engine() {
 fn the_stores_errors_come_through() {
     let engine = Engine::new(Broken, QueryLimits::default()).unwrap();
     assert!(matches!(wait(engine.sql("SELECT 1")), Err(QueryError::Storage(_))));
+}
+
+#[test]
+fn a_damaged_segment_is_named_and_the_others_are_read() {
+    let flows = Flows::sample(31);
+    let segments = flows.store.reader().snapshot().unwrap().segments;
+    let bad = &segments[2];
+    // The footer stays whole: that the pages are not shows when they are read.
+    let mut bytes = std::fs::read(&bad.path).unwrap();
+    let footer = SerializedFileReader::new(std::fs::File::open(&bad.path).unwrap()).unwrap();
+    for chunk in footer.metadata().row_group(0).columns() {
+        let (start, length) = chunk.byte_range();
+        bytes[start as usize..(start + length) as usize].fill(0xa5);
+    }
+    std::fs::write(&bad.path, bytes).unwrap();
+    let engine = flows.engine();
+    for text in [
+        "SELECT * FROM flows",
+        "SELECT flow_id FROM flows WHERE host('10.0.0.1')",
+        "SELECT src_ip, sum(bytes_o) FROM flows GROUP BY 1",
+    ] {
+        let error = sql_error(&engine, text);
+        let name = bad.path.file_name().unwrap().to_str().unwrap();
+        assert!(error.starts_with("segment ") && error.contains(name), "{text}: {error}");
+        assert!(error.contains("leave its time out of the query"), "{text}: {error}");
+    }
+    let until = chrono::DateTime::from_timestamp_micros(bad.t_end_min).unwrap().to_rfc3339();
+    let before = flows.rows.iter().filter(|row| (row.end.as_micros() as i64) < bad.t_end_min).count();
+    assert_eq!(one(&engine, &format!("SELECT count(src_ip) FROM flows WHERE t_end < '{until}'")), before.to_string());
 }

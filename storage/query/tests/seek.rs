@@ -134,6 +134,8 @@ fn little_else_is_read() {
     // Of the address's column all, of the others a page or two.
     let (_, column) = read(&engine, "SELECT flow_id FROM flows WHERE src_ip < '255.0.0.0'");
     assert!(sought.bytes_read < column.bytes_read, "{sought:?} {column:?}");
+    let (_, narrow) = read(&engine, &format!("SELECT flow_id FROM flows WHERE src_ip = '{a}'"));
+    assert!(narrow.bytes_read < column.bytes_read, "one page of the other column: {narrow:?} {column:?}");
     // Where the values are and the rows are not, nothing else is read.
     let b = rows
         .iter()

@@ -1,15 +1,18 @@
 //! Sought when a segment is opened and before it is read: see [`storage::ColumnPages`]. The scan then reads the pages of
 //! the rows found only, and applies the filter to nothing but them.
 //!
-//! A [`SeekingSource`] is a scan of Parquet files that does so. It leaves everything else to DataFusion's own, which it
-//! wraps; and everything at all where a segment cannot be asked, which then says why it cannot be read.
+//! A [`SegmentSource`] is a scan of Parquet files that does so, and that names the file in what goes wrong. It leaves
+//! everything else to DataFusion's own, which it wraps; and everything at all where a segment cannot be asked, which then
+//! says why it cannot be read.
 
 use super::values;
+use crate::error::{BadSegment, message_of};
 use crate::prune::{Pruner, Test, Value};
 use crate::reader::BudgetedReaders;
-use datafusion::common::Result;
+use arrow::record_batch::RecordBatch;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::{DataFusionError, Result};
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::parquet::{ParquetAccessPlan, RowGroupAccess};
 use datafusion::datasource::physical_plan::{
@@ -17,6 +20,7 @@ use datafusion::datasource::physical_plan::{
 };
 use datafusion::datasource::table_schema::TableSchema;
 use datafusion::object_store::ObjectStore;
+use datafusion::object_store::path::Path as StorePath;
 use datafusion::parquet::arrow::arrow_reader::RowSelection;
 use datafusion::parquet::arrow::async_reader::AsyncFileReader;
 use datafusion::parquet::errors::{ParquetError, Result as ParquetResult};
@@ -29,7 +33,9 @@ use datafusion::physical_plan::DisplayFormatType;
 use datafusion::physical_plan::filter_pushdown::FilterPushdownPropagation;
 use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use datafusion::physical_plan::sort_pushdown::SortOrderPushdownResult;
-use datafusion_datasource::morsel::{MorselPlan, MorselPlanner, Morselizer};
+use datafusion_datasource::morsel::{Morsel, MorselPlan, MorselPlanner, Morselizer};
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::{Range, RangeInclusive};
@@ -65,26 +71,23 @@ pub(crate) fn seeking(
     readers: &Arc<BudgetedReaders>,
     footer_bytes: Option<usize>,
 ) -> Arc<dyn FileSource> {
-    let values = values(pruner.test().0);
-    if values == 0 || values > VALUES_MAX {
-        return Arc::new(source);
-    }
-    let seeker = Seeker { pruner: pruner.clone(), readers: readers.clone(), footer_bytes };
-    Arc::new(SeekingSource { source: Arc::new(source), seeker: Arc::new(seeker) })
+    let seeks = (1..=VALUES_MAX).contains(&values(pruner.test().0));
+    let seeker = seeks.then(|| Arc::new(Seeker { pruner: pruner.clone(), readers: readers.clone(), footer_bytes }));
+    Arc::new(SegmentSource { source: Arc::new(source), seeker })
 }
 
-struct SeekingSource {
+struct SegmentSource {
     source: Arc<dyn FileSource>,
-    seeker: Arc<Seeker>,
+    seeker: Option<Arc<Seeker>>,
 }
 
-impl SeekingSource {
+impl SegmentSource {
     fn around(&self, source: Arc<dyn FileSource>) -> Arc<dyn FileSource> {
-        Arc::new(SeekingSource { source, seeker: self.seeker.clone() })
+        Arc::new(SegmentSource { source, seeker: self.seeker.clone() })
     }
 }
 
-impl FileSource for SeekingSource {
+impl FileSource for SegmentSource {
     fn create_file_opener(
         &self,
         store: Arc<dyn ObjectStore>,
@@ -102,7 +105,7 @@ impl FileSource for SeekingSource {
     ) -> Result<Box<dyn Morselizer>> {
         let files: Arc<dyn Morselizer> = self.source.create_morselizer(store, config, partition)?.into();
         let (seeker, metrics) = (self.seeker.clone(), self.source.metrics().clone());
-        Ok(Box::new(SeekingMorselizer(Arc::new(Opening { files, seeker, partition, metrics }))))
+        Ok(Box::new(Segments(Arc::new(Opening { files, seeker, partition, metrics }))))
     }
 
     fn table_schema(&self) -> &TableSchema {
@@ -189,18 +192,21 @@ impl FileSource for SeekingSource {
 #[derive(Debug)]
 struct Opening {
     files: Arc<dyn Morselizer>,
-    seeker: Arc<Seeker>,
+    seeker: Option<Arc<Seeker>>,
     partition: usize,
     metrics: ExecutionPlanMetricsSet,
 }
 
 #[derive(Debug)]
-struct SeekingMorselizer(Arc<Opening>);
+struct Segments(Arc<Opening>);
 
-impl Morselizer for SeekingMorselizer {
+impl Morselizer for Segments {
     fn plan_file(&self, file: PartitionedFile) -> Result<Box<dyn MorselPlanner>> {
         let planner = self.0.files.plan_file(file.clone())?;
-        Ok(Box::new(Unopened { planner, file, opening: self.0.clone() }))
+        Ok(match &self.0.seeker {
+            Some(_) => Box::new(Unopened { planner, file, opening: self.0.clone() }),
+            None => Box::new(Opened { planner, path: file.object_meta.location }),
+        })
     }
 }
 
@@ -225,16 +231,71 @@ impl MorselPlanner for Unopened {
         };
         // Now it would be read.
         Ok(Some(plan.with_pending_planner(async move {
-            match opening.seek(&file).await {
+            let path = file.object_meta.location.clone();
+            let planner = match opening.seek(&file).await {
                 Ok(Sought::Known(file)) => opening.files.plan_file(*file),
-                Ok(Sought::Nothing) => Ok(Box::new(Nothing) as _),
+                Ok(Sought::Nothing) => return Ok(Box::new(Nothing) as _),
                 Ok(Sought::Unknown) => reading.await,
                 Err(error) => {
-                    tracing::debug!(path = %file.object_meta.location, %error, "cannot seek in a segment");
+                    tracing::debug!(%path, %error, "cannot seek in a segment");
                     reading.await
                 }
-            }
+            };
+            let planner = planner.map_err(|error| named(&path, error))?;
+            Ok(Box::new(Opened { planner, path }) as _)
         })))
+    }
+}
+
+/// A file that is read; what goes wrong is said of it.
+#[derive(Debug)]
+struct Opened {
+    planner: Box<dyn MorselPlanner>,
+    path: StorePath,
+}
+
+impl MorselPlanner for Opened {
+    fn plan(self: Box<Self>) -> Result<Option<MorselPlan>> {
+        let Opened { planner, path } = *self;
+        let Some(mut plan) = planner.plan().map_err(|error| named(&path, error))? else { return Ok(None) };
+        let rows = plan
+            .take_morsels()
+            .into_iter()
+            .map(|rows| -> Box<dyn Morsel> { Box::new(Rows { rows, path: path.clone() }) });
+        let rows = rows.collect();
+        let opened =
+            |planner, path: &StorePath| -> Box<dyn MorselPlanner> { Box::new(Opened { planner, path: path.clone() }) };
+        let planners = plan.take_ready_planners().into_iter().map(|planner| opened(planner, &path)).collect();
+        if let Some(reading) = plan.take_pending_planner() {
+            plan.set_pending_planner(async move {
+                reading.await.map(|planner| opened(planner, &path)).map_err(|error| named(&path, error))
+            });
+        }
+        Ok(Some(plan.with_morsels(rows).with_planners(planners)))
+    }
+}
+
+/// The rows of a file.
+#[derive(Debug)]
+struct Rows {
+    rows: Box<dyn Morsel>,
+    path: StorePath,
+}
+
+impl Morsel for Rows {
+    fn into_stream(self: Box<Self>) -> BoxStream<'static, Result<RecordBatch>> {
+        let Rows { rows, path } = *self;
+        rows.into_stream().map_err(move |error| named(&path, error)).boxed()
+    }
+}
+
+/// What went wrong with a file, with the file's name.
+fn named(path: &StorePath, error: DataFusionError) -> DataFusionError {
+    match error.find_root() {
+        DataFusionError::ParquetError(_) | DataFusionError::ArrowError(..) | DataFusionError::IoError(_) => {
+            DataFusionError::External(Box::new(BadSegment { path: path.to_string(), message: message_of(&error) }))
+        }
+        _ => error,
     }
 }
 
@@ -258,7 +319,7 @@ enum Sought {
 
 impl Opening {
     async fn seek(&self, file: &PartitionedFile) -> ParquetResult<Sought> {
-        let Seeker { pruner, readers, footer_bytes } = &*self.seeker;
+        let Some(Seeker { pruner, readers, footer_bytes }) = self.seeker.as_deref() else { return Ok(Sought::Unknown) };
         let reader = readers.create_reader(self.partition, file.clone(), *footer_bytes, &self.metrics);
         let mut reader = reader.map_err(|e| ParquetError::External(Box::new(e)))?;
         let metadata = reader.get_metadata(None).await?;
