@@ -243,6 +243,13 @@ pub(crate) struct AnswerArgs {
     pub(crate) no_pager: bool,
     #[command(flatten)]
     pub(crate) from: FromArgs,
+    /// With --data-dir: configuration file (YAML) whose section `query` holds, as a server's does: budgets, and the files of
+    /// country() and asn().
+    #[arg(long, value_name = "FILE", requires = "data_dir")]
+    pub(crate) config: Option<PathBuf>,
+    /// With --data-dir: override a key of it, for example query.geoip.country=GeoLite2-Country.mmdb.
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "data_dir")]
+    pub(crate) overrides: Vec<String>,
 }
 
 /// How addresses are told where there is a choice.

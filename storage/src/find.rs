@@ -518,6 +518,7 @@ mod tests {
                     let found: Vec<usize> = pages
                         .rows_with(&plain, rows)
                         .unwrap()
+                        .unwrap()
                         .into_iter()
                         .flatten()
                         .filter(|row| wanted.contains(row))
@@ -545,9 +546,13 @@ mod tests {
         let wanted = 150..151;
         let parts = parts(&file, &chunk_ranges(chunk, Some(locations), &wanted));
         let pages = ColumnPages::read(chunk, Some(locations), 1_000, &wanted, &parts).unwrap();
-        assert_eq!(pages.rows_with(&3u32.to_le_bytes(), 100).unwrap(), Some([100..200].into()));
-        assert_eq!(pages.rows_with(&3u32.to_le_bytes(), 99).unwrap(), None);
-        assert_eq!(pages.rows_with(&[3], 100).unwrap(), Some([100..200].into()));
+        let rows = |plain: &[u8], most| {
+            pages.rows_with(plain, most).unwrap().map(|rows| rows.into_iter().flatten().collect::<Vec<_>>())
+        };
+        let page = Some((100..200).collect());
+        assert_eq!(rows(&3u32.to_le_bytes(), 100), page);
+        assert_eq!(rows(&3u32.to_le_bytes(), 99), None);
+        assert_eq!(rows(&[3], 100), page);
     }
 
     #[test]

@@ -52,6 +52,19 @@ def test_files_that_are_no_databases_are_named_at_the_start(tmp_path):
         assert f"{wrong}: " in refused.stderr and "name a MaxMind DB file" in refused.stderr, refused.stderr
 
 
+def test_a_folder_is_asked_with_the_configuration_of_a_server(folder, tmp_path):
+    """Budgets and files of its section `query`; without a folder, the server's own hold."""
+    config = tmp_path / "taphouse.yaml"
+    config.write_text("query:\n  scan_max: 1KiB\n")
+    everything = ("sql", "SELECT * FROM flows", "--data-dir", folder)
+    refused = taphouse(*everything, "--config", config, ok=False)
+    assert refused.returncode == 1 and "raise `query.scan_max`" in refused.stderr, refused.stderr
+    taphouse(*everything, "--config", config, "--set", "query.scan_max=1GiB")
+    wrong = taphouse(*everything, "--set", f"query.geoip.asn={config}", ok=False)
+    assert f"{config}: " in wrong.stderr and "name a MaxMind DB file" in wrong.stderr, wrong.stderr
+    assert taphouse("sql", "SELECT 1", "--config", config, ok=False).returncode == 2
+
+
 def test_a_function_without_its_file_says_what_to_set(folder):
     refused = taphouse("sql", "SELECT country(src_ip) FROM flows", "--data-dir", folder, ok=False)
     assert refused.returncode == 2

@@ -1,8 +1,8 @@
 //! Where rows come from: a server, a data folder or an archive of many, read ahead of whoever prints them, until a signal ends it.
 
 use super::{local, remote};
-use crate::cli::FromArgs;
-use crate::config::QuerySection;
+use crate::cli::AnswerArgs;
+use crate::config::{Config, QuerySection};
 use crate::failure::{Code, Failure};
 use crate::tables::Tables;
 use archive::ArchiveReader;
@@ -66,15 +66,18 @@ impl Stop {
 
 impl Answer {
     /// Asks, and waits until the columns are known.
-    pub(super) fn ask(from: &FromArgs, question: Question) -> Result<Answer, Failure> {
+    pub(super) fn ask(args: &AnswerArgs, question: Question) -> Result<Answer, Failure> {
+        let source = match &args.from.data_dir {
+            Some(dir) => {
+                let config = Config::load(args.config.as_deref(), &args.overrides);
+                Source::Folder(dir.clone(), config.map_err(|e| Failure::new(Code::Usage, e))?.query)
+            }
+            None => Source::Server(args.from.server.clone()),
+        };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let stop = Arc::new(Stop::default());
         let (schema_sender, schema) = tokio::sync::oneshot::channel();
         let (sender, batches) = mpsc::channel(BATCHES_AHEAD);
-        let source = match &from.data_dir {
-            Some(dir) => Source::Folder(dir.clone()),
-            None => Source::Server(from.server.clone()),
-        };
         let reader = runtime.spawn(async move {
             let opened = open(&source, question).await;
             let (told, stream) = opened.map_or_else(|e| (Err(e), None), |stream| (Ok(stream.schema()), Some(stream)));
@@ -145,7 +148,8 @@ impl Drop for Answer {
 
 enum Source {
     Server(String),
-    Folder(PathBuf),
+    /// And the budgets of the query.
+    Folder(PathBuf, QuerySection),
 }
 
 /// One side of it, connected.
@@ -179,13 +183,14 @@ impl Asked {
     async fn connect(source: &Source) -> Result<Asked, Failure> {
         Ok(match source {
             Source::Server(addr) => Asked::Server(Box::new(rpc::client::connect(addr).await.map_err(remote)?)),
-            Source::Folder(dir) => {
-                let limits = super::limits(&QuerySection::default());
+            Source::Folder(dir, config) => {
+                let (limits, geo) = (super::limits(config), super::geo_files(config));
                 let engine = match dir.to_str().filter(|dir| archive::is_url(dir)) {
                     Some(url) => {
-                        Engine::new(ArchiveReader::open(url).map_err(|e| Failure::new(Code::Usage, e))?, limits)?
+                        let archive = ArchiveReader::open(url).map_err(|e| Failure::new(Code::Usage, e))?;
+                        Engine::with_geo(archive, limits, &geo)?
                     }
-                    None => Engine::new(Tables::of_folder(StoreReader::open(dir)?), limits)?,
+                    None => Engine::with_geo(Tables::of_folder(StoreReader::open(dir)?), limits, &geo)?,
                 };
                 Asked::Folder(engine)
             }

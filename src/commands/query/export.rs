@@ -97,7 +97,7 @@ pub(super) fn export(
     shape: Shape,
 ) -> Result<(), Failure> {
     let begun = Instant::now();
-    let mut answer = Answer::ask(&args.from, question)?;
+    let mut answer = Answer::ask(args, question)?;
     answer.be_patient();
     let mut rows = Shaped::new(&mut answer, shape, None)?;
     let failed = || format!("cannot write {}", super::super::show(&target.path));

@@ -18,7 +18,7 @@ pub(super) fn print(args: &AnswerArgs, output: Output, question: Question, shape
     let layout = TableLayout { width: size.map(|size| size.width), row_count: !told };
     let format = format(args, output, layout)?;
     let begun = Instant::now();
-    let mut answer = Answer::ask(&args.from, question)?;
+    let mut answer = Answer::ask(args, question)?;
     let look = (output == Output::Table).then_some(Look { width: layout.width });
     let screen = Screen::new(size, !args.no_pager);
     if screen.may_page() {
