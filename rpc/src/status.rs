@@ -40,7 +40,10 @@ fn to_status(failure: Failure<'_>) -> Status {
                 QueryError::Execution { .. } => Code::Internal,
                 QueryError::BadSegment { .. } => Code::DataLoss,
                 QueryError::GeoFile { .. } => Code::FailedPrecondition,
-                QueryError::Stopped | QueryError::SegmentGone | QueryError::LiveTable { .. } => Code::Unavailable,
+                QueryError::Stopped
+                | QueryError::SegmentGone
+                | QueryError::UnreadSegment { .. }
+                | QueryError::LiveTable { .. } => Code::Unavailable,
             },
             error.to_string(),
         ),

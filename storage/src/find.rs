@@ -57,6 +57,10 @@ impl ChunkReader for PartsReader<'_> {
     }
 }
 
+fn out_of_step(what: &str) -> ParquetError {
+    ParquetError::General(what.to_owned())
+}
+
 fn cut_off(what: &str) -> ParquetError {
     ParquetError::General(format!("{what} is cut off"))
 }
@@ -80,8 +84,15 @@ pub fn chunk_ranges(
     let Some(pages) = wanted.next().map(|first| first.start..wanted.last().map_or(first.end, |last| last.end)) else {
         return Vec::new();
     };
+    // In one piece where they touch: who reads the chunk whole asks for that.
     let dictionary = start..of_page(first).start;
-    [dictionary, pages].into_iter().filter(|range| !range.is_empty()).collect()
+    let mut ranges = vec![pages];
+    match &mut ranges[..] {
+        [pages] if dictionary.end == pages.start => pages.start = dictionary.start,
+        _ if !dictionary.is_empty() => ranges.insert(0, dictionary),
+        _ => {}
+    }
+    ranges
 }
 
 fn rows_of_pages(locations: Option<&[PageLocation]>, rows: usize) -> impl Iterator<Item = Range<usize>> {
@@ -127,6 +138,8 @@ impl ColumnPages {
         rows: &Range<usize>,
         parts: &FileParts,
     ) -> Result<ColumnPages> {
+        // An index without pages tells nothing.
+        let locations = locations.filter(|pages| !pages.is_empty());
         let column = chunk.column_descr();
         if column.max_rep_level() > 0 || column.max_def_level() > 1 {
             return Err(ParquetError::General(format!("column {} is nested", column.name())));
@@ -149,13 +162,14 @@ impl ColumnPages {
         let mut reader = SerializedPageReader::new(reader, chunk, rows_of_chunk, owned)?;
         match locations {
             Some(_) => {
-                if has_dictionary {
-                    pages.take(reader.get_next_page()?, 0)?;
+                if has_dictionary && pages.take(reader.get_next_page()?, 0)? != 0 {
+                    return Err(out_of_step("a page lies where the dictionary should"));
                 }
                 for of_page in rows_of_pages(locations, rows_of_chunk) {
-                    match overlap(&of_page, rows) {
-                        true => drop(pages.take(reader.get_next_page()?, of_page.start)?),
-                        false => reader.skip_next_page()?,
+                    if !overlap(&of_page, rows) {
+                        reader.skip_next_page()?;
+                    } else if pages.take(reader.get_next_page()?, of_page.start)? != of_page.end {
+                        return Err(out_of_step("a page has other rows than its index says"));
                     }
                 }
             }
@@ -163,6 +177,9 @@ impl ColumnPages {
                 let mut row = 0;
                 while let page @ Some(_) = reader.get_next_page()? {
                     row = pages.take(page, row)?;
+                }
+                if row != rows_of_chunk {
+                    return Err(out_of_step("a column chunk has fewer rows than its row group"));
                 }
             }
         }
@@ -199,7 +216,7 @@ impl ColumnPages {
         let rows = row..row + rows as usize;
         let end = rows.end;
         if end > self.rows_of_chunk {
-            return Err(ParquetError::General("a column chunk has more rows than its row group".to_owned()));
+            return Err(out_of_step("a column chunk has more rows than its row group"));
         }
         self.pages.push(DataPage { rows, encoding, levels, values });
         Ok(end)
@@ -214,7 +231,8 @@ impl ColumnPages {
     pub fn rows_with(&self, plain: &[u8], most: usize) -> Result<Option<Vec<Range<usize>>>> {
         let number = match &self.dictionary {
             Some(dictionary) => self.number_of(dictionary, plain)?,
-            None => Number::None,
+            // No page should have numbers then.
+            None => Number::Many,
         };
         let (mut found, mut count) = (Vec::new(), 0);
         let mut positions = Vec::new();
@@ -569,9 +587,13 @@ mod tests {
             for _ in 0..1 + random.below(3) {
                 damaged[(start + random.below(length)) as usize] = random.below(256) as u8;
             }
-            let parts = parts(&damaged.into(), &chunk_ranges(chunk, None, &(0..3_000)));
-            if let Ok(pages) = ColumnPages::read(chunk, None, 3_000, &(0..3_000), &parts) {
-                let _ = pages.rows_with(b"name 77", 3_000);
+            for locations in [None, metadata.offset_index().map(|index| &index[0][0].page_locations()[..])] {
+                let parts = parts(&damaged.clone().into(), &chunk_ranges(chunk, locations, &(0..3_000)));
+                let pages = ColumnPages::read(chunk, locations, 3_000, &(0..3_000), &parts);
+                if let Ok(Some(found)) = pages.and_then(|pages| pages.rows_with(b"name 77", 3_000)) {
+                    let ends: Vec<usize> = found.iter().flat_map(|rows| [rows.start, rows.end]).collect();
+                    assert!(ends.is_sorted() && ends.iter().all(|end| *end <= 3_000), "{found:?}");
+                }
             }
         }
     }

@@ -1,11 +1,14 @@
 """Python grpcio with stubs made from the proto files: lists, pages, streams, subscribes."""
 import threading
+import time
 import urllib.request
 
 import grpc
 import pytest
 
 from conftest import rows, taphouse
+from test_flight import metric, until
+from test_rest import resident
 
 
 @pytest.fixture
@@ -133,3 +136,26 @@ def test_many_clients_at_once(stubs, serving):
     [t.start() for t in threads]
     [t.join() for t in threads]
     assert not errors and counts == [50] * 8
+
+
+def test_a_client_that_does_not_read_on_holds_little_of_the_server(stubs, serving):
+    """Back-pressure: an answer without end stops where nobody takes it, goes on when somebody does, and ends with its call."""
+    from taphouse.v1 import flows_pb2
+
+    _, flows, _, _ = services(stubs, serving.grpc)
+    sent = lambda: metric(serving, 'taphouse_query_sent_bytes_total{method="query"}')
+    before = resident(serving)
+    call = flows.Query(flows_pb2.QueryRequest(sql="SELECT a.flow_id, a.src_ip, b.dst_ip FROM flows a, flows b"))
+    next(call)
+    seen = []
+    while len(seen) < 4 or len(set(seen[-4:])) > 1:
+        seen.append(sent())
+        assert seen[-1] < 64 * 2**20, "the server goes on without a reader"
+        time.sleep(0.25)
+    assert resident(serving) - before < 256 * 2**20
+    assert metric(serving, "taphouse_queries_in_flight") == 1
+    for _ in range(200):
+        next(call)
+    until(lambda: sent() > seen[-1], "the server does not go on with its reader")
+    call.cancel()
+    until(lambda: metric(serving, "taphouse_queries_in_flight") == 0, "a query outlives its call")

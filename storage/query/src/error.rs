@@ -108,9 +108,19 @@ pub enum QueryError {
     /// Retention of another process removed a segment between the snapshot and its reading.
     #[error("a segment expired while it was read: run the query again")]
     SegmentGone,
+    /// What a segment lies in does not give it.
+    #[error(
+        "segment {path} cannot be read ({message}): see to the disk or the object storage, and run the query again"
+    )]
+    UnreadSegment {
+        /// The file, or in an archive the object.
+        path: String,
+        /// Why not.
+        message: String,
+    },
     /// A segment's file does not read as one.
     #[error(
-        "segment {path} cannot be read ({message}): leave its time out of the query, or move the file out of the data folder \
+        "segment {path} is damaged ({message}): leave its time out of the query, or move the file out of the data folder \
          and start the server again, which goes on without it"
     )]
     BadSegment {
@@ -305,6 +315,8 @@ pub(crate) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> O
 pub(crate) struct BadSegment {
     pub(crate) path: String,
     pub(crate) message: String,
+    /// Not what it lies in, but the file.
+    pub(crate) damaged: bool,
 }
 
 /// The message alone, without the engine's own prefix ("Error during planning: ") and backtrace.

@@ -194,10 +194,14 @@ impl Producer {
         }
         let root = error.find_root();
         if let DataFusionError::External(error) = root
-            && let Some(BadSegment { path, message }) = error.downcast_ref()
+            && let Some(BadSegment { path, message, damaged }) = error.downcast_ref()
             && !is_gone(message)
         {
-            return QueryError::BadSegment { path: path.clone(), message: plain(message) };
+            let (path, message) = (path.clone(), plain(message));
+            return match damaged {
+                true => QueryError::BadSegment { path, message },
+                false => QueryError::UnreadSegment { path, message },
+            };
         }
         match root {
             DataFusionError::ResourcesExhausted(_) => {

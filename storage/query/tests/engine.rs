@@ -262,3 +262,18 @@ fn a_damaged_segment_is_named_and_the_others_are_read() {
     let before = flows.rows.iter().filter(|row| (row.end.as_micros() as i64) < bad.t_end_min).count();
     assert_eq!(one(&engine, &format!("SELECT count(src_ip) FROM flows WHERE t_end < '{until}'")), before.to_string());
 }
+
+#[test]
+fn a_query_that_fails_by_itself_blames_no_segment() {
+    let engine = Flows::sample(32).engine();
+    for text in [
+        "SELECT bytes_o / (dur_us - dur_us) FROM flows",
+        "SELECT * FROM flows WHERE bytes_o / (dur_us - dur_us) > 1",
+        "SELECT flow_id FROM flows WHERE bytes_o / (dur_us - dur_us) > 1",
+        "SELECT * FROM flows WHERE host('10.0.0.1') AND bytes_o / (dur_us - dur_us) > 1",
+    ] {
+        let error = sql_error(&engine, text);
+        assert!(error.starts_with("the query failed: ") && error.contains("ivide by zero"), "{text}: {error}");
+        assert!(!error.contains("segment"), "{text}: {error}");
+    }
+}

@@ -136,6 +136,11 @@ fn little_else_is_read() {
     assert!(sought.bytes_read < column.bytes_read, "{sought:?} {column:?}");
     let (_, narrow) = read(&engine, &format!("SELECT flow_id FROM flows WHERE src_ip = '{a}'"));
     assert!(narrow.bytes_read < column.bytes_read, "one page of the other column: {narrow:?} {column:?}");
+    // What is frequent is not worth seeking, and what was read for that is not read again.
+    let common = host(1 << 20);
+    let (_, frequent) = read(&engine, &format!("SELECT flow_id FROM flows WHERE host('{common}')"));
+    let (_, both) = read(&engine, "SELECT flow_id FROM flows WHERE src_ip < '255.0.0.0' OR dst_ip < '255.0.0.0'");
+    assert!(frequent.bytes_read <= both.bytes_read + 1_000, "bloom filters apart: {frequent:?} {both:?}");
     // Where the values are and the rows are not, nothing else is read.
     let b = rows
         .iter()

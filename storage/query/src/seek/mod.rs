@@ -10,6 +10,14 @@ pub(crate) use segments::{ReadBefore, seeking};
 
 use crate::prune::Test;
 
+/// Values a filter may ask for. Each costs a comparison with every row of its column.
+const VALUES_MAX: usize = 16;
+
+/// Whether it is worth while to seek what a test asks for.
+fn seeks(test: &Test) -> bool {
+    (1..=VALUES_MAX).contains(&values(test))
+}
+
 /// How many values a test asks for.
 fn values(test: &Test) -> usize {
     match test {

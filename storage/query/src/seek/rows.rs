@@ -1,6 +1,6 @@
 //! Sought in memory: rows that are in no segment yet.
 
-use super::values;
+use super::seeks;
 use crate::prune::{Number, Pruner, Test};
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray};
 use arrow::buffer::BooleanBuffer;
@@ -22,7 +22,7 @@ pub(crate) fn sought(
     columns: &[usize],
 ) -> Result<Vec<RecordBatch>, ArrowError> {
     let (test, _) = pruner.test();
-    let seeks = values(test) > 0;
+    let seeks = seeks(test);
     let sought = batches.iter().filter_map(|batch| {
         let mask = seeks.then(|| mask(test, batch)).flatten();
         let found = mask.as_ref().map_or(batch.num_rows(), BooleanBuffer::count_set_bits);

@@ -5,10 +5,11 @@
 //! everything else to DataFusion's own, which it wraps; and everything at all where a segment cannot be asked, which then
 //! says why it cannot be read.
 
-use super::values;
+use super::seeks;
 use crate::error::{BadSegment, message_of};
 use crate::prune::{Pruner, Test, Value};
 use crate::reader::BudgetedReaders;
+use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::TreeNodeRecursion;
@@ -42,9 +43,6 @@ use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 use storage::{ColumnPages, FileParts, chunk_ranges};
 
-/// Values a filter may ask for. Each costs a comparison with every row of its column.
-const VALUES_MAX: usize = 16;
-
 /// Where no more than one of so many rows is left, the rest of a conjunction is left to the scan.
 const FEW: usize = 64;
 
@@ -71,8 +69,8 @@ pub(crate) fn seeking(
     readers: &Arc<BudgetedReaders>,
     footer_bytes: Option<usize>,
 ) -> Arc<dyn FileSource> {
-    let seeks = (1..=VALUES_MAX).contains(&values(pruner.test().0));
-    let seeker = seeks.then(|| Arc::new(Seeker { pruner: pruner.clone(), readers: readers.clone(), footer_bytes }));
+    let seeker = seeks(pruner.test().0)
+        .then(|| Arc::new(Seeker { pruner: pruner.clone(), readers: readers.clone(), footer_bytes }));
     Arc::new(SegmentSource { source: Arc::new(source), seeker })
 }
 
@@ -289,14 +287,20 @@ impl Morsel for Rows {
     }
 }
 
-/// What went wrong with a file, with the file's name.
+/// What went wrong with a file, with the file's name. What went wrong in an expression of the query, which the scan computes
+/// as well, is no fault of the file's.
 fn named(path: &StorePath, error: DataFusionError) -> DataFusionError {
-    match error.find_root() {
-        DataFusionError::ParquetError(_) | DataFusionError::ArrowError(..) | DataFusionError::IoError(_) => {
-            DataFusionError::External(Box::new(BadSegment { path: path.to_string(), message: message_of(&error) }))
+    let message = message_of(&error);
+    let damaged = match error.find_root() {
+        DataFusionError::ParquetError(_) if message.contains("Error evaluating filter predicate") => return error,
+        DataFusionError::ParquetError(error) => {
+            !matches!(**error, ParquetError::External(_)) && !message.contains("Object Store error")
         }
-        _ => error,
-    }
+        DataFusionError::ArrowError(error, _) if matches!(**error, ArrowError::ParquetError(_)) => true,
+        DataFusionError::ObjectStore(_) | DataFusionError::IoError(_) => false,
+        _ => return error,
+    };
+    DataFusionError::External(Box::new(BadSegment { path: path.to_string(), message, damaged }))
 }
 
 /// Of a file without a row that matters.
@@ -418,7 +422,7 @@ fn rows_in_time(metadata: &ParquetMetaData, group: usize, rows: usize, time: &Ra
         (Some(min), Some(max)) => min <= time.end() && max >= time.start(),
         _ => true,
     };
-    let row_of = |page: usize| pages.get(page).map_or(rows, |page| page.first_row_index.max(0) as usize);
+    let row_of = |page: usize| pages.get(page).map_or(rows, |page| rows.min(page.first_row_index.max(0) as usize));
     let mut hits = (0..pages.len()).filter(overlaps);
     match hits.next() {
         Some(first) => row_of(first)..row_of(hits.next_back().unwrap_or(first) + 1),
@@ -450,7 +454,7 @@ impl<'a> SeekInGroup<'a> {
             Test::All(tests) => {
                 let mut left = self.in_time.clone();
                 for test in tests {
-                    if values(test) == 0 {
+                    if super::values(test) == 0 {
                         continue;
                     }
                     if left.row_count() <= self.rows / FEW {
@@ -466,6 +470,9 @@ impl<'a> SeekInGroup<'a> {
             Test::Any(tests) => {
                 let mut all = self.none();
                 for test in tests {
+                    if all.row_count() == self.in_time.row_count() {
+                        break;
+                    }
                     match self.rows(test)? {
                         Step::Found(rows) => all = all.union(&rows),
                         needs @ Step::Needs(_) => return Ok(needs),
