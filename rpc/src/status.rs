@@ -29,6 +29,7 @@ fn to_status(failure: Failure<'_>) -> Status {
                 | QueryError::Filter(_)
                 | QueryError::Parameters(_)
                 | QueryError::ReadOnly { .. }
+                | QueryError::Computing { .. }
                 | QueryError::TooLong { .. } => Code::InvalidArgument,
                 QueryError::Busy { .. }
                 | QueryError::ScanLimit { .. }
@@ -41,7 +42,7 @@ fn to_status(failure: Failure<'_>) -> Status {
                 QueryError::BadSegment { .. } => Code::DataLoss,
                 QueryError::GeoFile { .. } => Code::FailedPrecondition,
                 QueryError::Stopped
-                | QueryError::SegmentGone
+                | QueryError::SegmentGone { .. }
                 | QueryError::UnreadSegment { .. }
                 | QueryError::LiveTable { .. } => Code::Unavailable,
             },

@@ -2,8 +2,9 @@
 
 use crate::StorageError;
 use crate::columns::FLOWS;
-use crate::disk::OsDisk;
+use crate::disk::{self, OsDisk};
 use crate::dns::DNS;
+use crate::error::IoContext;
 use crate::folder::Layout;
 use crate::manifest::Listing;
 use crate::options::Retention;
@@ -200,11 +201,20 @@ impl Files {
 
     fn listing(&self) -> Result<Listing, StorageError> {
         let path = self.layout.manifest();
-        let listing = Listing::read(&*self.layout.disk, &path)?;
-        match listing.damage {
-            Some((offset, reason)) => Err(StorageError::Damaged { path, offset, reason }),
-            None => Ok(listing),
+        let mut listing = Listing::read(&*self.layout.disk, &path)?;
+        if let Some((offset, reason)) = listing.damage.take().or(listing.torn.take()) {
+            return Err(StorageError::Damaged { path, offset, reason });
         }
+        // Every start writes one.
+        let segments = self.layout.segments_dir();
+        if listing.segments.is_empty()
+            && !disk::exists(&*self.layout.disk, &path).at("look at", &path)?
+            && self.layout.disk.list(&segments).is_ok_and(|found| !found.is_empty())
+        {
+            let reason = "it is missing, and there are segments".to_owned();
+            return Err(StorageError::Damaged { path, offset: 0, reason });
+        }
+        Ok(listing)
     }
 
     fn segments(&self, listing: &Listing) -> Arc<Segments> {

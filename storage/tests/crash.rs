@@ -257,6 +257,31 @@ fn a_damaged_manifest_is_rebuilt_from_the_segments() {
     assert!(dir.path().join("damaged/manifest.ndjson").exists());
 }
 
+/// Of these, a start makes what it can; who only reads says that something is wrong, and finds no empty table.
+#[test]
+fn a_manifest_that_ends_in_damage_or_is_missing_is_no_empty_one_to_readers() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::open(options(dir.path())).unwrap();
+    store.append(&flows(0..10), &[]).unwrap();
+    store.flush().unwrap();
+    drop(store);
+    let path = dir.path().join("manifest.ndjson");
+    let whole = fs::read(&path).unwrap();
+    let refused = || StoreReader::open(dir.path()).unwrap().snapshot().unwrap_err().to_string();
+    let last = whole[..whole.len() - 1].iter().rposition(|byte| *byte == b'\n').unwrap() + 1;
+    let mut damaged = whole.clone();
+    damaged[last + 20] ^= 1;
+    fs::write(&path, damaged).unwrap();
+    assert!(refused().contains(&format!("damaged at byte {last}: checksum")), "{}", refused());
+    // One that is being written.
+    fs::write(&path, &whole[..whole.len() - 5]).unwrap();
+    assert_eq!(StoreReader::open(dir.path()).unwrap().snapshot().unwrap().rows(), 0);
+    fs::remove_file(&path).unwrap();
+    assert!(refused().contains("it is missing, and there are segments"), "{}", refused());
+    drop(Store::open(options(dir.path())).unwrap());
+    assert_eq!(StoreReader::open(dir.path()).unwrap().snapshot().unwrap().rows(), 10);
+}
+
 #[test]
 fn missing_and_damaged_segments_are_told_and_the_rest_is_served() {
     let dir = tempfile::tempdir().unwrap();

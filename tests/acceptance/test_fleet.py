@@ -294,6 +294,8 @@ def test_sql_in_the_archive_is_sql_in_the_folder(history, shipped_by, bucket):
         assert bucket.rows(query) == rows(query, folder), query
     assert bucket.rows("SELECT count(*) AS n FROM flows WHERE sensor = 'edge-1'") == rows("SELECT count(*) AS n FROM flows", folder)
     assert bucket.rows("SELECT count(*) AS n FROM flows WHERE sensor = 'edge-9'") == [{"n": 0}]
+    plan = bucket.rows("EXPLAIN SELECT sum(bytes_o) FROM flows WHERE sensor = 'edge-9'")[-1]["plan"]
+    assert "; 0 to read" in plan, plan
     one = f"{bucket.url}/sensor=edge-1"
     assert bucket.rows("SELECT count(*) AS n FROM flows", one) == rows("SELECT count(*) AS n FROM flows", folder)
     listed = taphouse("flows", "--limit", "7", "--data-dir", bucket.url, "--output", "ndjson", env=bucket.env).stdout

@@ -120,9 +120,11 @@ fn usage<E: Into<anyhow::Error>>(option: &str) -> impl Fn(E) -> Failure + use<'_
 /// A wrong question is the caller's, anything else is ours.
 fn local(error: QueryError) -> Failure {
     let code = match error {
-        QueryError::Sql(_) | QueryError::Filter(_) | QueryError::ReadOnly { .. } | QueryError::TooLong { .. } => {
-            Code::Usage
-        }
+        QueryError::Sql(_)
+        | QueryError::Filter(_)
+        | QueryError::ReadOnly { .. }
+        | QueryError::TooLong { .. }
+        | QueryError::Computing { .. } => Code::Usage,
         _ => Code::Failed,
     };
     Failure::new(code, error)

@@ -106,8 +106,20 @@ pub enum QueryError {
     #[error(transparent)]
     Storage(#[from] StorageError),
     /// Retention of another process removed a segment between the snapshot and its reading.
-    #[error("a segment expired while it was read: run the query again")]
-    SegmentGone,
+    #[error(
+        "segment {path} is gone: it expired or was merged while it was read, and the same query finds what there is now; or \
+         somebody has removed it, and a start of the server takes it off its list"
+    )]
+    SegmentGone {
+        /// The file, or in an archive the object.
+        path: String,
+    },
+    /// The query computes what cannot be computed: a division by zero, a cast of what is no number.
+    #[error("the query failed: {message}")]
+    Computing {
+        /// What went wrong.
+        message: String,
+    },
     /// What a segment lies in does not give it.
     #[error(
         "segment {path} cannot be read ({message}): see to the disk or the object storage, and run the query again"
@@ -308,6 +320,9 @@ pub(crate) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> O
         names.map(|n| (strsim::jaro_winkler(&name, n), n)).max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(a.1)))?;
     (score > 0.75).then(|| best.to_owned())
 }
+
+/// What Parquet's reader says of a filter that fails inside it.
+pub(crate) const FILTER_FAILED: &str = "Error evaluating filter predicate";
 
 /// What is wrong with a segment's file, on its way through the engine.
 #[derive(Debug, thiserror::Error)]

@@ -14,7 +14,9 @@ pub(crate) fn row(schema: &SchemaRef, budget: &ScanBudget) -> Option<RecordBatch
     }
     let ScanStats { bloom_blocks_read, files_opened, bytes_read, .. } = budget.stats();
     let files = plural(files_opened, "file");
-    lines.push(format!("read: {files} opened, {bytes_read} bytes, {bloom_blocks_read} of 32 bytes from bloom filters"));
+    lines.push(format!(
+        "read: {files} opened, {bytes_read} bytes, {bloom_blocks_read} blocks of 32 bytes of bloom filters among them"
+    ));
     let columns =
         ["segments".to_owned(), lines.join("\n")].map(|text| Arc::new(StringArray::from(vec![text])) as ArrayRef);
     RecordBatch::try_new(schema.clone(), columns.to_vec()).ok()

@@ -6,7 +6,7 @@
 //! filter true. `NOT` is pushed down to the comparisons, which three-valued logic allows, so that no test needs to know
 //! whether a row may make it false.
 
-use crate::table::T_START;
+use crate::table::{SENSOR, T_START, sensor_of};
 use arrow::datatypes::{DataType, Schema, TimeUnit};
 use datafusion::common::ScalarValue;
 use datafusion::logical_expr::expr::{Between, BinaryExpr, InList};
@@ -29,6 +29,8 @@ pub(crate) enum Test {
     Number(Number, RangeInclusive<i64>),
     /// The tap compares so with a text.
     Tap(Operator, String),
+    /// The sensor an object of an archive comes from compares so with a text.
+    Sensor(Operator, String),
     /// A column has a value.
     Has(String, Value),
 }
@@ -138,19 +140,21 @@ fn may(test: &Test, segment: &Segment, probe: &mut dyn FnMut(&str, BloomHash) ->
                 },
             }
         }
-        Test::Tap(op, text) => {
-            let holds = |tap: &String| match op {
-                Operator::Eq => tap == text,
-                Operator::NotEq => tap != text,
-                Operator::Lt => tap < text,
-                Operator::LtEq => tap <= text,
-                Operator::Gt => tap > text,
-                Operator::GtEq => tap >= text,
-                _ => true,
-            };
-            segment.taps.is_empty() || segment.taps.iter().any(holds)
-        }
+        Test::Tap(op, text) => segment.taps.is_empty() || segment.taps.iter().any(|tap| holds(tap, *op, text)),
+        Test::Sensor(op, text) => holds(sensor_of(segment), *op, text),
         Test::Has(column, value) => probe(column, BloomHash::of(value.plain())),
+    }
+}
+
+fn holds(left: &str, op: Operator, right: &str) -> bool {
+    match op {
+        Operator::Eq => left == right,
+        Operator::NotEq => left != right,
+        Operator::Lt => left < right,
+        Operator::LtEq => left <= right,
+        Operator::Gt => left > right,
+        Operator::GtEq => left >= right,
+        _ => true,
     }
 }
 
@@ -295,6 +299,7 @@ fn comparison(left: &Expr, op: Operator, right: &Expr, schema: &Schema) -> Test 
         },
         DataType::Dictionary(_, _) => match text_of(value) {
             Some(text) if name == "tap" => Test::Tap(op, text.to_owned()),
+            Some(text) if name == SENSOR => Test::Sensor(op, text.to_owned()),
             Some(text) if op == Eq => Test::Has(name, Value(text.as_bytes().to_vec())),
             _ => Test::Maybe,
         },

@@ -1,6 +1,6 @@
 use crate::QueryError;
 use crate::engine::{QueryLimits, Session, Shared};
-use crate::error::{BadSegment, message_of, plain};
+use crate::error::{BadSegment, FILTER_FAILED, message_of, plain};
 use crate::explain;
 use crate::memory::SharedMemory;
 use crate::reader::{ScanBudget, ScanStats};
@@ -195,9 +195,13 @@ impl Producer {
         let root = error.find_root();
         if let DataFusionError::External(error) = root
             && let Some(BadSegment { path, message, damaged }) = error.downcast_ref()
-            && !is_gone(message)
         {
-            let (path, message) = (path.clone(), plain(message));
+            let path = path.clone();
+            if is_gone(message) {
+                return QueryError::SegmentGone { path };
+            }
+            // Of a chain of errors the first.
+            let message = plain(message.rsplit(" error: ").next().unwrap_or(message));
             return match damaged {
                 true => QueryError::BadSegment { path, message },
                 false => QueryError::UnreadSegment { path, message },
@@ -210,7 +214,10 @@ impl Producer {
                     pool.downcast_ref::<SharedMemory>().map(SharedMemory::refused).unwrap_or_default();
                 QueryError::MemoryLimit { limit: self.limits.memory_bytes, in_use, wanted }
             }
-            root if is_gone(&root.to_string()) => QueryError::SegmentGone,
+            DataFusionError::ArrowError(error, _) => QueryError::Computing { message: plain(&error.to_string()) },
+            root if root.to_string().contains(FILTER_FAILED) => {
+                QueryError::Computing { message: plain(&message_of(root)) }
+            }
             _ => QueryError::Execution { message: plain(&message_of(error)) },
         }
     }

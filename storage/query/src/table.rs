@@ -47,7 +47,7 @@ const FILES_WITH_TIMES_MAX: usize = 2_048;
 pub(crate) const STORED: [&str; 2] = [FLOWS, DNS];
 
 /// Name of the column of an archive that says which sensor a row is from.
-const SENSOR: &str = "sensor";
+pub(crate) const SENSOR: &str = "sensor";
 
 /// Columns beside those a filter needs that are read whole. More of them are read of the rows only that the filter lets
 /// through, which takes it inside Parquet's reader: for a filter that lets many rows through that costs more than it saves.
@@ -244,7 +244,7 @@ impl StoredTable {
             e_tag: None,
             version: None,
         };
-        let sensor = self.objects.iter().map(|_| sensor_of(segment)).collect();
+        let sensor = self.objects.iter().map(|_| sensor_value(segment)).collect();
         let mut file =
             PartitionedFile::new_from_meta(meta).with_partition_values(sensor).with_extension(segment.clone());
         if with_times {
@@ -345,8 +345,12 @@ fn sensor_type() -> DataType {
 }
 
 /// The sensor an object comes from, as its name says.
-fn sensor_of(segment: &Segment) -> ScalarValue {
+pub(crate) fn sensor_of(segment: &Segment) -> &str {
     let parts = segment.path.components().filter_map(|part| part.as_os_str().to_str());
-    let name = parts.filter_map(|part| part.strip_prefix("sensor=")).next_back().unwrap_or_default();
-    ScalarValue::Dictionary(Box::new(DataType::Int32), Box::new(ScalarValue::Utf8(Some(name.to_owned()))))
+    parts.filter_map(|part| part.strip_prefix("sensor=")).next_back().unwrap_or_default()
+}
+
+fn sensor_value(segment: &Segment) -> ScalarValue {
+    let name = sensor_of(segment).to_owned();
+    ScalarValue::Dictionary(Box::new(DataType::Int32), Box::new(ScalarValue::Utf8(Some(name))))
 }

@@ -260,7 +260,7 @@ fn a_file_that_cannot_be_asked_is_kept() {
     let stream = wait(engine.sql("SELECT flow_id FROM flows WHERE host('10.99.0.1')")).unwrap();
     assert!((1..=2).contains(&stream.stats().segments_kept), "{:?}", stream.stats());
     let error = wait(stream.collect_all()).unwrap_err();
-    assert!(matches!(error, QueryError::SegmentGone), "{error}");
+    assert!(matches!(error, QueryError::SegmentGone { .. }), "{error}");
 }
 
 /// Segments come with more than one row group, and without any filter, from other versions.

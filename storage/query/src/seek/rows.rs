@@ -42,7 +42,7 @@ pub(crate) fn sought(
 /// Which rows may match; `None` for all.
 fn mask(test: &Test, batch: &RecordBatch) -> Option<BooleanBuffer> {
     match test {
-        Test::Maybe | Test::Tap(..) => None,
+        Test::Maybe | Test::Tap(..) | Test::Sensor(..) => None,
         Test::Never => Some(BooleanBuffer::new_unset(batch.num_rows())),
         Test::All(tests) => {
             let mut all: Option<BooleanBuffer> = None;

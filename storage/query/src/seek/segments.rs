@@ -6,7 +6,7 @@
 //! says why it cannot be read.
 
 use super::seeks;
-use crate::error::{BadSegment, message_of};
+use crate::error::{BadSegment, FILTER_FAILED, message_of};
 use crate::prune::{Pruner, Test, Value};
 use crate::reader::BudgetedReaders;
 use arrow::error::ArrowError;
@@ -21,7 +21,6 @@ use datafusion::datasource::physical_plan::{
 };
 use datafusion::datasource::table_schema::TableSchema;
 use datafusion::object_store::ObjectStore;
-use datafusion::object_store::path::Path as StorePath;
 use datafusion::parquet::arrow::arrow_reader::RowSelection;
 use datafusion::parquet::arrow::async_reader::AsyncFileReader;
 use datafusion::parquet::errors::{ParquetError, Result as ParquetResult};
@@ -41,7 +40,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
-use storage::{ColumnPages, FileParts, chunk_ranges};
+use storage::{ColumnPages, FileParts, Segment, chunk_ranges};
 
 /// Where no more than one of so many rows is left, the rest of a conjunction is left to the scan.
 const FEW: usize = 64;
@@ -203,7 +202,7 @@ impl Morselizer for Segments {
         let planner = self.0.files.plan_file(file.clone())?;
         Ok(match &self.0.seeker {
             Some(_) => Box::new(Unopened { planner, file, opening: self.0.clone() }),
-            None => Box::new(Opened { planner, path: file.object_meta.location }),
+            None => Box::new(Opened { planner, path: path_of(&file) }),
         })
     }
 }
@@ -229,7 +228,7 @@ impl MorselPlanner for Unopened {
         };
         // Now it would be read.
         Ok(Some(plan.with_pending_planner(async move {
-            let path = file.object_meta.location.clone();
+            let path = path_of(&file);
             let planner = match opening.seek(&file).await {
                 Ok(Sought::Known(file)) => opening.files.plan_file(*file),
                 Ok(Sought::Nothing) => return Ok(Box::new(Nothing) as _),
@@ -245,11 +244,19 @@ impl MorselPlanner for Unopened {
     }
 }
 
+/// As people find it.
+fn path_of(file: &PartitionedFile) -> Arc<str> {
+    match file.extension::<Arc<Segment>>() {
+        Some(segment) => segment.path.display().to_string().into(),
+        None => file.object_meta.location.as_ref().into(),
+    }
+}
+
 /// A file that is read; what goes wrong is said of it.
 #[derive(Debug)]
 struct Opened {
     planner: Box<dyn MorselPlanner>,
-    path: StorePath,
+    path: Arc<str>,
 }
 
 impl MorselPlanner for Opened {
@@ -262,7 +269,7 @@ impl MorselPlanner for Opened {
             .map(|rows| -> Box<dyn Morsel> { Box::new(Rows { rows, path: path.clone() }) });
         let rows = rows.collect();
         let opened =
-            |planner, path: &StorePath| -> Box<dyn MorselPlanner> { Box::new(Opened { planner, path: path.clone() }) };
+            |planner, path: &Arc<str>| -> Box<dyn MorselPlanner> { Box::new(Opened { planner, path: path.clone() }) };
         let planners = plan.take_ready_planners().into_iter().map(|planner| opened(planner, &path)).collect();
         if let Some(reading) = plan.take_pending_planner() {
             plan.set_pending_planner(async move {
@@ -277,7 +284,7 @@ impl MorselPlanner for Opened {
 #[derive(Debug)]
 struct Rows {
     rows: Box<dyn Morsel>,
-    path: StorePath,
+    path: Arc<str>,
 }
 
 impl Morsel for Rows {
@@ -289,10 +296,10 @@ impl Morsel for Rows {
 
 /// What went wrong with a file, with the file's name. What went wrong in an expression of the query, which the scan computes
 /// as well, is no fault of the file's.
-fn named(path: &StorePath, error: DataFusionError) -> DataFusionError {
+fn named(path: &Arc<str>, error: DataFusionError) -> DataFusionError {
     let message = message_of(&error);
     let damaged = match error.find_root() {
-        DataFusionError::ParquetError(_) if message.contains("Error evaluating filter predicate") => return error,
+        DataFusionError::ParquetError(_) if message.contains(FILTER_FAILED) => return error,
         DataFusionError::ParquetError(error) => {
             !matches!(**error, ParquetError::External(_)) && !message.contains("Object Store error")
         }
@@ -449,7 +456,7 @@ impl<'a> SeekInGroup<'a> {
     /// Rows for which the test may be true.
     fn rows(&mut self, test: &'a Test) -> ParquetResult<Step<'a>> {
         let rows = match test {
-            Test::Maybe | Test::Number(..) | Test::Tap(..) => self.in_time.clone(),
+            Test::Maybe | Test::Number(..) | Test::Tap(..) | Test::Sensor(..) => self.in_time.clone(),
             Test::Never => self.none(),
             Test::All(tests) => {
                 let mut left = self.in_time.clone();
