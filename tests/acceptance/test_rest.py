@@ -157,7 +157,7 @@ def test_an_answer_that_fails_on_its_way_is_cut_off(serving):
         assert response.status == 200
         with pytest.raises(http.client.IncompleteRead):
             response.read()
-    errors = 'taphouse_query_errors_total{method="rest_sql",code="INTERNAL"}'
+    errors = 'taphouse_query_errors_total{method="rest_sql",code="INVALID_ARGUMENT"}'
     until(lambda: metric(serving, errors) == 1, "the error is not counted")
 
 
