@@ -265,7 +265,8 @@ fn a_damaged_segment_is_named_and_the_others_are_read() {
 
 #[test]
 fn a_query_that_fails_by_itself_blames_no_segment() {
-    let engine = Flows::sample(32).engine();
+    let flows = Flows::sample(32);
+    let engine = flows.engine();
     for text in [
         "SELECT bytes_o / (dur_us - dur_us) FROM flows",
         "SELECT * FROM flows WHERE bytes_o / (dur_us - dur_us) > 1",
