@@ -88,7 +88,7 @@ async fn values_that_do_not_fit_are_refused_when_bound() {
     };
     prepared.set_parameters(rows(vec![6, 17])).unwrap();
     let told = prepared.execute().await.unwrap_err().to_string();
-    assert!(told.contains("the parameters have 2 rows, 1 is allowed"), "{told}");
+    assert!(told.contains("rows of parameters: 2, allowed is 1"), "{told}");
     prepared.set_parameters(rows(vec![6])).unwrap();
     let info = prepared.execute().await.unwrap();
     assert_eq!(fetch(&mut flight, &info).await.unwrap().column(0).as_primitive::<Int64Type>().value(0), 1);

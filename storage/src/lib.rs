@@ -39,7 +39,7 @@ pub use folder::FORMAT_VERSION;
 pub use options::{Compaction, Now, OnError, Retention, StoreOptions};
 pub use reader::{Snapshot, StoreReader};
 pub use retention::{Expiring, Limit, RetentionPlan};
-pub use segment::{Claim, Segment, SegmentId};
+pub use segment::{Claim, Footer, Segment, SegmentId};
 pub use segments::{Segments, TimeRange};
 pub use shared::StoreCounts;
 pub use store::Store;

@@ -6,7 +6,7 @@ use crate::disk::{Disk, OsDisk};
 use crate::zones::Zones;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -56,6 +56,45 @@ pub(crate) struct SegmentMeta {
     pub(crate) zones: Zones,
     #[serde(default, skip_serializing_if = "Blooms::is_empty")]
     pub(crate) blooms: Blooms,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) footer: Option<Footer>,
+}
+
+/// The end of a segment's file, its page index and its footer, as it was written. Parquet has checksums of pages only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "[u32; 2]", from = "[u32; 2]")]
+pub struct Footer {
+    bytes: u32,
+    crc32: u32,
+}
+
+impl Footer {
+    /// `None` if it is longer than any that can be read.
+    pub(crate) fn new(bytes: u64, crc32: u32) -> Option<Footer> {
+        Some(Footer { bytes: u32::try_from(bytes).ok()?, crc32 })
+    }
+
+    /// Where it lies in a file of so many bytes.
+    pub fn range(self, file_bytes: u64) -> Range<u64> {
+        file_bytes.saturating_sub(u64::from(self.bytes))..file_bytes
+    }
+
+    /// Whether `end`, the bytes of its range, are what was written.
+    pub fn is(self, end: &[u8]) -> bool {
+        end.len() as u64 == u64::from(self.bytes) && crc32fast::hash(end) == self.crc32
+    }
+}
+
+impl From<Footer> for [u32; 2] {
+    fn from(Footer { bytes, crc32 }: Footer) -> [u32; 2] {
+        [bytes, crc32]
+    }
+}
+
+impl From<[u32; 2]> for Footer {
+    fn from([bytes, crc32]: [u32; 2]) -> Footer {
+        Footer { bytes, crc32 }
+    }
 }
 
 impl SegmentMeta {
@@ -96,6 +135,8 @@ pub struct Segment {
     pub protos: Vec<u8>,
     zones: Zones,
     blooms: Blooms,
+    /// Its end; `None` of a segment that was written before this was noted, or found without a manifest.
+    pub footer: Option<Footer>,
     /// Who has it to itself: 0, or a [`Claim`].
     claim: AtomicU8,
     /// One bit for each place it has been shipped to.
@@ -184,6 +225,7 @@ impl Segment {
             dirs: meta.file.matches('/').count(),
             zones: meta.zones.clone(),
             blooms: meta.blooms.clone(),
+            footer: meta.footer,
             claim: AtomicU8::new(0),
             shipped: AtomicU8::new(0),
             doomed: AtomicBool::new(false),
@@ -222,6 +264,7 @@ impl Segment {
             protos: self.protos.clone(),
             zones: self.zones.clone(),
             blooms: self.blooms.clone(),
+            footer: self.footer,
         };
         // Strings, numbers and lists of them: nothing here can fail to serialise.
         serde_json::to_string(&meta).unwrap_or_default()
@@ -335,6 +378,7 @@ mod tests {
             protos: vec![6, 17],
             zones: Zones::default(),
             blooms: Blooms::default(),
+            footer: Footer::new(300, 0xfedc_ba98),
         };
         Segment::of_test(Path::new("none"), &meta)
     }

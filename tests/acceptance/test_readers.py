@@ -43,3 +43,21 @@ def test_every_column_is_read_and_addresses_agree(segments):
     theirs = sorted({text(raw) for f in files for raw in pq.read_table(f, columns=["src_ip"])["src_ip"].to_pylist()})
     ours = sorted(r["a"] for r in rows("SELECT DISTINCT ip_text(src_ip) AS a FROM flows", folder))
     assert theirs == ours
+
+
+def test_pyarrow_agrees_with_the_checksums_of_pages(segments, tmp_path):
+    _, files = segments
+    original = files[0].read_bytes()
+    metadata = pq.read_metadata(files[0])
+    columns = [metadata.row_group(0).column(at) for at in range(metadata.num_columns)]
+    # A reader that checks finds nothing to complain about.
+    assert pq.read_table(files[0], partitioning=None, page_checksum_verification=True).num_rows == metadata.num_rows
+    copy = tmp_path / "flipped.parquet"
+    for column in columns:
+        end = (column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size
+        flipped = bytearray(original)
+        # The last byte of a column chunk belongs to its last page.
+        flipped[end - 1] ^= 0x10
+        copy.write_bytes(flipped)
+        with pytest.raises(OSError, match="(?i)crc"):
+            pq.read_table(copy, columns=[column.path_in_schema], page_checksum_verification=True)

@@ -99,7 +99,7 @@ def test_parameters(serving, stored):
     _, body = call(serving, "/sql", json.dumps(question), content_type="application/json")
     assert json.loads(body) == [{"n": busiest["n"]}]
     status, error = refused(serving, "/sql", json.dumps({**question, "parameters": []}), content_type="application/json")
-    assert status == 400 and error["message"] == "the statement has 2 parameters, 0 values were given"
+    assert status == 400 and error["message"] == "parameters of the statement: 2, values given: 0"
 
 
 def test_errors_say_what_and_where(serving):

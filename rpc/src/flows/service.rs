@@ -200,10 +200,14 @@ fn flow_query(
         return Err(Status::invalid_argument(format!("columns names {count} columns, allowed are {COLUMNS_MAX}")));
     }
     let columns = with_key(columns);
+    let (since, until) = (micros("start_time", since)?, micros("end_time", until)?);
+    if since.zip(until).is_some_and(|(since, until)| since > until) {
+        return Err(Status::invalid_argument("end_time lies before start_time, and no time between them"));
+    }
     Ok(FlowQuery {
         filter: (!filter.trim().is_empty()).then_some(filter),
-        since: micros("start_time", since)?,
-        until: micros("end_time", until)?,
+        since,
+        until,
         columns,
         limit: None,
         after: None,

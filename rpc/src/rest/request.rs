@@ -114,6 +114,9 @@ impl FlowsRequest {
         }
         let filter = pairs.get("filter")?.filter(|filter| !filter.trim().is_empty()).map(str::to_owned);
         let (since, until) = (time("since", "start")?, time("until", "end")?);
+        if since.zip(until).is_some_and(|(since, until)| since > until) {
+            return Err(ApiError::invalid("until lies before since, and no time between them".to_owned()));
+        }
         let query = FlowQuery { filter, since, until, columns, limit: None, after: None };
         let answering = Answering::parse(&pairs, headers)?;
         Ok(FlowsRequest { query, paging: paging(&pairs)?, answering })

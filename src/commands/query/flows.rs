@@ -103,6 +103,10 @@ impl<'a> Asked<'a> {
             since: time("--since", &args.since)?,
             until: time("--until", &args.until)?,
         };
+        if selection.since.zip(selection.until).is_some_and(|(since, until)| since > until) {
+            let told = "--until lies before --since, and no time between them: change one of them";
+            return Err(Failure::new(Code::Usage, anyhow::anyhow!(told)));
+        }
         let metric = args.metric.as_deref().unwrap_or("bytes");
         Ok(Asked {
             args,

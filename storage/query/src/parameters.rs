@@ -19,7 +19,7 @@ const VALUE_BYTES_MAX: usize = crate::TEXT_BYTES_MAX;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParameterError {
     /// There are more or fewer values than places for them.
-    #[error("the statement has {expected} parameters, {given} values were given")]
+    #[error("parameters of the statement: {expected}, values given: {given}")]
     Count {
         /// Places in the statement.
         expected: usize,
@@ -44,7 +44,7 @@ pub enum ParameterError {
         number: usize,
     },
     /// Several rows of values, or none.
-    #[error("the parameters have {rows} rows, 1 is allowed: execute the statement once for each row")]
+    #[error("rows of parameters: {rows}, allowed is 1: execute the statement once for each row")]
     Rows {
         /// How many.
         rows: usize,
@@ -65,7 +65,7 @@ pub enum ParameterError {
     #[error("the statement has parameters of both kinds, ? and $1: write all of them one way")]
     Mixed,
     /// A number that leaves out others.
-    #[error("the statement has {distinct} parameters, but names ${highest}: number them from $1 without gaps")]
+    #[error("parameters of the statement: {distinct}, the highest is ${highest}: number them from $1 without gaps")]
     Gap {
         /// How many different numbers there are.
         distinct: usize,

@@ -9,8 +9,8 @@ use crate::parameters::{self, Parameters};
 use datafusion::common::DataFusionError;
 use datafusion::sql::parser::{DFParserBuilder, Statement};
 use datafusion::sql::sqlparser::ast::{
-    BinaryOperator, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, Query,
-    Statement as SqlStatement, VisitMut, VisitorMut,
+    BinaryOperator, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, Query, Spanned,
+    Statement as SqlStatement, Value, VisitMut, VisitorMut,
 };
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
@@ -197,6 +197,16 @@ impl VisitorMut for EitherSide {
                 hint: Some(format!("write it as {example}")),
             });
         };
+        if columns[0] == "src_port"
+            && let Some(culprit) = args.iter().find(|arg| is_no_port(arg))
+        {
+            let start = culprit.span().start;
+            return ControlFlow::Break(Complaint {
+                message: format!("{culprit} is no port: they are numbers from 0 to 65535"),
+                culprit: Culprit::At(start.line, start.column),
+                hint: Some(format!("write it as {example}")),
+            });
+        }
         let [src, dst] = columns.map(|column| {
             let mut path = prefix.clone();
             path.push(Ident::with_span(name.span, column));
@@ -209,6 +219,18 @@ impl VisitorMut for EitherSide {
         };
         *expr = Expr::Nested(Box::new(or(src, dst)));
         ControlFlow::Continue(())
+    }
+}
+
+/// Whether it is a literal, and not of a port.
+fn is_no_port(arg: &Expr) -> bool {
+    match arg {
+        Expr::Value(value) => match &value.value {
+            Value::Number(number, _) => number.parse::<u16>().is_err(),
+            Value::SingleQuotedString(text) => text.trim().parse::<u16>().is_err(),
+            _ => false,
+        },
+        _ => false,
     }
 }
 
@@ -296,6 +318,12 @@ mod tests {
         assert!(error("proto = 6 ORDER BY 1").starts_with("the filter ends before `ORDER`"));
         assert!(error("src_ip IN (SELECT dst_ip FROM flows)").contains("use SQL for subqueries"));
         assert!(error("host()").starts_with("`host` takes one or more values (line 1, column 1)"));
+        assert!(
+            error("port(80, 70000)")
+                .starts_with("70000 is no port: they are numbers from 0 to 65535 (line 1, column 10)")
+        );
+        assert!(error("port('http')").starts_with("'http' is no port: "));
+        assert_eq!(rewritten("port('443', $1)"), "(src_port IN ('443', $1) OR dst_port IN ('443', $1))");
         assert!(error("").starts_with("expected an expression, found the end of the text"));
         assert!(error("proto = 'x").contains("unterminated string literal (line 1, column 9)"));
     }

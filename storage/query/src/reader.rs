@@ -1,4 +1,5 @@
-//! Parquet readers that count what they read, and stop where the query's budget ends.
+//! Parquet readers that count what they read, stop where the query's budget ends, and take no footer that is not the one
+//! that was written.
 
 use crate::Reading;
 use crate::seek::ReadBefore;
@@ -6,20 +7,21 @@ use bytes::Bytes;
 use datafusion::common::Result;
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::ParquetFileReaderFactory;
-use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFactory;
-use datafusion::execution::cache::cache_manager::FileMetadataCache;
-use datafusion::object_store::ObjectStore;
+use datafusion::datasource::physical_plan::parquet::{CachedParquetFileReaderFactory, CachedParquetMetaData};
+use datafusion::execution::cache::cache_manager::{CachedFileMetadataEntry, FileMetadataCache};
+use datafusion::object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
+use datafusion::parquet::DecodeResult;
 use datafusion::parquet::arrow::arrow_reader::ArrowReaderOptions;
 use datafusion::parquet::arrow::async_reader::AsyncFileReader;
 use datafusion::parquet::errors::{ParquetError, Result as ParquetResult};
-use datafusion::parquet::file::metadata::ParquetMetaData;
+use datafusion::parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataPushDecoder};
 use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use storage::{BLOOM_BLOCK_BYTES, FileParts};
+use storage::{BLOOM_BLOCK_BYTES, FileParts, Footer, Segment};
 
 /// What a query has read so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -137,16 +139,18 @@ impl ScanBudget {
 #[derive(Debug)]
 pub(crate) struct BudgetedReaders {
     readers: CachedParquetFileReaderFactory,
+    footers: Footers,
     budget: Arc<ScanBudget>,
 }
 
 impl BudgetedReaders {
     pub(crate) fn new(
         store: Arc<dyn ObjectStore>,
-        footers: Arc<FileMetadataCache>,
+        cache: Arc<FileMetadataCache>,
         budget: Arc<ScanBudget>,
     ) -> BudgetedReaders {
-        BudgetedReaders { readers: CachedParquetFileReaderFactory::new(store, footers), budget }
+        let readers = CachedParquetFileReaderFactory::new(store.clone(), cache.clone());
+        BudgetedReaders { readers, footers: Footers { store, cache }, budget }
     }
 }
 
@@ -159,9 +163,13 @@ impl ParquetFileReaderFactory for BudgetedReaders {
         metrics: &ExecutionPlanMetricsSet,
     ) -> Result<Box<dyn AsyncFileReader + Send>> {
         let before = file.extension::<ReadBefore>().cloned();
+        let footer = file.extension::<Arc<Segment>>().and_then(|segment| segment.footer);
+        let footer = footer.map(|footer| (file.object_meta.clone(), footer));
         let reader = self.readers.create_reader(partition, file, metadata_size_hint, metrics)?;
         Ok(Box::new(BudgetedReader {
             reader,
+            footer,
+            footers: self.footers.clone(),
             opened: before.is_some(),
             before: before.map(|ReadBefore(parts)| parts).unwrap_or_default(),
             budget: self.budget.clone(),
@@ -169,8 +177,45 @@ impl ParquetFileReaderFactory for BudgetedReaders {
     }
 }
 
+/// Footers of segments of which it is known what they should be, with their page indexes.
+#[derive(Clone, Debug)]
+struct Footers {
+    store: Arc<dyn ObjectStore>,
+    cache: Arc<FileMetadataCache>,
+}
+
+impl Footers {
+    async fn get(&self, file: &ObjectMeta, footer: Footer) -> ParquetResult<Arc<ParquetMetaData>> {
+        let cached = self.cache.get(&file.location).filter(|cached| cached.is_valid_for(file));
+        let cached = cached.and_then(|cached| {
+            Some(cached.file_metadata.as_any().downcast_ref::<CachedParquetMetaData>()?.parquet_metadata().clone())
+        });
+        if let Some(cached) = cached {
+            return Ok(cached);
+        }
+        let range = footer.range(file.size);
+        let read = self.store.get_range(&file.location, range.clone()).await;
+        let bytes = read.map_err(|error| ParquetError::External(Box::new(error)))?;
+        let damaged = || ParquetError::General("its footer is not what was written".to_owned());
+        if !footer.is(&bytes) {
+            return Err(damaged());
+        }
+        let decoder = ParquetMetaDataPushDecoder::try_new(file.size)?;
+        let mut decoder = decoder.with_page_index_policy(PageIndexPolicy::Optional);
+        decoder.push_range(range, bytes)?;
+        let DecodeResult::Data(metadata) = decoder.try_decode()? else { return Err(damaged()) };
+        let metadata = Arc::new(metadata);
+        let entry = CachedFileMetadataEntry::new(file.clone(), Arc::new(CachedParquetMetaData::new(metadata.clone())));
+        self.cache.put(&file.location, entry);
+        Ok(metadata)
+    }
+}
+
 struct BudgetedReader {
     reader: Box<dyn AsyncFileReader + Send>,
+    /// Of a segment whose footer is known.
+    footer: Option<(ObjectMeta, Footer)>,
+    footers: Footers,
     /// Readers are made for files that are then skipped by what the manifest knows; the first read decides.
     opened: bool,
     /// What the query has read of the file already.
@@ -226,6 +271,9 @@ impl AsyncFileReader for BudgetedReader {
         options: Option<&'a ArrowReaderOptions>,
     ) -> BoxFuture<'a, ParquetResult<Arc<ParquetMetaData>>> {
         self.open();
-        self.reader.get_metadata(options)
+        match &self.footer {
+            Some((file, footer)) => self.footers.get(file, *footer).boxed(),
+            None => self.reader.get_metadata(options),
+        }
     }
 }

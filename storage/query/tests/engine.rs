@@ -263,6 +263,75 @@ fn a_damaged_segment_is_named_and_the_others_are_read() {
     assert_eq!(one(&engine, &format!("SELECT count(src_ip) FROM flows WHERE t_end < '{until}'")), before.to_string());
 }
 
+/// One bit of a segment flipped: what is asked of it is answered as before, or not at all. Of a file, all is watched over
+/// but the headers of pages, of which most bits show, and bloom filters.
+#[test]
+fn a_flipped_bit_makes_no_answer() {
+    let seed = std::env::var("FLIP_SEED").map_or(0xf11b, |seed| seed.parse().unwrap());
+    let flips = std::env::var("FLIPS").map_or(60, |flips| flips.parse().unwrap());
+    let flows = Flows::sample(seed);
+    let segment = flows.store.reader().snapshot().unwrap().segments[2].clone();
+    let until = chrono::DateTime::from_timestamp_micros(segment.t_end_max + 1).unwrap().to_rfc3339();
+    let time = format!("t_end < '{until}' AND tap = '{}'", segment.taps[0]);
+    let questions = [
+        format!("SELECT * FROM flows WHERE {time} ORDER BY flow_id"),
+        format!("SELECT flow_id FROM flows WHERE {time} AND host('10.0.0.1') ORDER BY flow_id"),
+        format!("SELECT proto, sum(bytes_o), max(dur_us), min(src_ip) FROM flows WHERE {time} GROUP BY 1 ORDER BY 1"),
+    ];
+    let ask = |question: &String| {
+        let engine = flows.engine();
+        wait(async { engine.sql(question).await?.collect_all().await })
+    };
+    let right: Vec<_> = questions.iter().map(|question| ask(question).unwrap()).collect();
+    let bytes = std::fs::read(&segment.path).unwrap();
+    let watched = watched(&segment.path, &segment);
+    let total: u64 = watched.iter().map(|range| range.end - range.start).sum();
+    let (mut rng, mut refused) = (common::Rng(seed), 0);
+    for _ in 0..flips {
+        let mut at = rng.below(total);
+        let range = watched.iter().find(|range| {
+            let length = range.end - range.start;
+            let is_here = at < length;
+            at -= if is_here { 0 } else { length };
+            is_here
+        });
+        let (byte, bit) = ((range.unwrap().start + at) as usize, rng.below(8));
+        let mut flipped = bytes.clone();
+        flipped[byte] ^= 1 << bit;
+        std::fs::write(&segment.path, flipped).unwrap();
+        for (question, right) in questions.iter().zip(&right) {
+            match ask(question) {
+                Ok(answer) => assert_eq!(&answer, right, "seed {seed}, byte {byte}, bit {bit}: {question}"),
+                Err(error) => {
+                    refused += 1;
+                    let name = segment.path.file_name().unwrap().to_str().unwrap();
+                    let at = format!("seed {seed}, byte {byte}, bit {bit}: {question}: {error:?}");
+                    assert!(matches!(error, QueryError::BadSegment { .. }) && error.to_string().contains(name), "{at}");
+                }
+            }
+        }
+    }
+    assert!(refused > flips, "seed {seed}: {refused} of {} questions were refused", 3 * flips);
+}
+
+/// The bytes of a segment that have a checksum: its pages without their headers, and its end.
+fn watched(path: &std::path::Path, segment: &storage::Segment) -> Vec<std::ops::Range<u64>> {
+    let file = std::fs::File::open(path).unwrap();
+    let reader = SerializedFileReader::new(file).unwrap();
+    let mut ranges = vec![segment.footer.unwrap().range(segment.bytes)];
+    for chunk in reader.metadata().row_group(0).columns() {
+        let (start, length) = chunk.byte_range();
+        // One page, and a dictionary before some.
+        let pages = chunk.dictionary_page_offset().into_iter().chain([chunk.data_page_offset()]);
+        let starts: Vec<u64> = pages.map(|page| page as u64).chain([start + length]).collect();
+        ranges.extend(starts.windows(2).map(|page| page[0] + HEADER_BYTES_MAX.min(page[1] - page[0])..page[1]));
+    }
+    ranges
+}
+
+/// More than a header of a page has.
+const HEADER_BYTES_MAX: u64 = 40;
+
 #[test]
 fn a_query_that_fails_by_itself_blames_no_segment() {
     let flows = Flows::sample(32);

@@ -78,8 +78,8 @@ fn what_does_not_fit_is_said() {
         Err(QueryError::Parameters(error)) => error.to_string(),
         other => panic!("{statement}: {other:?}"),
     };
-    assert_eq!(error("SELECT ?, ?", &[number(1)]), "the statement has 2 parameters, 1 values were given");
-    assert_eq!(error("SELECT 1", &[number(1)]), "the statement has 0 parameters, 1 values were given");
+    assert_eq!(error("SELECT ?, ?", &[number(1)]), "parameters of the statement: 2, values given: 1");
+    assert_eq!(error("SELECT 1", &[number(1)]), "parameters of the statement: 0, values given: 1");
     assert!(error("SELECT ?, $1", &[number(1)]).contains("both kinds"));
     assert!(error("SELECT $1, $3", &[number(1), number(2)]).contains("number them from $1"));
     assert!(error("SELECT $name", &[number(1)]).contains("$name has a name"));

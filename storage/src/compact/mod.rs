@@ -143,7 +143,7 @@ fn run<C: Columns>(shared: &Shared<C>, job: &Job, pace: &Pace) -> Result<bool, S
     let (mut batches, mut logs) = (Vec::new(), Vec::new());
     for segment in &job.inputs {
         let read = logs_of(layout, segment.id, &segment.path)
-            .and_then(|logs| Ok((logs, read_segment(layout, &segment.path, &gate)?)));
+            .and_then(|logs| Ok((logs, read_segment(layout, segment, &gate)?)));
         let (its_logs, its_batches) = read.inspect_err(|_| {
             // Other segments are not to wait for one that does not read.
             if !pace.is_stopped() {

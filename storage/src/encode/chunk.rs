@@ -1,16 +1,15 @@
 //! The pages of one column in a row group, and what the file says of them.
 
 use super::SegmentProfile;
+use super::page::{self, PageHeader, PageKind, PagePlace};
 use bytes::Bytes;
 use parquet::basic::{BoundaryOrder, Compression, Encoding, Type, ZstdLevel};
 use parquet::bloom_filter::Sbbf;
-use parquet::column::page::{CompressedPage, Page, PageWriteSpec, PageWriter};
 use parquet::column::writer::ColumnCloseResult;
 use parquet::data_type::{ByteArray, FixedLenByteArray};
 use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::{ColumnChunkMetaData, ColumnIndexBuilder, OffsetIndexBuilder, PageEncodingStats};
 use parquet::file::statistics::{Statistics, ValueStatistics};
-use parquet::file::writer::{SerializedPageWriter, TrackedWrite};
 use parquet::schema::types::ColumnDescPtr;
 
 /// Longest text that stands in statistics.
@@ -41,7 +40,7 @@ pub(super) enum Bound {
 }
 
 struct Written {
-    spec: PageWriteSpec,
+    place: PagePlace,
     rows: usize,
     nulls: usize,
     bounds: Option<(Bound, Bound)>,
@@ -54,69 +53,58 @@ pub(super) struct Chunk {
     profile: SegmentProfile,
     /// Whether it has statistics.
     statistics: bool,
-    data: TrackedWrite<Vec<u8>>,
+    data: Vec<u8>,
     pages: Vec<Written>,
 }
 
 impl Chunk {
     pub(super) fn new(column: ColumnDescPtr, profile: SegmentProfile, statistics: bool) -> Chunk {
-        Chunk { column, profile, statistics, data: TrackedWrite::new(Vec::new()), pages: Vec::new() }
+        Chunk { column, profile, statistics, data: Vec::new(), pages: Vec::new() }
     }
 
     /// Adds a page.
     pub(super) fn page(&mut self, page: PageData<'_>, zstd: &mut Zstd) -> Result<()> {
-        let parquet = match self.profile {
+        let place = match self.profile {
             SegmentProfile::Tuned => self.page_v2(&page, zstd)?,
             SegmentProfile::Compatible => self.page_v1(&page, zstd)?,
         };
-        let spec = SerializedPageWriter::new(&mut self.data).write_page(parquet)?;
         let PageData { rows, nulls, encoding, bounds, .. } = page;
-        self.pages.push(Written { spec, rows, nulls, bounds, encoding });
+        self.pages.push(Written { place, rows, nulls, bounds, encoding });
         Ok(())
     }
 
     /// Version 2: levels as they are, then values, compressed where that makes them smaller.
-    fn page_v2(&self, page: &PageData<'_>, zstd: &mut Zstd) -> Result<CompressedPage> {
-        let mut buf = Vec::with_capacity(page.levels.len() + page.values.len());
-        buf.extend_from_slice(page.levels);
+    fn page_v2(&mut self, page: &PageData<'_>, zstd: &mut Zstd) -> Result<PagePlace> {
         // Hashes do not get smaller.
         let compressed = match page.encoding {
             Encoding::PLAIN if self.column.physical_type() == Type::INT64 => page.values,
             _ => zstd.compress(page.values)?,
         };
         let is_compressed = compressed.len() < page.values.len();
-        buf.extend_from_slice(if is_compressed { compressed } else { page.values });
-        let data = Page::DataPageV2 {
-            buf: buf.into(),
-            num_values: page.rows as u32,
+        let header = PageHeader {
+            kind: PageKind::DataV2 { nulls: page.nulls, levels: page.levels.len(), is_compressed },
+            values: page.rows,
             encoding: page.encoding,
-            num_nulls: page.nulls as u32,
-            num_rows: page.rows as u32,
-            def_levels_byte_len: page.levels.len() as u32,
-            rep_levels_byte_len: 0,
-            is_compressed,
-            statistics: None,
+            uncompressed: page.levels.len() + page.values.len(),
         };
-        Ok(CompressedPage::new(data, page.levels.len() + page.values.len()))
+        page::append(&mut self.data, &header, [page.levels, if is_compressed { compressed } else { page.values }])
     }
 
     /// Version 1: levels behind their length, and values, compressed together.
-    fn page_v1(&self, page: &PageData<'_>, zstd: &mut Zstd) -> Result<CompressedPage> {
+    fn page_v1(&mut self, page: &PageData<'_>, zstd: &mut Zstd) -> Result<PagePlace> {
         let mut whole = Vec::with_capacity(4 + page.levels.len() + page.values.len());
         if self.column.max_def_level() > 0 {
             whole.extend_from_slice(&(page.levels.len() as u32).to_le_bytes());
             whole.extend_from_slice(page.levels);
         }
         whole.extend_from_slice(page.values);
-        let data = Page::DataPage {
-            buf: zstd.compress(&whole)?.to_vec().into(),
-            num_values: page.rows as u32,
+        let header = PageHeader {
+            kind: PageKind::DataV1,
+            values: page.rows,
             encoding: page.encoding,
-            def_level_encoding: Encoding::RLE,
-            rep_level_encoding: Encoding::RLE,
-            statistics: None,
+            uncompressed: whole.len(),
         };
-        Ok(CompressedPage::new(data, whole.len()))
+        page::append(&mut self.data, &header, [zstd.compress(&whole)?, &[]])
     }
 
     /// The chunk, ready for the file. `dictionary`: number of entries, and these as PLAIN.
@@ -127,12 +115,13 @@ impl Chunk {
         zstd: &mut Zstd,
     ) -> Result<(Bytes, ColumnCloseResult)> {
         let Chunk { column, profile: _, statistics, data, pages } = self;
-        let mut file = TrackedWrite::new(Vec::new());
+        let mut file = Vec::new();
         let mut encodings = vec![];
         let (mut compressed, mut uncompressed) = (0, 0);
-        let mut count = |page_type, encoding, spec: &PageWriteSpec| {
-            compressed += spec.compressed_size as i64;
-            uncompressed += spec.uncompressed_size as i64;
+        let mut count = |place: &PagePlace, encoding| {
+            let page_type = place.kind;
+            compressed += place.length as i64;
+            uncompressed += place.uncompressed as i64;
             match encodings.last_mut() {
                 Some(PageEncodingStats { page_type: last_type, encoding: last, count })
                     if (*last_type, *last) == (page_type, encoding) =>
@@ -143,24 +132,22 @@ impl Chunk {
             }
         };
         if let Some((entries, plain)) = dictionary {
-            let page = Page::DictionaryPage {
-                buf: zstd.compress(plain)?.to_vec().into(),
-                num_values: entries as u32,
+            let header = PageHeader {
+                kind: PageKind::Dictionary,
+                values: entries,
                 encoding: Encoding::PLAIN,
-                is_sorted: false,
+                uncompressed: plain.len(),
             };
-            let spec = SerializedPageWriter::new(&mut file).write_page(CompressedPage::new(page, plain.len()))?;
-            count(spec.page_type, Encoding::PLAIN, &spec);
+            count(&page::append(&mut file, &header, [zstd.compress(plain)?, &[]])?, Encoding::PLAIN);
         }
-        let mut file = file.into_inner()?;
         let first = file.len() as i64;
         let mut offsets = OffsetIndexBuilder::new();
         for page in &pages {
-            count(page.spec.page_type, page.encoding, &page.spec);
-            offsets.append_offset_and_size(first + page.spec.offset as i64, page.spec.compressed_size as i32);
+            count(&page.place, page.encoding);
+            offsets.append_offset_and_size(first + page.place.offset as i64, i32::try_from(page.place.length)?);
             offsets.append_row_count(page.rows as i64);
         }
-        file.append(&mut data.into_inner()?);
+        file.extend_from_slice(&data);
         let rows: usize = pages.iter().map(|page| page.rows).sum();
         let mut masks: Vec<Encoding> = encodings.iter().map(|page| page.encoding).collect();
         // Of the levels.

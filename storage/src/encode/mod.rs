@@ -4,6 +4,7 @@ mod bits;
 mod chunk;
 mod column;
 mod dictionary;
+mod page;
 
 use crate::StorageError;
 use crate::bloom::Blooms;
@@ -12,7 +13,7 @@ use crate::compact::Gate;
 use crate::disk::{self, DiskFile, Open};
 use crate::error::IoContext;
 use crate::folder::{FORMAT_VERSION, Layout};
-use crate::segment::{SegmentId, SegmentMeta};
+use crate::segment::{Footer, Segment, SegmentId, SegmentMeta};
 use crate::table::TableInfo;
 use crate::zones::Zones;
 use arrow::array::{Array, ArrayRef, AsArray};
@@ -30,6 +31,7 @@ use parquet::file::properties::{WriterProperties, WriterVersion};
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::writer::SerializedFileWriter;
 use std::io::{self, BufWriter, Read, Write};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -97,14 +99,21 @@ pub(crate) fn write_segment(
         }
         created => created,
     };
-    let blooms = write_rows(created.at("create", &tmp)?, &tmp, layout.table, new, gate).inspect_err(|_| {
+    let written = write_rows(created.at("create", &tmp)?, &tmp, layout.table, new, gate).inspect_err(|_| {
         // Frees what a full disk needs most; a start would remove it too.
         let _ = disk.remove_file(&tmp);
     })?;
     let bytes = disk.stat(&tmp).at("look at", &tmp)?.bytes;
     disk.rename(&tmp, &path).at("rename", &tmp)?;
     disk.sync_dir(dir).at("sync", dir)?;
-    Ok(SegmentMeta { id: id.number, part: id.part, file, bytes, blooms, ..described })
+    let WrittenRows { blooms, footer } = written;
+    Ok(SegmentMeta { id: id.number, part: id.part, file, bytes, blooms, footer, ..described })
+}
+
+/// What is known of a file once it is written.
+struct WrittenRows {
+    blooms: Blooms,
+    footer: Option<Footer>,
 }
 
 fn write_rows(
@@ -113,13 +122,14 @@ fn write_rows(
     table: &TableInfo,
     new: &NewSegment<'_>,
     gate: Option<&Gate<'_>>,
-) -> Result<Blooms, StorageError> {
+) -> Result<WrittenRows, StorageError> {
     let failed = StorageError::parquet("write segment", path);
     let schema = (table.schema)();
     let mut properties = properties(new);
     add_encoded_arrow_schema_to_metadata(&schema, &mut properties);
     let columns = ArrowSchemaConverter::new().convert(&schema).map_err(&failed)?;
     let file = BufWriter::with_capacity(WRITE_BYTES, Gated { file, gate });
+    let file = Watched { file, at: 0, footer_at: None, footer: crc32fast::Hasher::new() };
     let mut writer =
         SerializedFileWriter::new(file, columns.root_schema_ptr(), Arc::new(properties)).map_err(&failed)?;
     for rows in new.rows.chunks(ROW_GROUP_ROWS) {
@@ -127,10 +137,40 @@ fn write_rows(
     }
     // Filters follow their row group, so their places are known before the footer is.
     let blooms = Blooms::of(writer.flushed_row_groups());
-    let file = writer.into_inner().map_err(&failed)?;
+    let footer_at = writer.bytes_written() as u64;
+    writer.inner_mut().footer_at = Some(footer_at);
+    let Watched { file, at, footer, .. } = writer.into_inner().map_err(&failed)?;
+    let footer = Footer::new(at - footer_at, footer.finalize());
     let Gated { file, .. } = file.into_inner().map_err(|error| error.into_error()).at("write", path)?;
     file.sync().at("sync", path)?;
-    Ok(blooms)
+    Ok(WrittenRows { blooms, footer })
+}
+
+/// A file of which the end is remembered by its checksum.
+struct Watched<W> {
+    file: W,
+    /// Bytes written.
+    at: u64,
+    /// Where its end begins, once that is known.
+    footer_at: Option<u64>,
+    footer: crc32fast::Hasher,
+}
+
+impl<W: Write> Write for Watched<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        if let Some(from) = self.footer_at {
+            // What comes before it may have waited in a buffer.
+            let before = from.saturating_sub(self.at).min(written as u64);
+            self.footer.update(&bytes[before as usize..written]);
+        }
+        self.at += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
 }
 
 /// A file that is written no faster than its gate lets it.
@@ -154,7 +194,7 @@ impl Write for Gated<'_> {
 
 /// All columns page by page, so that what is known of a page's rows stays in the cache.
 fn write_row_group(
-    writer: &mut SerializedFileWriter<BufWriter<Gated<'_>>>,
+    writer: &mut SerializedFileWriter<Watched<BufWriter<Gated<'_>>>>,
     table: &TableInfo,
     new: &NewSegment<'_>,
     gate: Option<&Gate<'_>>,
@@ -311,7 +351,7 @@ pub(crate) fn describe_file(layout: &Layout, id: SegmentId, file: String) -> Res
     let path = layout.segments_dir().join(&file);
     let failed = StorageError::parquet("read segment", &path);
     let table = layout.table;
-    let (reader, bytes) = open_segment(layout, &path)?;
+    let (reader, bytes) = open_segment(layout, &path, None)?;
     if let Some(format) = value_of(&reader, FORMAT).and_then(|format| format.parse::<u32>().ok())
         && format > FORMAT_VERSION
     {
@@ -349,14 +389,19 @@ pub(crate) fn describe_file(layout: &Layout, id: SegmentId, file: String) -> Res
 /// # Errors
 /// If the file is no segment.
 pub(crate) fn logs_of(layout: &Layout, id: SegmentId, path: &Path) -> Result<Vec<u64>, StorageError> {
-    let (reader, _) = open_segment(layout, path)?;
+    let (reader, _) = open_segment(layout, path, None)?;
     Ok(origin(&reader, id).0)
 }
 
 /// The rows of a segment, with the table's columns, read as fast as `gate` lets it.
-pub(crate) fn read_segment(layout: &Layout, path: &Path, gate: &Gate<'_>) -> Result<Vec<RecordBatch>, StorageError> {
+pub(crate) fn read_segment(
+    layout: &Layout,
+    segment: &Segment,
+    gate: &Gate<'_>,
+) -> Result<Vec<RecordBatch>, StorageError> {
+    let path = &segment.path;
     let failed = StorageError::parquet("read segment", path);
-    let (reader, bytes) = open_segment(layout, path)?;
+    let (reader, bytes) = open_segment(layout, path, segment.footer)?;
     let rows = reader.metadata().file_metadata().num_rows().max(1) as u64;
     let mut batches = Vec::new();
     for batch in reader.with_batch_size(READ_ROWS).build().map_err(&failed)? {
@@ -370,13 +415,20 @@ pub(crate) fn read_segment(layout: &Layout, path: &Path, gate: &Gate<'_>) -> Res
 
 type SegmentReader = ParquetRecordBatchReaderBuilder<SegmentFile>;
 
-/// A segment and its size.
-fn open_segment(layout: &Layout, path: &Path) -> Result<(SegmentReader, u64), StorageError> {
+/// A segment and its size. `footer`: its end, if that is known.
+fn open_segment(layout: &Layout, path: &Path, footer: Option<Footer>) -> Result<(SegmentReader, u64), StorageError> {
+    let failed = StorageError::parquet("read segment", path);
     let file = layout.disk.open(path, Open::Read).at("open", path)?;
     let bytes = file.bytes().at("look at", path)?;
     let content = SegmentFile { file: file.into(), bytes };
-    let reader = SegmentReader::try_new(content).map_err(StorageError::parquet("read segment", path))?;
-    Ok((reader, bytes))
+    if let Some(footer) = footer {
+        let Range { start, end } = footer.range(bytes);
+        if !footer.is(&content.get_bytes(start, (end - start) as usize).map_err(&failed)?) {
+            let reason = "its footer is not what was written".to_owned();
+            return Err(StorageError::Damaged { path: path.to_owned(), offset: start, reason });
+        }
+    }
+    Ok((SegmentReader::try_new(content).map_err(failed)?, bytes))
 }
 
 /// Logs and parts, as in `FoundSegment`. Segments of format 1 say nothing: they have all rows of the log of their number.

@@ -138,7 +138,8 @@ fn check(table: &TableInfo, batches: &[RecordBatch], profile: SegmentProfile) ->
         rows: &order_by_time(batches),
         profile,
     };
-    let blooms = write_rows(OsDisk.open(&ours, Open::Create).unwrap(), &ours, table, &new, None).unwrap();
+    let file = OsDisk.open(&ours, Open::Create).unwrap();
+    let WrittenRows { blooms, footer } = write_rows(file, &ours, table, &new, None).unwrap();
     let wanted = sorted(batches);
     let properties = WriterProperties::builder()
         .set_data_page_row_count_limit(PAGE_ROWS)
@@ -186,12 +187,35 @@ fn check(table: &TableInfo, batches: &[RecordBatch], profile: SegmentProfile) ->
         assert_eq!(&as_text(read.column(at)), &as_text(wanted.column(at)), "{}", info.name);
     }
     check_blooms(&ours, table, &wanted, &blooms);
+    check_footer(&ours, &ours_meta, footer.unwrap());
     let pages = |column: &ColumnChunkMetaData| {
         let pages =
             column.page_encoding_stats().unwrap().iter().filter(|page| page.page_type != PageType::DICTIONARY_PAGE);
         pages.map(|page| (page.encoding, page.count)).collect()
     };
     ours_meta.metadata().row_group(0).columns().iter().map(pages).collect()
+}
+
+/// All that stands behind pages and filters is watched over.
+fn check_footer(path: &Path, reader: &ParquetRecordBatchReaderBuilder<File>, footer: Footer) {
+    let bytes = std::fs::read(path).unwrap();
+    let Range { start, end } = footer.range(bytes.len() as u64);
+    assert_eq!(end, bytes.len() as u64);
+    let columns = reader.metadata().row_groups().iter().flat_map(|group| group.columns());
+    let (mut before, mut behind) = (0, u64::MAX);
+    for column in columns {
+        let pages = column.byte_range();
+        let bloom = column.bloom_filter_offset().zip(column.bloom_filter_length());
+        before = before.max(pages.0 + pages.1);
+        before = before.max(bloom.map_or(0, |(offset, length)| offset as u64 + length as u64));
+        behind = behind.min(column.offset_index_offset().unwrap() as u64);
+        behind = behind.min(column.column_index_offset().map_or(u64::MAX, |offset| offset as u64));
+    }
+    assert_eq!((before, behind), (start, start));
+    let mut end = bytes[start as usize..].to_vec();
+    assert!(footer.is(&end));
+    end[20] ^= 4;
+    assert!(!footer.is(&end) && !footer.is(&bytes[start as usize + 1..]) && !footer.is(&[]));
 }
 
 /// Every value there is, is in its filter; of others, few. One block says the same, where the manifest has it.

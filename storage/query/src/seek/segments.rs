@@ -20,7 +20,7 @@ use datafusion::datasource::physical_plan::{
     FileOpener, FileScanConfig, FileSource, ParquetFileReaderFactory, ParquetSource,
 };
 use datafusion::datasource::table_schema::TableSchema;
-use datafusion::object_store::ObjectStore;
+use datafusion::object_store::{Error as StoreError, ObjectStore};
 use datafusion::parquet::arrow::arrow_reader::RowSelection;
 use datafusion::parquet::arrow::async_reader::AsyncFileReader;
 use datafusion::parquet::errors::{ParquetError, Result as ParquetResult};
@@ -37,9 +37,10 @@ use datafusion_datasource::morsel::{Morsel, MorselPlan, MorselPlanner, Morselize
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use std::collections::HashMap;
-use std::fmt;
+use std::error::Error;
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
+use std::{fmt, io};
 use storage::{ColumnPages, FileParts, Segment, chunk_ranges};
 
 /// Where no more than one of so many rows is left, the rest of a conjunction is left to the scan.
@@ -300,14 +301,28 @@ fn named(path: &Arc<str>, error: DataFusionError) -> DataFusionError {
     let message = message_of(&error);
     let damaged = match error.find_root() {
         DataFusionError::ParquetError(_) if message.contains(FILTER_FAILED) => return error,
-        DataFusionError::ParquetError(error) => {
-            !matches!(**error, ParquetError::External(_)) && !message.contains("Object Store error")
-        }
+        DataFusionError::ParquetError(error) => !is_of_the_store(error) && !message.contains("Object Store error"),
         DataFusionError::ArrowError(error, _) if matches!(**error, ArrowError::ParquetError(_)) => true,
         DataFusionError::ObjectStore(_) | DataFusionError::IoError(_) => false,
         _ => return error,
     };
     DataFusionError::External(Box::new(BadSegment { path: path.to_string(), message, damaged }))
+}
+
+/// Whether the bytes could not be had at all.
+fn is_of_the_store(error: &ParquetError) -> bool {
+    let mut next: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        if error.is::<StoreError>() || error.is::<io::Error>() {
+            return true;
+        }
+        next = match error.downcast_ref() {
+            // It says that it has no source.
+            Some(ParquetError::External(inner)) => Some(&**inner),
+            _ => error.source(),
+        };
+    }
+    false
 }
 
 /// Of a file without a row that matters.
