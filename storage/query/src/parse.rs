@@ -10,7 +10,7 @@ use datafusion::common::DataFusionError;
 use datafusion::sql::parser::{DFParserBuilder, Statement};
 use datafusion::sql::sqlparser::ast::{
     BinaryOperator, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, Query, Spanned,
-    Statement as SqlStatement, Value, VisitMut, VisitorMut,
+    Statement as SqlStatement, UnaryOperator, Value, VisitMut, VisitorMut,
 };
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
@@ -230,6 +230,7 @@ fn is_no_port(arg: &Expr) -> bool {
             Value::SingleQuotedString(text) => text.trim().parse::<u16>().is_err(),
             _ => false,
         },
+        Expr::UnaryOp { op: UnaryOperator::Minus, expr } => matches!(expr.as_ref(), Expr::Value(_)),
         _ => false,
     }
 }
@@ -322,6 +323,7 @@ mod tests {
             error("port(80, 70000)")
                 .starts_with("70000 is no port: they are numbers from 0 to 65535 (line 1, column 10)")
         );
+        assert!(error("port(-1)").starts_with("-1 is no port: "));
         assert!(error("port('http')").starts_with("'http' is no port: "));
         assert_eq!(rewritten("port('443', $1)"), "(src_port IN ('443', $1) OR dst_port IN ('443', $1))");
         assert!(error("").starts_with("expected an expression, found the end of the text"));

@@ -152,6 +152,11 @@ impl BudgetedReaders {
         let readers = CachedParquetFileReaderFactory::new(store.clone(), cache.clone());
         BudgetedReaders { readers, footers: Footers { store, cache }, budget }
     }
+
+    /// One of the blocks that are read is of a bloom filter.
+    pub(crate) fn count_block(&self) {
+        self.budget.bloom_blocks_read.fetch_add(1, Relaxed);
+    }
 }
 
 impl ParquetFileReaderFactory for BudgetedReaders {

@@ -63,11 +63,13 @@ fn odd_input_gives_null_or_a_sentence() {
         ("SELECT count(*) FROM flows WHERE host(NULL, '10.0.0')", "'10.0.0' is not an IPv4 or IPv6 address"),
         ("SELECT count(*) FROM flows WHERE net()", "`net` takes one or more values"),
         ("SELECT count(*) FROM flows WHERE port()", "`port` takes one or more values"),
+        ("SELECT count(*) FROM flows WHERE port(443, 70000)", "70000 is no port: they are numbers from 0 to 65535"),
+        ("SELECT count(*) FROM flows WHERE port(-1)", "-1 is no port"),
     ] {
         assert!(sql_error(&engine, text).starts_with(expected), "{text}: {}", sql_error(&engine, text));
     }
     let flows = Flows::sample(0xf2);
-    for filter in ["host(NULL)", "port(NULL)", "port(-1)", "port(70000)"] {
+    for filter in ["host(NULL)", "port(NULL)"] {
         assert_eq!(one(&flows.engine(), &format!("SELECT count(*) FROM flows WHERE {filter}")), "0", "{filter}");
     }
 }

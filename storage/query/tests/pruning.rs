@@ -168,7 +168,9 @@ fn either_side_is_pruned_to_the_segments_that_have_it() {
         let in_segments: HashSet<u64> =
             rows.iter().filter(|(_, r, _)| r.src_ip == x || r.dst_ip == x).map(|(segment, ..)| *segment).collect();
         let (_, stats) = read(&engine, &format!("SELECT flow_id FROM flows WHERE host('{address}')")).unwrap();
-        assert!(stats.bloom_blocks_read >= SEGMENTS && stats.bloom_blocks_read <= 2 * SEGMENTS, "{stats:?}");
+        // Of those that are read, both sides may be asked again before a column is.
+        let most = 2 * SEGMENTS + 2 * stats.files_opened;
+        assert!((SEGMENTS..=most).contains(&stats.bloom_blocks_read), "{stats:?}");
         extra += stats.segments_kept - in_segments.len() as u64;
     }
     // 60 queries of 48 filters, of which one in a thousand may be wrong.

@@ -36,12 +36,12 @@ use datafusion::physical_plan::sort_pushdown::SortOrderPushdownResult;
 use datafusion_datasource::morsel::{Morsel, MorselPlan, MorselPlanner, Morselizer};
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::error::Error;
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 use std::{fmt, io};
-use storage::{ColumnPages, FileParts, Segment, chunk_ranges};
+use storage::{BloomHash, ColumnPages, FileParts, Segment, chunk_ranges};
 
 /// Where no more than one of so many rows is left, the rest of a conjunction is left to the scan.
 const FEW: usize = 64;
@@ -345,8 +345,8 @@ enum Sought {
 
 impl Opening {
     async fn seek(&self, file: &PartitionedFile) -> ParquetResult<Sought> {
-        let Some(Seeker { pruner, readers, footer_bytes }) = self.seeker.as_deref() else { return Ok(Sought::Unknown) };
-        let reader = readers.create_reader(self.partition, file.clone(), *footer_bytes, &self.metrics);
+        let Some(seeker) = self.seeker.as_deref() else { return Ok(Sought::Unknown) };
+        let reader = seeker.readers.create_reader(self.partition, file.clone(), seeker.footer_bytes, &self.metrics);
         let mut reader = reader.map_err(|e| ParquetError::External(Box::new(e)))?;
         let metadata = reader.get_metadata(None).await?;
         let groups = metadata.num_row_groups();
@@ -363,7 +363,8 @@ impl Opening {
                 others = true;
                 continue;
             }
-            match seek_in_group(pruner, &metadata, group, reader.as_mut(), &mut read).await? {
+            let segment = file.extension::<Arc<Segment>>().map(Arc::as_ref);
+            match seek_in_group(seeker, segment, &metadata, group, reader.as_mut(), &mut read).await? {
                 None => any = true,
                 Some(rows) if rows.selects_any() => (any, *access) = (true, RowGroupAccess::Selection(rows)),
                 Some(_) => *access = RowGroupAccess::Skip,
@@ -387,13 +388,14 @@ fn is_in_range(file: &PartitionedFile, metadata: &ParquetMetaData, group: usize)
 
 /// The rows of a row group that may match; `None` for all of them, or nearly.
 async fn seek_in_group(
-    pruner: &Pruner,
+    seeker: &Seeker,
+    segment: Option<&Segment>,
     metadata: &ParquetMetaData,
     group: usize,
     reader: &mut (dyn AsyncFileReader + Send),
     read: &mut FileParts,
 ) -> ParquetResult<Option<RowSelection>> {
-    let (test, time) = pruner.test();
+    let (test, time) = seeker.pruner.test();
     let rows = usize::try_from(metadata.row_group(group).num_rows())?;
     let in_time = rows_in_time(metadata, group, rows, time);
     let mut seek = SeekInGroup {
@@ -402,11 +404,25 @@ async fn seek_in_group(
         columns: HashMap::new(),
         found: HashMap::new(),
     };
+    // Where the segment has one of several values, its filters were asked until they said so; the others may be absent.
+    let filters = segment.filter(|_| super::values(test) > 1);
+    let mut asked = HashSet::new();
     loop {
-        let column = match seek.rows(test)? {
+        let (column, value) = match seek.rows(test)? {
             Step::Found(found) => return Ok((found.row_count() <= rows / MANY).then_some(found)),
-            Step::Needs(column) => column,
+            Step::Needs(column, value) => (column, value),
         };
+        if let Some(bloom) = filters.and_then(|segment| segment.bloom(column, group))
+            && asked.insert((column, value))
+        {
+            let hash = BloomHash::of(value.plain());
+            seeker.readers.count_block();
+            let block = reader.get_bytes(bloom.block(hash)).await?;
+            if block.as_ref().try_into().is_ok_and(|block| !hash.may_be_in(block)) {
+                seek.found.insert((column, value), seek.none());
+            }
+            continue;
+        }
         let pages = match column_at(metadata, group, column) {
             Some(at) if !in_time.is_empty() => {
                 let chunk = metadata.row_group(group).column(at);
@@ -463,8 +479,8 @@ struct SeekInGroup<'a> {
 
 enum Step<'a> {
     Found(RowSelection),
-    /// A column must be read before.
-    Needs(&'a str),
+    /// A column must be read before, or it must be known that it has not this value.
+    Needs(&'a str, &'a Value),
 }
 
 impl<'a> SeekInGroup<'a> {
@@ -484,7 +500,7 @@ impl<'a> SeekInGroup<'a> {
                     }
                     match self.rows(test)? {
                         Step::Found(rows) => left = left.intersection(&rows),
-                        needs @ Step::Needs(_) => return Ok(needs),
+                        needs @ Step::Needs(..) => return Ok(needs),
                     }
                 }
                 left
@@ -497,7 +513,7 @@ impl<'a> SeekInGroup<'a> {
                     }
                     match self.rows(test)? {
                         Step::Found(rows) => all = all.union(&rows),
-                        needs @ Step::Needs(_) => return Ok(needs),
+                        needs @ Step::Needs(..) => return Ok(needs),
                     }
                 }
                 all
@@ -506,7 +522,9 @@ impl<'a> SeekInGroup<'a> {
                 if let Some(rows) = self.found.get(&(column.as_str(), value)) {
                     return Ok(Step::Found(rows.clone()));
                 }
-                let Some(pages) = self.columns.get(column.as_str()) else { return Ok(Step::Needs(column)) };
+                let Some(pages) = self.columns.get(column.as_str()) else {
+                    return Ok(Step::Needs(column, value));
+                };
                 let rows = match pages {
                     Some(pages) => match pages.rows_with(value.plain(), self.rows / MANY)? {
                         Some(rows) => RowSelection::from_consecutive_ranges(rows.into_iter(), self.rows)
