@@ -1,3 +1,5 @@
+use crate::bucket::add;
+use crate::frame::{Kind, Reader, Writer};
 use crate::{SketchError, mix};
 use std::f64::consts::E;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -44,6 +46,9 @@ pub struct ErrorBound {
     /// Probability of a larger error for one item, in (0, 1).
     pub delta: f64,
 }
+
+/// Of how its bytes are laid out.
+const BODY: u8 = 1;
 
 const WIDTH_MAX: usize = 1 << 32;
 const DEPTH_MAX: usize = 32;
@@ -115,6 +120,7 @@ impl CountMin {
     }
 
     /// Adds `n` to the item that hashes to `hash`. For the one writer.
+    #[inline]
     pub fn update(&self, hash: u64, n: u64) {
         match self.rule {
             UpdateRule::Plain => {
@@ -169,14 +175,51 @@ impl CountMin {
         self.total.store(0, Relaxed);
     }
 
+    /// The sketch as bytes, for [`CountMin::from_bytes`].
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = Writer::new(Kind::CountMin, BODY);
+        out.number(self.width() as u64);
+        out.number(self.depth() as u64);
+        out.number((self.rule == UpdateRule::Conservative).into());
+        out.number(self.total());
+        self.cells.iter().for_each(|cell| out.number(cell.load(Relaxed)));
+        out.finish()
+    }
+
+    /// The sketch of [`CountMin::to_bytes`].
+    ///
+    /// # Errors
+    /// The bytes are of another kind of sketch or of another version, or damaged.
+    pub fn from_bytes(bytes: &[u8]) -> Result<CountMin, SketchError> {
+        let mut body = Reader::new(bytes, Kind::CountMin, BODY)?;
+        let (width, depth) = (body.size()?, body.size()?);
+        let rule = match body.number()? {
+            0 => UpdateRule::Plain,
+            1 => UpdateRule::Conservative,
+            other => return Err(SketchError::damaged(format!("update rule {other}"))),
+        };
+        let total = body.number()?;
+        // Each cell has a byte at least.
+        if width.checked_mul(depth).is_none_or(|cells| cells > body.left()) {
+            return Err(SketchError::damaged(format!("{width} x {depth} cells do not fit into it")));
+        }
+        let sketch = CountMin::new(width, depth, rule)?;
+        for cell in &sketch.cells {
+            cell.store(body.number()?, Relaxed);
+        }
+        sketch.total.store(total, Relaxed);
+        body.finish()?;
+        Ok(sketch)
+    }
+
     /// The item's cell in each row. Multiply-shift (Dietzfelbinger et al., *A reliable randomized algorithm for the
     /// closest-pair problem*, 1997): one odd multiplier a row, top bits of the product.
+    #[inline]
     fn cells_of(&self, hash: u64) -> impl Iterator<Item = &AtomicU64> {
-        let width = self.width();
-        self.multipliers.iter().zip(self.cells.chunks_exact(width)).map(move |(multiplier, row)| {
+        let log_width = 64 - self.shift;
+        self.multipliers.iter().enumerate().map(move |(row, multiplier)| {
             let index = (hash.wrapping_mul(*multiplier) >> self.shift) as usize;
-            debug_assert!(index < width);
-            &row[index]
+            &self.cells[(row << log_width) + index]
         })
     }
 }
@@ -199,11 +242,6 @@ impl ErrorBound {
         let width = ((E / self.epsilon) * (1.0 - 1e-12)).ceil() as usize;
         Ok((width.max(2).next_power_of_two(), depth as usize))
     }
-}
-
-/// A plain read-modify-write: cells have one writer, so no locked instruction is needed.
-fn add(cell: &AtomicU64, n: u64) {
-    cell.store(cell.load(Relaxed).saturating_add(n), Relaxed);
 }
 
 #[cfg(test)]

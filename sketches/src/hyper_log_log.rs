@@ -1,4 +1,5 @@
 use crate::SketchError;
+use crate::frame::{Kind, Reader, Writer};
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 /// How many distinct items were seen, in `2^p` bytes: Flajolet, Fusy, Gandouet and Meunier, *HyperLogLog: the analysis of
@@ -47,6 +48,7 @@ impl HyperLogLog {
     }
 
     /// Notes the item that hashes to `hash`. All 64 bits must be well mixed. For the one writer.
+    #[inline]
     pub fn insert(&self, hash: u64) {
         let p = u32::from(self.precision);
         let index = (hash >> (64 - p)) as usize;
@@ -60,19 +62,11 @@ impl HyperLogLog {
 
     /// About how many distinct items were inserted. Cost: one pass over the registers.
     pub fn estimate(&self) -> f64 {
-        let m = self.registers.len() as f64;
-        let q = 64 - usize::from(self.precision);
         let mut counts = [0_u32; 66];
         for register in &self.registers {
             counts[usize::from(register.load(Relaxed))] += 1;
         }
-        let mut z = m * tau(1.0 - f64::from(counts[q + 1]) / m);
-        for k in (1..=q).rev() {
-            z = 0.5 * (z + f64::from(counts[k]));
-        }
-        z += m * sigma(f64::from(counts[0]) / m);
-        // alpha_infinity = 1 / (2 ln 2); an empty sketch has z = infinity and so 0.
-        m * m / (2.0 * std::f64::consts::LN_2 * z)
+        raw_estimate(&counts[..66 - usize::from(self.precision)])
     }
 
     /// Adds what `other` saw: exactly the sketch of both streams together.
@@ -98,6 +92,55 @@ impl HyperLogLog {
             register.store(0, Relaxed);
         }
     }
+
+    /// Bytes of registers.
+    pub fn memory_bytes(&self) -> usize {
+        self.registers.len()
+    }
+
+    /// The sketch as bytes, for [`HyperLogLog::from_bytes`].
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = Writer::new(Kind::HyperLogLog, BODY);
+        out.bytes(&[self.precision]);
+        let registers: Vec<u8> = self.registers.iter().map(|register| register.load(Relaxed)).collect();
+        out.bytes(&registers);
+        out.finish()
+    }
+
+    /// The sketch of [`HyperLogLog::to_bytes`].
+    ///
+    /// # Errors
+    /// The bytes are of another kind of sketch or of another version, or damaged.
+    pub fn from_bytes(bytes: &[u8]) -> Result<HyperLogLog, SketchError> {
+        let mut body = Reader::new(bytes, Kind::HyperLogLog, BODY)?;
+        let sketch = HyperLogLog::new(body.bytes(1)?[0])?;
+        let most = 65 - sketch.precision;
+        for (register, rank) in sketch.registers.iter().zip(body.bytes(sketch.registers.len())?) {
+            if *rank > most {
+                return Err(SketchError::damaged(format!("a register of {rank}, of {most} at most")));
+            }
+            register.store(*rank, Relaxed);
+        }
+        body.finish()?;
+        Ok(sketch)
+    }
+}
+
+/// Of how its bytes are laid out.
+const BODY: u8 = 1;
+
+/// The estimate of registers of which `counts` says how many have each value, from 0 to the largest there can be (Ertl,
+/// algorithm 6).
+pub(crate) fn raw_estimate(counts: &[u32]) -> f64 {
+    let [empty, between @ .., full] = counts else { return 0.0 };
+    let m: f64 = counts.iter().copied().map(f64::from).sum();
+    let mut z = m * tau(1.0 - f64::from(*full) / m);
+    for count in between.iter().rev() {
+        z = 0.5 * (z + f64::from(*count));
+    }
+    z += m * sigma(f64::from(*empty) / m);
+    // alpha_infinity = 1 / (2 ln 2); an empty sketch has z = infinity and so 0.
+    m * m / (2.0 * std::f64::consts::LN_2 * z)
 }
 
 /// `x + sum of x^(2^k) * 2^(k-1)`, k from 1 (Ertl, equation 13): the correction for empty registers.

@@ -1,46 +1,14 @@
 //! The sketches against exact counts, over many seeds, with the published bounds.
 
+mod streams;
+
 use proptest::prelude::*;
-use sketches::{CountMin, HyperLogLog, UpdateRule, mix};
+use sketches::{Bloom, CountMin, CountSketch, Entropy, HyperLogLog, Quantiles, UpdateRule, mix};
 use std::collections::HashMap;
+use streams::{Rng, exact, zipf};
 
-/// SplitMix64: a seeded stream of well-mixed numbers.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        mix(self.0)
-    }
-
-    fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
-    }
-}
-
-/// Item hashes of a Zipf stream (exponent `s`; 0 is uniform) over `items` items.
-fn zipf(seed: u64, s: f64, items: usize, length: usize) -> Vec<u64> {
-    let mut rng = Rng(seed);
-    let mut cumulative = Vec::with_capacity(items);
-    let mut sum = 0.0;
-    for rank in 1..=items {
-        sum += (rank as f64).powf(-s);
-        cumulative.push(sum);
-    }
-    (0..length)
-        .map(|_| {
-            let at = rng.unit() * sum;
-            mix(seed ^ ((cumulative.partition_point(|c| *c < at) as u64) << 20))
-        })
-        .collect()
-}
-
-fn exact(stream: &[u64]) -> HashMap<u64, u64> {
-    let mut counts = HashMap::new();
-    for hash in stream {
-        *counts.entry(*hash).or_default() += 1;
-    }
-    counts
+fn exact_of(stream: &[u64]) -> HashMap<u64, u64> {
+    exact(stream.iter().map(|hash| (*hash, 1)))
 }
 
 /// Items whose estimate exceeds the truth by more than `epsilon * N`, and the summed error; fails on any too low.
@@ -64,7 +32,7 @@ fn count_min_keeps_its_bound_on_zipf_and_uniform_streams() {
         for seed in 0..30 {
             let what = format!("zipf {s}, seed {seed}");
             let stream = zipf(seed, s, 5_000, 20_000);
-            let counts = exact(&stream);
+            let counts = exact_of(&stream);
             let plain = CountMin::new(256, 3, UpdateRule::Plain).unwrap();
             let conservative = CountMin::new(256, 3, UpdateRule::Conservative).unwrap();
             for hash in &stream {
@@ -189,5 +157,159 @@ proptest! {
                 prop_assert!(first.estimate(mix(item)) >= count);
             }
         }
+    }
+}
+
+#[test]
+fn count_sketch_keeps_its_bound_without_bias() {
+    for (width, depth, s) in [(256, 5, 1.1), (1_024, 3, 0.8), (64, 7, 0.0)] {
+        let (mut over, mut items, mut sum, mut squares) = (0.0, 0.0, 0.0, 0.0);
+        for seed in 0..100 {
+            let stream = zipf(seed, s, 400, 4_000);
+            let sketch = CountSketch::new(width, depth).unwrap();
+            stream.iter().for_each(|item| sketch.update(*item, 1));
+            let counts = exact_of(&stream);
+            let moment: f64 = counts.values().map(|count| (*count as f64).powi(2)).sum();
+            let told = sketch.second_moment();
+            assert!((told / moment - 1.0).abs() < 8.0 / (width as f64).sqrt(), "seed {seed}: {told}, {moment}");
+            let (epsilon, _) = sketch.bound();
+            for (item, count) in &counts {
+                let error = sketch.estimate(*item) as f64 - *count as f64;
+                over += f64::from(error.abs() > epsilon * moment.sqrt());
+                (sum, squares, items) = (sum + error, squares + error * error, items + 1.0);
+            }
+        }
+        let (_, delta) = CountSketch::new(width, depth).unwrap().bound();
+        assert!(over / items <= delta, "{width} x {depth}: {over} of {items} beyond the bound, allowed {delta}");
+        let deviation = (squares / items).sqrt();
+        // Items of one stream err together, so there are as many samples as streams.
+        assert!((sum / items).abs() < 4.0 * deviation / 10.0, "{width} x {depth}: biased by {}", sum / items);
+    }
+}
+
+#[test]
+fn what_two_count_sketches_differ_by_is_what_changed() {
+    let [before, after] = [0, 1].map(|_| CountSketch::new(4_096, 5).unwrap());
+    let stream = zipf(3, 0.9, 1_000, 20_000);
+    for item in &stream {
+        before.update(*item, 1);
+        after.update(*item, 1);
+    }
+    after.update(mix(77), 500);
+    after.update(stream[0], -3);
+    after.subtract(&before).unwrap();
+    assert_eq!((after.estimate(mix(77)), after.estimate(stream[0]), after.estimate(mix(78))), (500, -3, 0));
+    before.merge(&after).unwrap();
+    let refused = before.merge(&CountSketch::new(4_096, 3).unwrap()).unwrap_err().to_string();
+    assert_eq!(refused, "cannot merge: depth is 5 here and 3 there; build both with the same depth");
+}
+
+#[test]
+fn quantiles_are_within_their_error_always() {
+    for seed in 1..=100 {
+        let mut rng = Rng(seed);
+        let alpha = [0.005, 0.02, 0.1][seed as usize % 3];
+        let parts = [0, 1].map(|_| Quantiles::new(alpha).unwrap());
+        let mut values: Vec<u64> = (0..2_000)
+            .map(|_| match seed % 4 {
+                0 => rng.next() >> (rng.next() % 64),
+                1 => rng.next() % 3,
+                2 => 40_000 + rng.next() % 100,
+                _ => (1.0 / (1.0 - rng.unit()).powf(2.0)) as u64,
+            })
+            .collect();
+        values.iter().for_each(|value| parts[(rng.next() % 2) as usize].insert(*value, 1));
+        let sketch = &parts[0];
+        sketch.merge(&parts[1]).unwrap();
+        values.sort_unstable();
+        assert_eq!((sketch.count(), sketch.extremes()), (2_000, Some((values[0], values[1_999]))));
+        for percent in 0..=100 {
+            let q = f64::from(percent) / 100.0;
+            let truth = values[(q * 1_999.0).floor() as usize] as f64;
+            let told = sketch.quantile(q).unwrap();
+            assert!((told - truth).abs() <= truth * alpha * (1.0 + 1e-9), "seed {seed}, q {q}: {told}, truth {truth}");
+        }
+        sketch.reset();
+        assert_eq!((sketch.quantile(0.5), sketch.extremes(), sketch.count()), (None, None, 0));
+    }
+    let extreme = Quantiles::new(0.01).unwrap();
+    [0, 1, u64::MAX].iter().for_each(|value| extreme.insert(*value, 1));
+    assert_eq!([0.0, 0.5, 1.0].map(|q| extreme.quantile(q).unwrap()), [0.0, 0.99, u64::MAX as f64]);
+}
+
+#[test]
+fn bloom_forgets_nothing_and_errs_as_it_says() {
+    for (items, share) in [(1_000, 0.01), (5_000, 0.001), (100, 0.2), (20_000, 0.05)] {
+        let (mut taken, mut predicted) = (0, 0.0);
+        for seed in 0..20 {
+            let filter = Bloom::with_bound(items, share).unwrap();
+            let mut rng = Rng(seed);
+            let there: Vec<u64> = (0..items).map(|_| rng.next()).collect();
+            let new = there.iter().filter(|hash| filter.insert(**hash)).count();
+            assert!(filter.len() == new as u64 && new as f64 >= items as f64 * (1.0 - 2.0 * share));
+            assert!(there.iter().all(|hash| filter.contains(*hash) && !filter.insert(*hash)), "seed {seed}");
+            taken += (0..5_000).filter(|_| filter.contains(rng.next())).count();
+            predicted += filter.false_positives();
+        }
+        let (told, measured) = (predicted / 20.0, taken as f64 / 100_000.0);
+        assert!(
+            told <= share && measured <= share * 1.1 + 1e-4,
+            "{items}: {measured} measured, {told} told, {share} asked"
+        );
+        assert!((measured - told).abs() <= told * 0.3 + 2e-4, "{items}: {measured} measured, {told} told");
+    }
+    let told = |result: Result<Bloom, sketches::SketchError>| result.unwrap_err().to_string();
+    assert_eq!(told(Bloom::with_bound(0, 0.1)), "items is 0, allowed is at least 1");
+    assert_eq!(told(Bloom::with_bound(1, 1.0)), "false_positives is 1, allowed is between 0 and 1, both excluded");
+    assert_eq!(told(Bloom::new(63)), "memory_bytes is 63, allowed is 64 to 8 GiB");
+}
+
+fn entropy_of(counts: &HashMap<u64, u64>) -> f64 {
+    let total = counts.values().sum::<u64>() as f64;
+    counts.values().map(|count| *count as f64 / total).map(|share| -share * share.log2()).sum()
+}
+
+#[test]
+fn entropy_of_few_items_is_exact() {
+    for seed in 1..=20 {
+        let stream = zipf(seed, 0.7, 700, 5_000);
+        let (a, b) = (Entropy::new(16 << 10).unwrap(), Entropy::new(16 << 10).unwrap());
+        stream.iter().enumerate().for_each(|(at, hash)| [&a, &b][at % 2].update(*hash, 1));
+        a.merge(&b).unwrap();
+        let counts = exact_of(&stream);
+        // What a sketch says of an item that is counted does not matter.
+        for head in [None, Some((stream[0], 7))] {
+            let bits = a.bits(head);
+            assert!((bits.value - entropy_of(&counts)).abs() < 1e-9, "seed {seed}: {bits:?}");
+            assert_eq!((bits.standard_error, bits.items), (0.0, counts.len() as f64), "seed {seed}");
+        }
+    }
+    let none = Entropy::new(256).unwrap();
+    assert_eq!((none.bits([]).value, none.bits([]).evenness()), (0.0, 1.0));
+    none.update(5, 3);
+    assert_eq!((none.bits([]).value, none.bits([]).evenness()), (0.0, 1.0));
+}
+
+#[test]
+fn entropy_of_many_items_keeps_its_standard_error() {
+    for (s, head) in [(0.0, 0), (0.8, 50), (1.1, 200), (1.3, 200)] {
+        let (mut errors, mut told) = (0.0, 0.0);
+        const SEEDS: u64 = 60;
+        for seed in 1..=SEEDS {
+            let stream = zipf(seed, s, 20_000, 60_000);
+            let sketch = Entropy::new(64 << 10).unwrap();
+            stream.iter().for_each(|hash| sketch.update(*hash, 1));
+            let counts = exact_of(&stream);
+            let mut most: Vec<(u64, u64)> = counts.iter().map(|(hash, count)| (*hash, *count)).collect();
+            most.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+            let bits = sketch.bits(most[..head].iter().copied());
+            let error = bits.value - entropy_of(&counts);
+            assert!(error.abs() < 6.0 * bits.standard_error, "seed {seed}, s {s}: off by {error}, {bits:?}");
+            assert!((bits.items / counts.len() as f64 - 1.0).abs() < 0.25, "seed {seed}: {bits:?}");
+            (errors, told) = (errors + error * error, told + bits.standard_error * bits.standard_error);
+        }
+        let ratio = (errors / told).sqrt();
+        assert!((0.6..1.5).contains(&ratio), "s {s}: errors are {ratio} times what was told");
+        assert!((told / SEEDS as f64).sqrt() < 0.15, "s {s}: {} bits", (told / SEEDS as f64).sqrt());
     }
 }

@@ -1,0 +1,284 @@
+use crate::SketchError;
+use crate::bucket::{self, MEMORY_MAX, add};
+use crate::frame::{Kind, Reader, Writer};
+use std::collections::HashMap;
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
+
+/// How evenly a stream is spread over its items, from some of them counted exactly: adaptive sampling (Flajolet, *On adaptive
+/// sampling*, Computing 43, 1990, after Wegman).
+///
+/// A table of counters of all items whose hash begins with `level` zeros. When it is full `level` grows by one, and about half
+/// of them go; those that stay have been there from their first occurrence on. An item is thus in the sample with probability
+/// `2^-level`, whatever its count, and while there are no more items than counters all of them are.
+///
+/// Entropy hangs on few items with much and many with little. The former are known from a sketch of heavy hitters and given
+/// as `head`; what the others contribute is estimated from those of them in the sample, as a share of what they have together,
+/// which is known exactly.
+///
+/// A slot is two words; three of four are used at most. One writer, any number of readers; a reader that meets a change of level
+/// looks again.
+#[derive(Debug)]
+pub struct Entropy {
+    cells: Box<[AtomicU64]>,
+    /// Odd while counters move.
+    version: AtomicU64,
+    level: AtomicU64,
+    used: AtomicU64,
+    total: AtomicU64,
+}
+
+/// An entropy, in bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Bits {
+    /// From 0, for one item alone, to the logarithm of their number, for all alike.
+    pub value: f64,
+    /// Its standard error; 0 if all items were counted.
+    pub standard_error: f64,
+    /// About how many items there are.
+    pub items: f64,
+}
+
+impl Bits {
+    /// The entropy as a share of the largest that so many items can have: from 0 to 1. 1 of one item and of none.
+    pub fn evenness(&self) -> f64 {
+        if self.items <= 1.0 { 1.0 } else { (self.value / self.items.log2()).clamp(0.0, 1.0) }
+    }
+}
+
+const COUNT: usize = 0;
+const HASH: usize = 1;
+const STRIDE: usize = 2;
+const BODY: u8 = 1;
+
+impl Entropy {
+    /// A sample in at most `memory_bytes`. Allocates at once, and nothing later.
+    ///
+    /// # Errors
+    /// The memory is less than 16 slots of 16 bytes, or more than 8 GiB.
+    pub fn new(memory_bytes: usize) -> Result<Entropy, SketchError> {
+        if !(256..=MEMORY_MAX).contains(&memory_bytes) {
+            return Err(SketchError::out_of_range("memory_bytes", memory_bytes, "256 to 8 GiB"));
+        }
+        let slots = 1_usize << (memory_bytes / (STRIDE * size_of::<u64>())).ilog2();
+        Ok(Entropy {
+            cells: bucket::cells(slots * STRIDE),
+            version: AtomicU64::new(0),
+            level: AtomicU64::new(0),
+            used: AtomicU64::new(0),
+            total: AtomicU64::new(0),
+        })
+    }
+
+    fn slots(&self) -> usize {
+        self.cells.len() / STRIDE
+    }
+
+    /// Items it counts at most.
+    pub fn capacity(&self) -> usize {
+        self.slots() / 4 * 3
+    }
+
+    /// Bytes of cells.
+    pub fn memory_bytes(&self) -> usize {
+        size_of_val(&*self.cells)
+    }
+
+    /// Sum of all counts put in.
+    pub fn total(&self) -> u64 {
+        self.total.load(Relaxed)
+    }
+
+    /// The share of items that are counted.
+    pub fn sampled(&self) -> f64 {
+        (-(self.level.load(Relaxed) as f64)).exp2()
+    }
+
+    /// Adds `n` to the item that hashes to `hash`, of which all 64 bits must be well mixed. For the one writer.
+    #[inline]
+    pub fn update(&self, hash: u64, n: u64) {
+        add(&self.total, n);
+        self.count(hash, n);
+    }
+
+    fn count(&self, hash: u64, n: u64) {
+        if u64::from(hash.leading_zeros()) < self.level.load(Relaxed) || n == 0 {
+            return;
+        }
+        let slot = self.find(hash);
+        let count = slot[COUNT].load(Relaxed);
+        if count > 0 {
+            return slot[COUNT].store(count.saturating_add(n), Relaxed);
+        }
+        if self.used.load(Relaxed) as usize == self.capacity() {
+            self.rise(self.level.load(Relaxed) + 1);
+            return self.count(hash, n);
+        }
+        slot[HASH].store(hash, Relaxed);
+        // Whoever sees the count sees the hash.
+        slot[COUNT].store(n, Release);
+        add(&self.used, 1);
+    }
+
+    /// The slot of an item, or the one it would have.
+    fn find(&self, hash: u64) -> &[AtomicU64] {
+        let mut at = self.home(hash);
+        loop {
+            let slot = self.slot(at);
+            if slot[COUNT].load(Acquire) == 0 || slot[HASH].load(Relaxed) == hash {
+                return slot;
+            }
+            at = (at + 1) & (self.slots() - 1);
+        }
+    }
+
+    /// By the lowest bits: the highest are those that the sample goes by.
+    fn home(&self, hash: u64) -> usize {
+        hash as usize & (self.slots() - 1)
+    }
+
+    fn slot(&self, at: usize) -> &[AtomicU64] {
+        &self.cells[at * STRIDE..][..STRIDE]
+    }
+
+    /// Lets go of items whose hash does not begin with `level` zeros.
+    fn rise(&self, level: u64) {
+        bucket::write(&self.version, || {
+            self.level.store(level, Relaxed);
+            let last = self.slots() - 1;
+            let is_empty = |at: &usize| self.slot(*at)[COUNT].load(Relaxed) == 0;
+            // A quarter of them are.
+            let start = (0..=last).find(is_empty).unwrap_or(0);
+            // Behind an empty slot, in order: what has been moved is never before its home, and is in its place.
+            for step in 1..=last {
+                let from = self.slot((start + step) & last);
+                let (count, hash) = (from[COUNT].load(Relaxed), from[HASH].load(Relaxed));
+                if count == 0 {
+                    continue;
+                }
+                from[COUNT].store(0, Relaxed);
+                if u64::from(hash.leading_zeros()) < level {
+                    self.used.store(self.used.load(Relaxed) - 1, Relaxed);
+                    continue;
+                }
+                let to = self.find(hash);
+                to[HASH].store(hash, Relaxed);
+                to[COUNT].store(count, Relaxed);
+            }
+        });
+    }
+
+    /// Level, total, and the items in the sample as `(hash, count)`, as they were at one moment.
+    fn sample(&self) -> (u64, u64, Vec<(u64, u64)>) {
+        bucket::read(&self.version, || {
+            let slots = self.cells.chunks_exact(STRIDE);
+            let counted = slots.filter_map(|slot| {
+                let count = slot[COUNT].load(Acquire);
+                (count > 0).then(|| (slot[HASH].load(Relaxed), count))
+            });
+            (self.level.load(Relaxed), self.total(), counted.collect())
+        })
+    }
+
+    /// The entropy of the stream. `head`: items that are known to have much, as `(hash, count)`; what it says of an item in the
+    /// sample is not needed.
+    pub fn bits(&self, head: impl IntoIterator<Item = (u64, u64)>) -> Bits {
+        let (level, total, sample) = self.sample();
+        if total == 0 {
+            return Bits::default();
+        }
+        let mut known: HashMap<u64, u64> = head.into_iter().filter(|(_, count)| *count > 0).collect();
+        // Counted exactly, unlike in a sketch.
+        for (hash, count) in &sample {
+            known.entry(*hash).and_modify(|known| *known = *count);
+        }
+        let part = |count: u64| count as f64 * (count as f64).log2();
+        let (mut all, mut rest) = (0.0, total as f64);
+        for count in known.values() {
+            all += part(*count);
+            rest -= *count as f64;
+        }
+        let tail: Vec<u64> = sample.iter().filter(|(hash, _)| !known.contains_key(hash)).map(|(_, n)| *n).collect();
+        let (counts, parts) = tail.iter().fold((0.0, 0.0), |(n, p), count| (n + *count as f64, p + part(*count)));
+        let weight = (level as f64).exp2();
+        let (mut squares, rest) = (0.0, rest.max(0.0));
+        if counts > 0.0 {
+            let ratio = parts / counts;
+            all += rest * ratio;
+            squares = tail.iter().map(|count| (part(*count) - ratio * *count as f64).powi(2)).sum();
+        }
+        let total = total as f64;
+        Bits {
+            value: (total.log2() - all / total).max(0.0),
+            // Of a sample in which each is with the same probability: Horvitz and Thompson.
+            standard_error: (weight * (weight - 1.0) * squares).sqrt() / total,
+            items: known.len() as f64 + tail.len() as f64 * weight,
+        }
+    }
+
+    /// Adds what `other` counted: exactly the sample of both streams together, if it has room for it.
+    ///
+    /// # Errors
+    /// They have different sizes; `self` is then unchanged.
+    pub fn merge(&self, other: &Entropy) -> Result<(), SketchError> {
+        if self.slots() != other.slots() {
+            return Err(SketchError::mismatch("memory_bytes", self.memory_bytes(), other.memory_bytes()));
+        }
+        let (level, total, sample) = other.sample();
+        if level > self.level.load(Relaxed) {
+            self.rise(level);
+        }
+        sample.into_iter().for_each(|(hash, count)| self.count(hash, count));
+        add(&self.total, total);
+        Ok(())
+    }
+
+    /// Forgets everything. For the one writer.
+    pub fn reset(&self) {
+        bucket::write(&self.version, || {
+            self.cells.chunks_exact(STRIDE).for_each(|slot| slot[COUNT].store(0, Relaxed));
+            [&self.level, &self.used, &self.total].into_iter().for_each(|cell| cell.store(0, Relaxed));
+        });
+    }
+
+    /// The sample as bytes, for [`Entropy::from_bytes`].
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let (level, total, mut sample) = self.sample();
+        sample.sort_unstable();
+        let mut out = Writer::new(Kind::Entropy, BODY);
+        out.number(self.slots() as u64);
+        out.number(level);
+        out.number(total);
+        out.number(sample.len() as u64);
+        for (hash, count) in sample {
+            out.word(hash);
+            out.number(count);
+        }
+        out.finish()
+    }
+
+    /// The sample of [`Entropy::to_bytes`].
+    ///
+    /// # Errors
+    /// The bytes are of another kind of sketch or of another version, or damaged.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Entropy, SketchError> {
+        let mut body = Reader::new(bytes, Kind::Entropy, BODY)?;
+        let slots = body.size()?;
+        let memory = slots.checked_mul(STRIDE * size_of::<u64>()).filter(|_| slots.is_power_of_two());
+        let memory = memory.ok_or_else(|| SketchError::damaged(format!("it cannot have {slots} slots")))?;
+        let sketch = Entropy::new(memory)?;
+        let (level, total, counted) = (body.number()?, body.number()?, body.size()?);
+        if level > 64 || counted > sketch.capacity() {
+            return Err(SketchError::damaged(format!("{counted} items of level {level} in {slots} slots")));
+        }
+        sketch.level.store(level, Relaxed);
+        for _ in 0..counted {
+            sketch.count(body.word()?, body.number()?);
+        }
+        sketch.total.store(total, Relaxed);
+        body.finish()?;
+        Ok(sketch)
+    }
+}
