@@ -216,10 +216,11 @@ impl CountMin {
     /// closest-pair problem*, 1997): one odd multiplier a row, top bits of the product.
     #[inline]
     fn cells_of(&self, hash: u64) -> impl Iterator<Item = &AtomicU64> {
-        let log_width = 64 - self.shift;
+        // Taken out of the sketch once: a store to a cell might change it, for all the compiler knows.
+        let (shift, cells) = (self.shift, &*self.cells);
         self.multipliers.iter().enumerate().map(move |(row, multiplier)| {
-            let index = (hash.wrapping_mul(*multiplier) >> self.shift) as usize;
-            &self.cells[(row << log_width) + index]
+            let index = (hash.wrapping_mul(*multiplier) >> shift) as usize;
+            &cells[(row << (64 - shift)) + index]
         })
     }
 }

@@ -179,11 +179,11 @@ impl CountSketch {
     /// the product is the sign, the next ones choose the cell.
     #[inline]
     fn cells_of(&self, hash: u64) -> impl Iterator<Item = (&AtomicI64, bool)> {
-        let log_width = 63 - self.shift;
+        let (shift, cells) = (self.shift, &*self.cells);
         self.multipliers.iter().enumerate().map(move |(row, multiplier)| {
             let product = hash.wrapping_mul(*multiplier);
-            let index = (product << 1 >> 1 >> self.shift) as usize;
-            (&self.cells[(row << log_width) + index], product >> 63 != 0)
+            let index = (product << 1 >> 1 >> shift) as usize;
+            (&cells[(row << (63 - shift)) + index], product >> 63 != 0)
         })
     }
 }
