@@ -27,6 +27,7 @@ const ARROWS: &[(&str, &[&str], &[&str])] = &[
     ("rpc", &["wire", "flowtable", "detect", "storage", "query"], &["hints"]),
     ("benches", &["wire", "capture", "export", "hints", "flowtable", "sketches", "detect", "storage", "traffic"], &[]),
     ("history", &["wire", "flowtable", "export", "storage", "query", "benches"], &[]),
+    ("sketch_bench", &["sketches", "benches"], &[]),
     ("fuzz", &["wire", "capture", "hints", "flowtable", "traffic"], &[]),
     (
         "taphouse",
