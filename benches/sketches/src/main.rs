@@ -1,5 +1,7 @@
 //! What sketches cost, keep and err.
 
+#![forbid(unsafe_code)]
+
 mod contest;
 mod stream;
 
