@@ -19,6 +19,8 @@ pub struct Bloom {
 
 /// Words of a block, each with one bit of an item.
 const BLOCK: usize = 8;
+/// Items of a block with which practically all its bits are set.
+const LOAD_MAX: usize = 4_096;
 const BODY: u8 = 1;
 
 impl Bloom {
@@ -50,7 +52,8 @@ impl Bloom {
             return Err(SketchError::out_of_range("items", items, "at least 1"));
         }
         let keeps = |blocks: usize| share_taken(items as f64 / blocks as f64) <= false_positives;
-        let (mut too_few, mut enough) = (0, 1);
+        // With as many to a block nothing is told apart.
+        let (mut too_few, mut enough) = (0, (items / LOAD_MAX).max(1));
         while !keeps(enough) {
             if enough * BLOCK * 8 > MEMORY_MAX {
                 return Err(SketchError::out_of_range("items", items, "what fits into 8 GiB at this probability"));
@@ -79,9 +82,12 @@ impl Bloom {
         self.len() == 0
     }
 
-    /// With what probability something is taken for one of the items there are now.
+    /// With what probability something is taken for one of the items there are now, by the bits that are set. Cost: one pass
+    /// over the filter.
     pub fn false_positives(&self) -> f64 {
-        share_taken(self.len() as f64 * BLOCK as f64 / self.words.len() as f64)
+        let set = |word: &AtomicU64| f64::from(word.load(Relaxed).count_ones()) / 64.0;
+        let blocks = self.words.chunks_exact(BLOCK).map(|block| block.iter().map(set).product::<f64>());
+        blocks.sum::<f64>() * BLOCK as f64 / self.words.len() as f64
     }
 
     /// Inserts the item that hashes to `hash`; true if it is new. For the one writer.
@@ -94,7 +100,7 @@ impl Bloom {
             word.store(before | bit, Relaxed);
         }
         if is_new {
-            self.inserted.store(self.inserted.load(Relaxed) + 1, Relaxed);
+            bucket::add(&self.inserted, 1);
         }
         is_new
     }
@@ -167,6 +173,9 @@ impl Bloom {
 /// The share of other items that is taken for one there is, with `load` items to a block on average: blocks have them as
 /// Poisson says, and with `i` items a bit of a word is set with probability `1 - (63/64)^i`.
 fn share_taken(load: f64) -> f64 {
+    if load > LOAD_MAX as f64 {
+        return 1.0;
+    }
     let (mut share, mut weight) = (0.0, -load);
     // Nothing is left of the distribution beyond this.
     let most = (load + 12.0 * load.sqrt() + 32.0) as u32;

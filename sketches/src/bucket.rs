@@ -118,6 +118,26 @@ pub(crate) fn read<T>(version: &AtomicU64, mut look: impl FnMut() -> T) -> T {
     }
 }
 
+/// All of `slots`, a power of two, in an order that has nothing to do with where they lie: of a table that is filled, or
+/// sampled, in the order of another one with the same places, the front would come first.
+pub(crate) fn scattered(slots: usize) -> impl Iterator<Item = usize> {
+    // The golden ratio spreads any number of them evenly; odd, so that each comes once.
+    let stride = (slots as f64 * 0.618_033_988_749_895) as usize | 1;
+    (0..slots).map(move |at| at.wrapping_mul(stride) & (slots - 1))
+}
+
+/// More steps from its home than any key makes in a table of which a quarter is free, unless somebody aims keys at one place.
+pub(crate) const STEPS_MAX: usize = 4_096;
+
+/// Refuses what would take more memory than is allowed.
+pub(crate) fn within(count: usize, bytes_each: usize, memory_max: usize) -> Result<(), SketchError> {
+    let bytes = count.saturating_mul(bytes_each);
+    match bytes <= memory_max.min(MEMORY_MAX) {
+        true => Ok(()),
+        false => Err(SketchError::out_of_range("memory_bytes", bytes, "as much as its reader allows")),
+    }
+}
+
 /// As many buckets of `bucket_bytes` as fit into `memory_bytes`.
 pub(crate) fn buckets_in(memory_bytes: usize, bucket_bytes: usize) -> Result<usize, SketchError> {
     match memory_bytes {
@@ -145,6 +165,15 @@ mod tests {
             assert_eq!(found, naive, "{tags:#x} {tag:#x}");
             let lane = (tag % 8).into();
             assert_eq!(tag_at(with_tag_at(tags, lane, tag), lane), tag);
+        }
+    }
+
+    #[test]
+    fn every_slot_comes_once() {
+        for log in 0..12 {
+            let mut seen: Vec<usize> = scattered(1 << log).collect();
+            seen.sort_unstable();
+            assert!(seen.into_iter().eq(0..1 << log), "2^{log}");
         }
     }
 

@@ -1,6 +1,6 @@
-use crate::SketchError;
 use crate::bucket::{self, Random, WAYS, add, bucket_of, tag_at, tag_of, with_tag, with_tag_at};
 use crate::frame::{Kind, Reader, Writer};
+use crate::{SketchError, mix};
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -63,15 +63,17 @@ impl<const WORDS: usize> CocoSketch<WORDS> {
     /// # Errors
     /// The memory is less than a bucket, or more than 8 GiB.
     pub fn new(memory_bytes: usize, hash_id: u64) -> Result<CocoSketch<WORDS>, SketchError> {
-        Ok(Self::with_buckets(bucket::buckets_in(memory_bytes, Self::STRIDE * size_of::<u64>())?, hash_id))
+        let buckets = bucket::buckets_in(memory_bytes, Self::STRIDE * size_of::<u64>())?;
+        Ok(Self::with_buckets(buckets, hash_id, hash_id))
     }
 
-    fn with_buckets(buckets: usize, hash_id: u64) -> CocoSketch<WORDS> {
+    /// With numbers that follow from `seed`.
+    fn with_buckets(buckets: usize, hash_id: u64, seed: u64) -> CocoSketch<WORDS> {
         CocoSketch {
             cells: bucket::cells(buckets * Self::STRIDE),
             buckets,
             total: AtomicU64::new(0),
-            random: Random::new(hash_id),
+            random: Random::new(seed),
             hash_id,
         }
     }
@@ -98,12 +100,12 @@ impl<const WORDS: usize> CocoSketch<WORDS> {
         let (bucket, tag) = (self.bucket(hash), tag_of(hash));
         match Self::find(bucket, tag, key) {
             Some(lane) => add(&bucket[COUNTS + lane], n),
-            None => self.put(bucket, tag, key, n, n),
+            None => Self::put(bucket, tag, key, n, n, &self.random),
         }
     }
 
     /// Adds `n` to the smallest entry, which `key` then may own; of `n` it surely had `sure`.
-    fn put(&self, bucket: &[AtomicU64], tag: u8, key: &[u64; WORDS], n: u64, sure: u64) {
+    fn put(bucket: &[AtomicU64], tag: u8, key: &[u64; WORDS], n: u64, sure: u64, random: &Random) {
         let counts = &bucket[COUNTS..SLACKS];
         let (mut lane, mut least) = (0, u64::MAX);
         for (at, count) in counts.iter().enumerate() {
@@ -113,7 +115,7 @@ impl<const WORDS: usize> CocoSketch<WORDS> {
             }
         }
         let grown = least.saturating_add(n);
-        let is_taken_over = self.random.chance(n, grown.max(1));
+        let is_taken_over = random.chance(n, grown.max(1));
         bucket::write(&bucket[VERSION], || {
             bucket[COUNTS + lane].store(grown, Relaxed);
             if !is_taken_over {
@@ -190,15 +192,17 @@ impl<const WORDS: usize> CocoSketch<WORDS> {
         if self.hash_id != other.hash_id {
             return Err(SketchError::mismatch("hash_id", self.hash_id, other.hash_id));
         }
+        // Numbers that have decided nothing in either of them.
+        let random = Random::new(self.hash_id ^ mix(self.total()) ^ mix(!other.total()));
         for (ours, theirs) in self.cells.chunks_exact(Self::STRIDE).zip(other.cells.chunks_exact(Self::STRIDE)) {
             for Held { key, tag, count, slack } in Self::held(theirs) {
                 add(&self.total, count);
                 match Self::find(ours, tag, &key) {
-                    Some(lane) => {
+                    Some(lane) => bucket::write(&ours[VERSION], || {
                         add(&ours[COUNTS + lane], count);
                         add(&ours[SLACKS + lane], slack);
-                    }
-                    None => self.put(ours, tag, &key, count, count.saturating_sub(slack)),
+                    }),
+                    None => Self::put(ours, tag, &key, count, count.saturating_sub(slack), &random),
                 }
             }
         }
@@ -236,21 +240,23 @@ impl<const WORDS: usize> CocoSketch<WORDS> {
     /// The sketch of [`CocoSketch::to_bytes`].
     ///
     /// # Errors
-    /// The bytes are of another kind of sketch, of another version or of keys of another length, or damaged.
-    pub fn from_bytes(bytes: &[u8]) -> Result<CocoSketch<WORDS>, SketchError> {
+    /// The bytes are of another kind of sketch, of another version or of keys of another length, or damaged, or the sketch
+    /// takes more than `memory_max` bytes.
+    pub fn from_bytes(bytes: &[u8], memory_max: usize) -> Result<CocoSketch<WORDS>, SketchError> {
         let mut body = Reader::new(bytes, Kind::Coco, BODY)?;
         let words = body.size()?;
         if words != WORDS {
             return Err(SketchError::out_of_range("words of a key", words, "as many as are asked for"));
         }
         let buckets = body.size()?;
-        let bytes = buckets.checked_mul(Self::STRIDE * size_of::<u64>());
         // Each has a byte at least.
-        if buckets == 0 || buckets > body.left() || bytes.is_none_or(|bytes| bytes > bucket::MEMORY_MAX) {
+        if buckets == 0 || buckets > body.left() {
             return Err(SketchError::damaged(format!("it cannot have {buckets} buckets")));
         }
-        let sketch = Self::with_buckets(buckets, body.word()?);
-        sketch.total.store(body.number()?, Relaxed);
+        bucket::within(buckets, Self::STRIDE * size_of::<u64>(), memory_max)?;
+        let (hash_id, total) = (body.word()?, body.number()?);
+        let sketch = Self::with_buckets(buckets, hash_id, hash_id ^ mix(total));
+        sketch.total.store(total, Relaxed);
         for bucket in sketch.cells.chunks_exact(Self::STRIDE) {
             let held = body.size()?;
             if held > WAYS {

@@ -84,7 +84,7 @@ impl CountSketch {
     #[inline]
     pub fn update(&self, hash: u64, n: i64) {
         for (cell, is_negative) in self.cells_of(hash) {
-            let n = if is_negative { n.wrapping_neg() } else { n };
+            let n = if is_negative { n.saturating_neg() } else { n };
             cell.store(cell.load(Relaxed).saturating_add(n), Relaxed);
         }
     }

@@ -1,5 +1,5 @@
 use crate::SketchError;
-use crate::bucket::{self, MEMORY_MAX, add};
+use crate::bucket::{self, MEMORY_MAX, STEPS_MAX, add, scattered};
 use crate::frame::{Kind, Reader, Writer};
 use std::collections::HashMap;
 use std::sync::atomic::{
@@ -35,7 +35,7 @@ pub struct Entropy {
 pub struct Bits {
     /// From 0, for one item alone, to the logarithm of their number, for all alike.
     pub value: f64,
-    /// Its standard error; 0 if all items were counted.
+    /// Its standard error, as the sample tells: 0 if all items were counted, NaN if there are too few of the others in it.
     pub standard_error: f64,
     /// About how many items there are.
     pub items: f64,
@@ -107,14 +107,18 @@ impl Entropy {
         if u64::from(hash.leading_zeros()) < self.level.load(Relaxed) || n == 0 {
             return;
         }
-        let slot = self.find(hash);
+        let (mut slot, _) = self.find(hash);
         let count = slot[COUNT].load(Relaxed);
         if count > 0 {
             return slot[COUNT].store(count.saturating_add(n), Relaxed);
         }
-        if self.used.load(Relaxed) as usize == self.capacity() {
-            self.rise(self.level.load(Relaxed) + 1);
-            return self.count(hash, n);
+        while self.used.load(Relaxed) as usize == self.capacity() {
+            let level = self.level.load(Relaxed) + 1;
+            self.rise(level);
+            if u64::from(hash.leading_zeros()) < level {
+                return;
+            }
+            (slot, _) = self.find(hash);
         }
         slot[HASH].store(hash, Relaxed);
         // Whoever sees the count sees the hash.
@@ -122,14 +126,17 @@ impl Entropy {
         add(&self.used, 1);
     }
 
-    /// The slot of an item, or the one it would have.
-    fn find(&self, hash: u64) -> &[AtomicU64] {
+    /// The slot of an item, or the one it would have, and how many steps it is from home.
+    #[inline]
+    fn find(&self, hash: u64) -> (&[AtomicU64], usize) {
         let mut at = self.home(hash);
+        let mut steps = 0;
         loop {
             let slot = self.slot(at);
             if slot[COUNT].load(Acquire) == 0 || slot[HASH].load(Relaxed) == hash {
-                return slot;
+                return (slot, steps);
             }
+            steps += 1;
             at = (at + 1) & (self.slots() - 1);
         }
     }
@@ -163,7 +170,7 @@ impl Entropy {
                     self.used.store(self.used.load(Relaxed) - 1, Relaxed);
                     continue;
                 }
-                let to = self.find(hash);
+                let (to, _) = self.find(hash);
                 to[HASH].store(hash, Relaxed);
                 to[COUNT].store(count, Relaxed);
             }
@@ -173,7 +180,7 @@ impl Entropy {
     /// Level, total, and the items in the sample as `(hash, count)`, as they were at one moment.
     fn sample(&self) -> (u64, u64, Vec<(u64, u64)>) {
         bucket::read(&self.version, || {
-            let slots = self.cells.chunks_exact(STRIDE);
+            let slots = scattered(self.slots()).map(|at| self.slot(at));
             let counted = slots.filter_map(|slot| {
                 let count = slot[COUNT].load(Acquire);
                 (count > 0).then(|| (slot[HASH].load(Relaxed), count))
@@ -213,7 +220,10 @@ impl Entropy {
         Bits {
             value: (total.log2() - all / total).max(0.0),
             // Of a sample in which each is with the same probability: Horvitz and Thompson.
-            standard_error: (weight * (weight - 1.0) * squares).sqrt() / total,
+            standard_error: match level > 0 && tail.len() < 2 && rest > 0.0 {
+                true => f64::NAN,
+                false => (weight * (weight - 1.0) * squares).sqrt() / total,
+            },
             items: known.len() as f64 + tail.len() as f64 * weight,
         }
     }
@@ -262,20 +272,27 @@ impl Entropy {
     /// The sample of [`Entropy::to_bytes`].
     ///
     /// # Errors
-    /// The bytes are of another kind of sketch or of another version, or damaged.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Entropy, SketchError> {
+    /// The bytes are of another kind of sketch or of another version, or damaged, or the sample takes more than `memory_max`
+    /// bytes.
+    pub fn from_bytes(bytes: &[u8], memory_max: usize) -> Result<Entropy, SketchError> {
         let mut body = Reader::new(bytes, Kind::Entropy, BODY)?;
         let slots = body.size()?;
-        let memory = slots.checked_mul(STRIDE * size_of::<u64>()).filter(|_| slots.is_power_of_two());
-        let memory = memory.ok_or_else(|| SketchError::damaged(format!("it cannot have {slots} slots")))?;
-        let sketch = Entropy::new(memory)?;
+        if !slots.is_power_of_two() {
+            return Err(SketchError::damaged(format!("it cannot have {slots} slots")));
+        }
+        bucket::within(slots, STRIDE * size_of::<u64>(), memory_max)?;
+        let sketch = Entropy::new(slots * STRIDE * size_of::<u64>())?;
         let (level, total, counted) = (body.number()?, body.number()?, body.size()?);
         if level > 64 || counted > sketch.capacity() {
             return Err(SketchError::damaged(format!("{counted} items of level {level} in {slots} slots")));
         }
         sketch.level.store(level, Relaxed);
         for _ in 0..counted {
-            sketch.count(body.word()?, body.number()?);
+            let (hash, count) = (body.word()?, body.number()?);
+            if sketch.find(hash).1 > STEPS_MAX {
+                return Err(SketchError::damaged("its items are all in one place"));
+            }
+            sketch.count(hash, count);
         }
         sketch.total.store(total, Relaxed);
         body.finish()?;

@@ -26,7 +26,7 @@ pub struct Quantiles {
 const BODY: u8 = 1;
 
 impl Quantiles {
-    /// A sketch with quantiles off by `alpha` of their value at most. Allocates `355 / alpha` bytes, and nothing later.
+    /// A sketch with quantiles off by `alpha` of their value at most. Allocates some `178 / alpha` bytes, and nothing later.
     ///
     /// # Errors
     /// `alpha` is not in 0.0001..=0.5.

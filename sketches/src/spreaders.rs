@@ -1,4 +1,4 @@
-use crate::bucket::{self, MEMORY_MAX, WAYS, bucket_of, tag_at, tag_of, with_tag, with_tag_at};
+use crate::bucket::{self, WAYS, bucket_of, tag_at, tag_of, with_tag, with_tag_at};
 use crate::frame::{Kind, Reader, Writer};
 use crate::hyper_log_log::raw_estimate;
 use crate::{SketchError, mix};
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 /// A key that finds its bucket full takes the place of the one with the least estimate once one of its elements has a hash
 /// that ends in enough zeros: with `2^l` at least that estimate, one in `2^l` does, as a source with so many elements has on
 /// average (the idea of SpreadSketch: Tang, Huang and Lee, INFOCOM 2020). It starts with the `2^l` elements that it took on
-/// average, and counts those again that come again: too high by as much as the least of its bucket had, at most. What is
+/// average, and counts those again that come again: too high by twice as much as the least of its bucket had, at most. What is
 /// listed is right within the error above while there are fewer keys than cells, and beyond that for keys with many more
 /// elements than the least of eight.
 ///
@@ -231,15 +231,12 @@ impl<const WORDS: usize> Spreaders<WORDS> {
             return Err(SketchError::mismatch("hash_id", self.hash_id, other.hash_id));
         }
         for (ours, theirs) in self.cells.chunks_exact(Self::STRIDE).zip(other.cells.chunks_exact(Self::STRIDE)) {
-            for Held { key, tag, spread, registers } in Self::held(theirs) {
-                let Some(lane) = Self::find(ours, tag, &key) else {
-                    let free = with_tag(ours[TAGS].load(Relaxed), 0).next().map(|lane| (lane, 0.0));
-                    let (lane, least) = free.unwrap_or_else(|| Self::least(ours));
-                    if spread.estimate > least {
-                        Self::take(ours, lane, tag, &key, spread, registers);
-                    }
-                    continue;
-                };
+            // Those that both have first: none of them is to lose its cell to another one. Then the larger ones.
+            let (both, mut others): (Vec<_>, Vec<_>) =
+                Self::held(theirs).into_iter().partition(|held| Self::find(ours, held.tag, &held.key).is_some());
+            others.sort_by(|a, b| b.spread.estimate.total_cmp(&a.spread.estimate));
+            for Held { key, tag, spread, registers } in both {
+                let Some(lane) = Self::find(ours, tag, &key) else { continue };
                 let cell = cell_of(ours, lane, Self::CELL);
                 let before = Spread::load(&cell[SPREAD]);
                 let mut counts = [0; RANK_MAX as usize + 1];
@@ -257,6 +254,13 @@ impl<const WORDS: usize> Spreaders<WORDS> {
                 let (more, fewer) = (before.estimate.max(spread.estimate), before.estimate.min(spread.estimate));
                 let estimate = (raw_estimate(&counts) as f32).clamp(more, more + fewer);
                 Spread { estimate, chance }.store(&cell[SPREAD]);
+            }
+            for Held { key, tag, spread, registers } in others {
+                let free = with_tag(ours[TAGS].load(Relaxed), 0).next().map(|lane| (lane, 0.0));
+                let (lane, least) = free.unwrap_or_else(|| Self::least(ours));
+                if spread.estimate > least {
+                    Self::take(ours, lane, tag, &key, spread, registers);
+                }
             }
         }
         Ok(())
@@ -290,19 +294,20 @@ impl<const WORDS: usize> Spreaders<WORDS> {
     /// The sketch of [`Spreaders::to_bytes`].
     ///
     /// # Errors
-    /// The bytes are of another kind of sketch, of another version or of keys of another length, or damaged.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Spreaders<WORDS>, SketchError> {
+    /// The bytes are of another kind of sketch, of another version or of keys of another length, or damaged, or the sketch
+    /// takes more than `memory_max` bytes.
+    pub fn from_bytes(bytes: &[u8], memory_max: usize) -> Result<Spreaders<WORDS>, SketchError> {
         let mut body = Reader::new(bytes, Kind::Spreaders, BODY)?;
         let words = body.size()?;
         if words != WORDS {
             return Err(SketchError::out_of_range("words of a key", words, "as many as are asked for"));
         }
         let buckets = body.size()?;
-        let memory = buckets.checked_mul(Self::STRIDE * size_of::<u64>());
         // Each has a byte at least.
-        if buckets == 0 || buckets > body.left() || memory.is_none_or(|bytes| bytes > MEMORY_MAX) {
+        if buckets == 0 || buckets > body.left() {
             return Err(SketchError::damaged(format!("it cannot have {buckets} buckets")));
         }
+        bucket::within(buckets, Self::STRIDE * size_of::<u64>(), memory_max)?;
         let sketch = Self::with_buckets(buckets, body.word()?);
         for bucket in sketch.cells.chunks_exact(Self::STRIDE) {
             let held = body.size()?;

@@ -1,5 +1,5 @@
 use crate::SketchError;
-use crate::bucket::{self, MEMORY_MAX, add};
+use crate::bucket::{self, MEMORY_MAX, STEPS_MAX, add, scattered};
 use crate::coco::Estimate;
 use crate::frame::{Kind, Reader, Writer};
 use std::sync::atomic::{
@@ -104,14 +104,17 @@ impl<const WORDS: usize> TopK<WORDS> {
         if n == 0 {
             return;
         }
-        let (found, slot) = self.find(hash, key);
+        let (found, slot, _) = self.find(hash, key);
         if found {
             return add(&slot[COUNT], n);
         }
-        if self.used.load(Relaxed) as usize == self.capacity() {
-            self.purge();
-            return self.count(hash, key, n);
-        }
+        let slot = match self.used.load(Relaxed) as usize == self.capacity() {
+            true => {
+                self.purge();
+                self.find(hash, key).1
+            }
+            false => slot,
+        };
         slot[HASH].store(hash, Relaxed);
         for (cell, word) in slot[KEY..].iter().zip(key) {
             cell.store(*word, Relaxed);
@@ -121,18 +124,21 @@ impl<const WORDS: usize> TopK<WORDS> {
         add(&self.used, 1);
     }
 
-    /// The slot of a key, or the one it would have.
-    fn find(&self, hash: u64, key: &[u64; WORDS]) -> (bool, &[AtomicU64]) {
+    /// The slot of a key, or the one it would have, and how many steps it is from home.
+    #[inline]
+    fn find(&self, hash: u64, key: &[u64; WORDS]) -> (bool, &[AtomicU64], usize) {
         let mut at = self.home(hash);
+        let mut steps = 0;
         loop {
             let slot = self.slot(at);
             if slot[COUNT].load(Acquire) == 0 {
-                return (false, slot);
+                return (false, slot, steps);
             }
             let is_key = || slot[KEY..].iter().zip(key).all(|(cell, word)| cell.load(Relaxed) == *word);
             if slot[HASH].load(Relaxed) == hash && is_key() {
-                return (true, slot);
+                return (true, slot, steps);
             }
+            steps += 1;
             at = (at + 1) & (self.slots() - 1);
         }
     }
@@ -184,14 +190,10 @@ impl<const WORDS: usize> TopK<WORDS> {
     fn median(&self) -> u64 {
         let mut sample = [0; SAMPLE];
         let mut taken = 0;
-        // Clusters are longer than chance where counters have moved, so that neighbours are no sample.
-        let step = (self.slots() / (2 * SAMPLE)).max(1);
-        for slot in self.cells.chunks_exact(Self::STRIDE).step_by(step) {
-            let count = slot[COUNT].load(Relaxed);
-            if count > 0 && taken < SAMPLE {
-                sample[taken] = count;
-                taken += 1;
-            }
+        let counts = scattered(self.slots()).map(|at| self.slot(at)[COUNT].load(Relaxed));
+        for (place, count) in sample.iter_mut().zip(counts.filter(|count| *count > 0)) {
+            *place = count;
+            taken += 1;
         }
         let sample = &mut sample[..taken.max(1)];
         let middle = (sample.len() - 1) / 2;
@@ -203,8 +205,8 @@ impl<const WORDS: usize> TopK<WORDS> {
     pub fn estimate(&self, hash: u64, key: &[u64; WORDS]) -> Estimate {
         bucket::read(&self.version, || {
             let lower = match self.find(hash, key) {
-                (true, slot) => slot[COUNT].load(Relaxed),
-                (false, _) => 0,
+                (true, slot, _) => slot[COUNT].load(Relaxed),
+                (false, ..) => 0,
             };
             self.between(lower)
         })
@@ -252,7 +254,7 @@ impl<const WORDS: usize> TopK<WORDS> {
 
     fn counters(&self) -> Vec<(u64, u64, [u64; WORDS])> {
         bucket::read(&self.version, || {
-            let slots = self.cells.chunks_exact(Self::STRIDE);
+            let slots = scattered(self.slots()).map(|at| self.slot(at));
             let counters = slots.filter_map(|slot| {
                 let count = slot[COUNT].load(Acquire);
                 let key = || std::array::from_fn(|word| slot[KEY + word].load(Relaxed));
@@ -291,18 +293,19 @@ impl<const WORDS: usize> TopK<WORDS> {
     /// The sketch of [`TopK::to_bytes`].
     ///
     /// # Errors
-    /// The bytes are of another kind of sketch, of another version or of keys of another length, or damaged.
-    pub fn from_bytes(bytes: &[u8]) -> Result<TopK<WORDS>, SketchError> {
+    /// The bytes are of another kind of sketch, of another version or of keys of another length, or damaged, or the sketch
+    /// takes more than `memory_max` bytes.
+    pub fn from_bytes(bytes: &[u8], memory_max: usize) -> Result<TopK<WORDS>, SketchError> {
         let mut body = Reader::new(bytes, Kind::TopK, BODY)?;
         let words = body.size()?;
         if words != WORDS {
             return Err(SketchError::out_of_range("words of a key", words, "as many as are asked for"));
         }
         let slots = body.size()?;
-        let memory = slots.checked_mul(Self::STRIDE * size_of::<u64>()).filter(|bytes| *bytes <= MEMORY_MAX);
-        if slots < 8 || !slots.is_power_of_two() || memory.is_none() {
+        if slots < 8 || !slots.is_power_of_two() {
             return Err(SketchError::damaged(format!("it cannot have {slots} slots")));
         }
+        bucket::within(slots, Self::STRIDE * size_of::<u64>(), memory_max)?;
         let sketch = Self::with_slots(slots, body.word()?);
         sketch.total.store(body.number()?, Relaxed);
         let offset = body.number()?;
@@ -315,6 +318,9 @@ impl<const WORDS: usize> TopK<WORDS> {
             let mut key = [0; WORDS];
             for word in &mut key {
                 *word = body.word()?;
+            }
+            if sketch.find(hash, &key).2 > STEPS_MAX {
+                return Err(SketchError::damaged("its keys are all in one place"));
             }
             sketch.count(hash, &key, count);
         }

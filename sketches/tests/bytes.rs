@@ -37,13 +37,13 @@ fn all(seed: u64) -> Vec<(&'static str, Vec<u8>, Again)> {
     vec![
         ("Count-Min", count_min.to_bytes(), |bytes| Ok(CountMin::from_bytes(bytes)?.to_bytes())),
         ("Count-Sketch", count_sketch.to_bytes(), |bytes| Ok(CountSketch::from_bytes(bytes)?.to_bytes())),
-        ("CocoSketch", coco.to_bytes(), |bytes| Ok(CocoSketch::<2>::from_bytes(bytes)?.to_bytes())),
-        ("top-k", top.to_bytes(), |bytes| Ok(TopK::<2>::from_bytes(bytes)?.to_bytes())),
-        ("superspreader", spreaders.to_bytes(), |bytes| Ok(Spreaders::<2>::from_bytes(bytes)?.to_bytes())),
+        ("CocoSketch", coco.to_bytes(), |bytes| Ok(CocoSketch::<2>::from_bytes(bytes, 1 << 20)?.to_bytes())),
+        ("top-k", top.to_bytes(), |bytes| Ok(TopK::<2>::from_bytes(bytes, 1 << 20)?.to_bytes())),
+        ("superspreader", spreaders.to_bytes(), |bytes| Ok(Spreaders::<2>::from_bytes(bytes, 1 << 20)?.to_bytes())),
         ("HyperLogLog", hyper_log_log.to_bytes(), |bytes| Ok(HyperLogLog::from_bytes(bytes)?.to_bytes())),
         ("quantile", quantiles.to_bytes(), |bytes| Ok(Quantiles::from_bytes(bytes)?.to_bytes())),
         ("Bloom", bloom.to_bytes(), |bytes| Ok(Bloom::from_bytes(bytes)?.to_bytes())),
-        ("entropy", entropy.to_bytes(), |bytes| Ok(Entropy::from_bytes(bytes)?.to_bytes())),
+        ("entropy", entropy.to_bytes(), |bytes| Ok(Entropy::from_bytes(bytes, 1 << 20)?.to_bytes())),
     ]
 }
 
@@ -65,7 +65,7 @@ fn what_is_read_is_what_was_written() {
 fn a_top_k_that_is_read_says_the_same() {
     let top = TopK::<1>::new(1_024, 9).unwrap();
     zipf(9, 1.0, 300, 2_000).iter().for_each(|item| top.update(mix(*item), &[*item], 7));
-    let read = TopK::<1>::from_bytes(&top.to_bytes()).unwrap();
+    let read = TopK::<1>::from_bytes(&top.to_bytes(), 1 << 20).unwrap();
     assert_eq!((read.entries(), read.offset(), read.total()), (top.entries(), top.offset(), top.total()));
 }
 
@@ -89,6 +89,19 @@ fn bytes_that_are_no_sketch_are_refused() {
     let told = |bytes: &[u8]| HyperLogLog::from_bytes(bytes).unwrap_err().to_string();
     assert_eq!(told(b"PAR1"), "the bytes of a sketch are damaged: 4 bytes are none");
     assert_eq!(told(b"a text that is no sketch"), "the bytes of a sketch are damaged: it does not begin with TPSK");
+}
+
+#[test]
+fn a_sketch_that_takes_more_than_its_reader_allows_is_refused() {
+    let told = |result: Result<(), SketchError>| result.unwrap_err().to_string();
+    let bytes = TopK::<1>::new(1 << 20, 1).unwrap().to_bytes();
+    assert!(bytes.len() < 40);
+    let expected = "memory_bytes is 786432, allowed is as much as its reader allows";
+    assert_eq!(told(TopK::<1>::from_bytes(&bytes, 700_000).map(drop)), expected);
+    let bytes = Entropy::new(1 << 20).unwrap().to_bytes();
+    assert!(told(Entropy::from_bytes(&bytes, 1_000).map(drop)).starts_with("memory_bytes is 1048576"));
+    let bytes = CocoSketch::<1>::new(1 << 20, 1).unwrap().to_bytes();
+    assert!(told(CocoSketch::<1>::from_bytes(&bytes, 1_000).map(drop)).starts_with("memory_bytes is 10"));
 }
 
 /// Whatever stands behind a checksum that fits: an answer or an error, and not more memory than there are bytes for.

@@ -137,6 +137,44 @@ fn merged_top_k_keep_their_bounds() {
     }
 }
 
+/// Both have the same places for keys, and the same numbers to decide by: what is merged into another one is not to depend
+/// on that.
+#[test]
+fn merged_coco_sketches_are_right_on_average() {
+    let (mut sums, mut squares) = ([0.0; 3], [0.0; 3]);
+    const SEEDS: u64 = 3_000;
+    for seed in 0..SEEDS {
+        // One bucket of eight.
+        let [a, b] = [0, 1].map(|_| CocoSketch::<1>::new(8 * (2 + 16 + 8), seed).unwrap());
+        (0..8).for_each(|item| a.update(hash(item), &[item], 10));
+        (100..109).for_each(|item| b.update(hash(item), &[item], 10));
+        a.merge(&b).unwrap();
+        for (at, item) in [0, 100, 108].into_iter().enumerate() {
+            let error = a.estimate(hash(item), &[item]).value as f64 - 10.0;
+            (sums[at], squares[at]) = (sums[at] + error, squares[at] + error * error);
+        }
+    }
+    for (sum, square) in sums.into_iter().zip(squares) {
+        let n = SEEDS as f64;
+        assert!((sum / n).abs() < 4.0 * (square / n / n).sqrt(), "off by {} on average", sum / n);
+    }
+}
+
+/// A table is filled from the front where it is filled in the order of another one.
+#[test]
+fn large_tables_are_merged_in_little_time() {
+    let [a, b] = [0, 1].map(|_| TopK::<1>::new(24 << 16, 1).unwrap());
+    (0..30_000).for_each(|item| a.update(hash(item), &[item], 1));
+    (50_000..90_000).for_each(|item| b.update(hash(item), &[item], 1));
+    a.merge(&b).unwrap();
+    assert_eq!(a.total(), 70_000);
+    let [a, b] = [0, 1].map(|_| sketches::Entropy::new(16 << 16).unwrap());
+    (0..30_000).for_each(|item| a.update(hash(item), 1));
+    (50_000..90_000).for_each(|item| b.update(hash(item), 1));
+    a.merge(&b).unwrap();
+    assert!((a.bits([]).items / 70_000.0 - 1.0).abs() < 0.05);
+}
+
 /// Who contacted how many others, with repetitions.
 fn contacts(seed: u64, sources: usize, length: usize) -> (Vec<(u64, u64)>, HashMap<u64, u64>) {
     let mut rng = Rng(seed);

@@ -185,14 +185,24 @@ fn without_merged(
     let dir_of = |file: &str| file.rsplit_once('/').map(|(dir, _)| dir.to_owned()).unwrap_or_default();
     let dirs: HashSet<String> = found.iter().map(|segment| dir_of(&segment.meta.file)).collect();
     let mut taken: HashMap<String, HashSet<u64>> = HashMap::new();
-    let listed = listing.segments.values().map(|meta| (meta.key(), &meta.file));
-    let known = listed.chain(removed.iter().map(|removed| (removed.key(), &removed.file)));
-    for (id, file) in known.filter(|(_, file)| dirs.contains(&dir_of(file))) {
-        let logs = logs_of(layout, id, &layout.segments_dir().join(file)).unwrap_or_else(|error| {
-            tracing::warn!(%error, "a segment does not read");
-            vec![id.number]
-        });
-        taken.entry(dir_of(file)).or_default().extend(logs);
+    let is_beside = |file: &str| dirs.contains(&dir_of(file));
+    // Where one that counts does not say whose rows it has, nothing is removed on a guess, nor listed.
+    let mut unclear = HashSet::new();
+    for meta in listing.segments.values().filter(|meta| is_beside(&meta.file)) {
+        match logs_of(layout, meta.key(), &layout.segments_dir().join(&meta.file), meta.footer) {
+            Ok(logs) => taken.entry(dir_of(&meta.file)).or_default().extend(logs),
+            Err(error) => {
+                tracing::warn!(%error, "a segment does not read; others of its folder that the manifest does not list are left alone");
+                unclear.insert(dir_of(&meta.file));
+            }
+        }
+    }
+    found.retain(|segment| !unclear.contains(&dir_of(&segment.meta.file)));
+    for removed in removed.iter().filter(|removed| is_beside(&removed.file)) {
+        // Most of their files are gone.
+        let path = layout.segments_dir().join(&removed.file);
+        let logs = logs_of(layout, removed.key(), &path, None).unwrap_or_else(|_| vec![removed.key().number]);
+        taken.entry(dir_of(&removed.file)).or_default().extend(logs);
     }
     // The one with most logs first: it has the rows of the others.
     found.sort_by_key(|segment| (Reverse(segment.logs.len()), segment.meta.key()));

@@ -142,7 +142,7 @@ fn run<C: Columns>(shared: &Shared<C>, job: &Job, pace: &Pace) -> Result<bool, S
     let gate = Gate { pace, is_busy: &is_busy };
     let (mut batches, mut logs) = (Vec::new(), Vec::new());
     for segment in &job.inputs {
-        let read = logs_of(layout, segment.id, &segment.path)
+        let read = logs_of(layout, segment.id, &segment.path, segment.footer)
             .and_then(|logs| Ok((logs, read_segment(layout, segment, &gate)?)));
         let (its_logs, its_batches) = read.inspect_err(|_| {
             // Other segments are not to wait for one that does not read.

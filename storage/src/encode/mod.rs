@@ -18,6 +18,7 @@ use crate::table::TableInfo;
 use crate::zones::Zones;
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType, UInt8Type};
+use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 use chunk::Zstd;
@@ -371,7 +372,7 @@ pub(crate) fn describe_file(layout: &Layout, id: SegmentId, file: String) -> Res
     let wanted = described(table).into_iter().chain(table.zones.iter().copied());
     let columns = ProjectionMask::columns(reader.parquet_schema(), wanted);
     let batches = reader.with_projection(columns).build().map_err(&failed)?.collect::<Result<Vec<_>, _>>();
-    let batches = batches.map_err(StorageError::arrow("read rows of a segment"))?;
+    let batches = batches.map_err(unread(&path))?;
     let rows = order_by_time(&batches);
     if rows.is_empty() {
         return Err(StorageError::Damaged { path, offset: 0, reason: "it has no rows".to_owned() });
@@ -388,8 +389,13 @@ pub(crate) fn describe_file(layout: &Layout, id: SegmentId, file: String) -> Res
 ///
 /// # Errors
 /// If the file is no segment.
-pub(crate) fn logs_of(layout: &Layout, id: SegmentId, path: &Path) -> Result<Vec<u64>, StorageError> {
-    let (reader, _) = open_segment(layout, path, None)?;
+pub(crate) fn logs_of(
+    layout: &Layout,
+    id: SegmentId,
+    path: &Path,
+    footer: Option<Footer>,
+) -> Result<Vec<u64>, StorageError> {
+    let (reader, _) = open_segment(layout, path, footer)?;
     Ok(origin(&reader, id).0)
 }
 
@@ -405,12 +411,23 @@ pub(crate) fn read_segment(
     let rows = reader.metadata().file_metadata().num_rows().max(1) as u64;
     let mut batches = Vec::new();
     for batch in reader.with_batch_size(READ_ROWS).build().map_err(&failed)? {
-        let batch = batch.map_err(StorageError::arrow("read rows of a segment"))?;
+        let batch = batch.map_err(unread(path))?;
         let share = bytes as f64 * batch.num_rows() as f64 / rows as f64;
         gate.spend(share as u64).map_err(io::Error::other).at("read", path)?;
         batches.push(layout.table.conform(&batch)?);
     }
     Ok(batches)
+}
+
+/// Rows that a segment does not give, with its name.
+fn unread(path: &Path) -> impl Fn(ArrowError) -> StorageError + use<> {
+    let failed = StorageError::parquet("read segment", path);
+    move |error| {
+        failed(match error {
+            ArrowError::ParquetError(message) => ParquetError::General(message),
+            error => ParquetError::External(Box::new(error)),
+        })
+    }
 }
 
 type SegmentReader = ParquetRecordBatchReaderBuilder<SegmentFile>;

@@ -309,11 +309,12 @@ fn named(path: &Arc<str>, error: DataFusionError) -> DataFusionError {
     DataFusionError::External(Box::new(BadSegment { path: path.to_string(), message, damaged }))
 }
 
-/// Whether the bytes could not be had at all.
+/// Whether the bytes could not be had at all. What cannot be unpacked is an I/O error too, but none of the operating system's.
 fn is_of_the_store(error: &ParquetError) -> bool {
     let mut next: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(error) = next {
-        if error.is::<StoreError>() || error.is::<io::Error>() {
+        let of_system = error.downcast_ref().is_some_and(|error: &io::Error| error.raw_os_error().is_some());
+        if error.is::<StoreError>() || of_system {
             return true;
         }
         next = match error.downcast_ref() {
