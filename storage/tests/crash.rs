@@ -348,6 +348,35 @@ fn foreign_newer_and_broken_segments_are_set_aside() {
     }
 }
 
+/// A segment that counts may have the rows of one that is found beside it; while it cannot be read, nobody knows.
+#[test]
+fn nothing_is_removed_or_listed_beside_a_segment_that_does_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::open(options(dir.path())).unwrap();
+    for part in 0..2 {
+        store.append(&flows(part * 10..part * 10 + 10), &[]).unwrap();
+        store.flush().unwrap();
+    }
+    let segments = store.reader().snapshot().unwrap().segments;
+    let [first, second] = [0, 1].map(|at: usize| segments[at].path.clone());
+    drop((store, segments));
+    let found = first.with_file_name(format!("{:016}-00.parquet", 100));
+    fs::copy(&second, &found).unwrap();
+    let good = fs::read(&first).unwrap();
+    let mut flipped = good.clone();
+    let in_footer = flipped.len() - 60;
+    flipped[in_footer] ^= 1;
+    fs::write(&first, flipped).unwrap();
+    for (content, listed) in [(None, 2), (Some(&good), 3)] {
+        if let Some(content) = content {
+            fs::write(&first, content).unwrap();
+        }
+        let store = Store::open(options(dir.path())).unwrap();
+        assert_eq!(store.counts().segments, listed);
+        assert!(found.exists() && first.exists() && second.exists());
+    }
+}
+
 /// Retention drops what is just being merged, and the power goes: the merged file is there, complete, and its rows must
 /// not come back.
 #[test]
