@@ -118,16 +118,16 @@ pub(crate) fn read<T>(version: &AtomicU64, mut look: impl FnMut() -> T) -> T {
     }
 }
 
-/// All of `slots`, a power of two, in an order that has nothing to do with where they lie: of a table that is filled, or
-/// sampled, in the order of another one with the same places, the front would come first.
-pub(crate) fn scattered(slots: usize) -> impl Iterator<Item = usize> {
-    // The golden ratio spreads any number of them evenly; odd, so that each comes once.
-    let stride = (slots as f64 * 0.618_033_988_749_895) as usize | 1;
-    (0..slots).map(move |at| at.wrapping_mul(stride) & (slots - 1))
+/// Refuses to put together what is of another size, or whose keys have another hash: `(memory_bytes, hash_id)` of both.
+pub(crate) fn same_shape(ours: (usize, u64), theirs: (usize, u64)) -> Result<(), SketchError> {
+    if ours.0 != theirs.0 {
+        return Err(SketchError::mismatch("memory_bytes", ours.0, theirs.0));
+    }
+    if ours.1 != theirs.1 {
+        return Err(SketchError::mismatch("hash_id", ours.1, theirs.1));
+    }
+    Ok(())
 }
-
-/// More steps from its home than any key makes in a table of which a quarter is free, unless somebody aims keys at one place.
-pub(crate) const STEPS_MAX: usize = 4_096;
 
 /// Refuses what would take more memory than is allowed.
 pub(crate) fn within(count: usize, bytes_each: usize, memory_max: usize) -> Result<(), SketchError> {
@@ -165,15 +165,6 @@ mod tests {
             assert_eq!(found, naive, "{tags:#x} {tag:#x}");
             let lane = (tag % 8).into();
             assert_eq!(tag_at(with_tag_at(tags, lane, tag), lane), tag);
-        }
-    }
-
-    #[test]
-    fn every_slot_comes_once() {
-        for log in 0..12 {
-            let mut seen: Vec<usize> = scattered(1 << log).collect();
-            seen.sort_unstable();
-            assert!(seen.into_iter().eq(0..1 << log), "2^{log}");
         }
     }
 

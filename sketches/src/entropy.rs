@@ -1,11 +1,9 @@
 use crate::SketchError;
-use crate::bucket::{self, MEMORY_MAX, STEPS_MAX, add, scattered};
+use crate::bucket::{self, MEMORY_MAX, add};
 use crate::frame::{Kind, Reader, Writer};
+use crate::table::{Counter, STEPS_MAX, Table};
 use std::collections::HashMap;
-use std::sync::atomic::{
-    AtomicU64,
-    Ordering::{Acquire, Relaxed, Release},
-};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// How evenly a stream is spread over its items, from some of them counted exactly: adaptive sampling (Flajolet, *On adaptive
 /// sampling*, Computing 43, 1990, after Wegman).
@@ -22,11 +20,9 @@ use std::sync::atomic::{
 /// looks again.
 #[derive(Debug)]
 pub struct Entropy {
-    cells: Box<[AtomicU64]>,
-    /// Odd while counters move.
-    version: AtomicU64,
+    /// The hash is all there is of an item.
+    table: Table<0>,
     level: AtomicU64,
-    used: AtomicU64,
     total: AtomicU64,
 }
 
@@ -48,9 +44,7 @@ impl Bits {
     }
 }
 
-const COUNT: usize = 0;
-const HASH: usize = 1;
-const STRIDE: usize = 2;
+const SLOT_BYTES: usize = Table::<0>::SLOT_BYTES;
 const BODY: u8 = 1;
 
 impl Entropy {
@@ -62,28 +56,18 @@ impl Entropy {
         if !(256..=MEMORY_MAX).contains(&memory_bytes) {
             return Err(SketchError::out_of_range("memory_bytes", memory_bytes, "256 to 8 GiB"));
         }
-        let slots = 1_usize << (memory_bytes / (STRIDE * size_of::<u64>())).ilog2();
-        Ok(Entropy {
-            cells: bucket::cells(slots * STRIDE),
-            version: AtomicU64::new(0),
-            level: AtomicU64::new(0),
-            used: AtomicU64::new(0),
-            total: AtomicU64::new(0),
-        })
-    }
-
-    fn slots(&self) -> usize {
-        self.cells.len() / STRIDE
+        let slots = 1_usize << (memory_bytes / SLOT_BYTES).ilog2();
+        Ok(Entropy { table: Table::new(slots), level: AtomicU64::new(0), total: AtomicU64::new(0) })
     }
 
     /// Items it counts at most.
     pub fn capacity(&self) -> usize {
-        self.slots() / 4 * 3
+        self.table.capacity()
     }
 
     /// Bytes of cells.
     pub fn memory_bytes(&self) -> usize {
-        size_of_val(&*self.cells)
+        self.table.memory_bytes()
     }
 
     /// Sum of all counts put in.
@@ -107,84 +91,31 @@ impl Entropy {
         if u64::from(hash.leading_zeros()) < self.level.load(Relaxed) || n == 0 {
             return;
         }
-        let (mut slot, _) = self.find(hash);
-        let count = slot[COUNT].load(Relaxed);
-        if count > 0 {
-            return slot[COUNT].store(count.saturating_add(n), Relaxed);
+        let mut place = self.table.find(hash, &[]);
+        if place.count > 0 {
+            return self.table.grow(&place, n);
         }
-        while self.used.load(Relaxed) as usize == self.capacity() {
+        while self.table.is_full() {
             let level = self.level.load(Relaxed) + 1;
             self.rise(level);
             if u64::from(hash.leading_zeros()) < level {
                 return;
             }
-            (slot, _) = self.find(hash);
+            place = self.table.find(hash, &[]);
         }
-        slot[HASH].store(hash, Relaxed);
-        // Whoever sees the count sees the hash.
-        slot[COUNT].store(n, Release);
-        add(&self.used, 1);
-    }
-
-    /// The slot of an item, or the one it would have, and how many steps it is from home.
-    #[inline]
-    fn find(&self, hash: u64) -> (&[AtomicU64], usize) {
-        let mut at = self.home(hash);
-        let mut steps = 0;
-        loop {
-            let slot = self.slot(at);
-            if slot[COUNT].load(Acquire) == 0 || slot[HASH].load(Relaxed) == hash {
-                return (slot, steps);
-            }
-            steps += 1;
-            at = (at + 1) & (self.slots() - 1);
-        }
-    }
-
-    /// By the lowest bits: the highest are those that the sample goes by.
-    fn home(&self, hash: u64) -> usize {
-        hash as usize & (self.slots() - 1)
-    }
-
-    fn slot(&self, at: usize) -> &[AtomicU64] {
-        &self.cells[at * STRIDE..][..STRIDE]
+        self.table.put(&place, hash, &[], n);
     }
 
     /// Lets go of items whose hash does not begin with `level` zeros.
     fn rise(&self, level: u64) {
-        bucket::write(&self.version, || {
-            self.level.store(level, Relaxed);
-            let last = self.slots() - 1;
-            let is_empty = |at: &usize| self.slot(*at)[COUNT].load(Relaxed) == 0;
-            // A quarter of them are.
-            let start = (0..=last).find(is_empty).unwrap_or(0);
-            // Behind an empty slot, in order: what has been moved is never before its home, and is in its place.
-            for step in 1..=last {
-                let from = self.slot((start + step) & last);
-                let (count, hash) = (from[COUNT].load(Relaxed), from[HASH].load(Relaxed));
-                if count == 0 {
-                    continue;
-                }
-                from[COUNT].store(0, Relaxed);
-                if u64::from(hash.leading_zeros()) < level {
-                    self.used.store(self.used.load(Relaxed) - 1, Relaxed);
-                    continue;
-                }
-                let (to, _) = self.find(hash);
-                to[HASH].store(hash, Relaxed);
-                to[COUNT].store(count, Relaxed);
-            }
-        });
+        let left = |hash: u64, count| if u64::from(hash.leading_zeros()) < level { 0 } else { count };
+        self.table.reduce(left, || self.level.store(level, Relaxed));
     }
 
     /// Level, total, and the items in the sample as `(hash, count)`, as they were at one moment.
     fn sample(&self) -> (u64, u64, Vec<(u64, u64)>) {
-        bucket::read(&self.version, || {
-            let slots = scattered(self.slots()).map(|at| self.slot(at));
-            let counted = slots.filter_map(|slot| {
-                let count = slot[COUNT].load(Acquire);
-                (count > 0).then(|| (slot[HASH].load(Relaxed), count))
-            });
+        self.table.read(|| {
+            let counted = self.table.counters().map(|Counter { hash, count, .. }| (hash, count));
             (self.level.load(Relaxed), self.total(), counted.collect())
         })
     }
@@ -233,9 +164,7 @@ impl Entropy {
     /// # Errors
     /// They have different sizes; `self` is then unchanged.
     pub fn merge(&self, other: &Entropy) -> Result<(), SketchError> {
-        if self.slots() != other.slots() {
-            return Err(SketchError::mismatch("memory_bytes", self.memory_bytes(), other.memory_bytes()));
-        }
+        bucket::same_shape((self.memory_bytes(), 0), (other.memory_bytes(), 0))?;
         let (level, total, sample) = other.sample();
         if level > self.level.load(Relaxed) {
             self.rise(level);
@@ -247,10 +176,7 @@ impl Entropy {
 
     /// Forgets everything. For the one writer.
     pub fn reset(&self) {
-        bucket::write(&self.version, || {
-            self.cells.chunks_exact(STRIDE).for_each(|slot| slot[COUNT].store(0, Relaxed));
-            [&self.level, &self.used, &self.total].into_iter().for_each(|cell| cell.store(0, Relaxed));
-        });
+        self.table.clear(|| [&self.level, &self.total].into_iter().for_each(|cell| cell.store(0, Relaxed)));
     }
 
     /// The sample as bytes, for [`Entropy::from_bytes`].
@@ -258,7 +184,7 @@ impl Entropy {
         let (level, total, mut sample) = self.sample();
         sample.sort_unstable();
         let mut out = Writer::new(Kind::Entropy, BODY);
-        out.number(self.slots() as u64);
+        out.number(self.table.slots() as u64);
         out.number(level);
         out.number(total);
         out.number(sample.len() as u64);
@@ -280,8 +206,8 @@ impl Entropy {
         if !slots.is_power_of_two() {
             return Err(SketchError::damaged(format!("it cannot have {slots} slots")));
         }
-        bucket::within(slots, STRIDE * size_of::<u64>(), memory_max)?;
-        let sketch = Entropy::new(slots * STRIDE * size_of::<u64>())?;
+        bucket::within(slots, SLOT_BYTES, memory_max)?;
+        let sketch = Entropy::new(slots * SLOT_BYTES)?;
         let (level, total, counted) = (body.number()?, body.number()?, body.size()?);
         if level > 64 || counted > sketch.capacity() {
             return Err(SketchError::damaged(format!("{counted} items of level {level} in {slots} slots")));
@@ -289,7 +215,7 @@ impl Entropy {
         sketch.level.store(level, Relaxed);
         for _ in 0..counted {
             let (hash, count) = (body.word()?, body.number()?);
-            if sketch.find(hash).1 > STEPS_MAX {
+            if sketch.table.find(hash, &[]).steps > STEPS_MAX {
                 return Err(SketchError::damaged("its items are all in one place"));
             }
             sketch.count(hash, count);

@@ -146,6 +146,14 @@ impl<'a> Reader<'a> {
         Ok(usize::try_from(self.number()?).unwrap_or(usize::MAX))
     }
 
+    /// Refuses keys that are not of so many words.
+    pub(crate) fn key_words(&mut self, wanted: usize) -> Result<(), SketchError> {
+        match self.size()? {
+            words if words == wanted => Ok(()),
+            words => Err(SketchError::out_of_range("words of a key", words, "as many as are asked for")),
+        }
+    }
+
     pub(crate) fn bytes(&mut self, length: usize) -> Result<&'a [u8], SketchError> {
         let (bytes, rest) = self.0.split_at_checked(length).ok_or_else(ends)?;
         self.0 = rest;

@@ -15,6 +15,7 @@ mod key;
 mod mix;
 mod quantiles;
 mod spreaders;
+mod table;
 mod top_k;
 
 pub use bloom::Bloom;

@@ -224,12 +224,7 @@ impl<const WORDS: usize> Spreaders<WORDS> {
     /// # Errors
     /// They have different sizes or hashes; `self` is then unchanged.
     pub fn merge(&self, other: &Spreaders<WORDS>) -> Result<(), SketchError> {
-        if self.buckets != other.buckets {
-            return Err(SketchError::mismatch("memory_bytes", self.memory_bytes(), other.memory_bytes()));
-        }
-        if self.hash_id != other.hash_id {
-            return Err(SketchError::mismatch("hash_id", self.hash_id, other.hash_id));
-        }
+        bucket::same_shape((self.memory_bytes(), self.hash_id), (other.memory_bytes(), other.hash_id))?;
         for (ours, theirs) in self.cells.chunks_exact(Self::STRIDE).zip(other.cells.chunks_exact(Self::STRIDE)) {
             // Those that both have first: none of them is to lose its cell to another one. Then the larger ones.
             let (both, mut others): (Vec<_>, Vec<_>) =
@@ -298,10 +293,7 @@ impl<const WORDS: usize> Spreaders<WORDS> {
     /// takes more than `memory_max` bytes.
     pub fn from_bytes(bytes: &[u8], memory_max: usize) -> Result<Spreaders<WORDS>, SketchError> {
         let mut body = Reader::new(bytes, Kind::Spreaders, BODY)?;
-        let words = body.size()?;
-        if words != WORDS {
-            return Err(SketchError::out_of_range("words of a key", words, "as many as are asked for"));
-        }
+        body.key_words(WORDS)?;
         let buckets = body.size()?;
         // Each has a byte at least.
         if buckets == 0 || buckets > body.left() {

@@ -1,11 +1,9 @@
 use crate::SketchError;
-use crate::bucket::{self, MEMORY_MAX, STEPS_MAX, add, scattered};
+use crate::bucket::{self, MEMORY_MAX, add};
 use crate::coco::Estimate;
 use crate::frame::{Kind, Reader, Writer};
-use std::sync::atomic::{
-    AtomicU64,
-    Ordering::{Acquire, Relaxed, Release},
-};
+use crate::table::{Counter, STEPS_MAX, Table};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// The keys that brought most, none of them missed: Misra and Gries, *Finding repeated elements* (1982), in the form of
 /// Anderson et al., *A high-performance algorithm for identifying frequent items in data streams* (IMC 2017).
@@ -22,25 +20,16 @@ use std::sync::atomic::{
 /// One writer, any number of readers; a reader that meets a purge looks again.
 #[derive(Debug)]
 pub struct TopK<const WORDS: usize> {
-    cells: Box<[AtomicU64]>,
-    /// Odd while counters move.
-    version: AtomicU64,
-    /// Counters in use.
-    used: AtomicU64,
+    table: Table<WORDS>,
     offset: AtomicU64,
     total: AtomicU64,
     hash_id: u64,
 }
 
-const COUNT: usize = 0;
-const HASH: usize = 1;
-const KEY: usize = 2;
 const SAMPLE: usize = 1_024;
 const BODY: u8 = 1;
 
 impl<const WORDS: usize> TopK<WORDS> {
-    const STRIDE: usize = KEY + WORDS;
-
     /// A table in at most `memory_bytes`, for keys hashed by the hash that is called `hash_id`. Allocates at once, and
     /// nothing later.
     ///
@@ -50,7 +39,7 @@ impl<const WORDS: usize> TopK<WORDS> {
         if memory_bytes > MEMORY_MAX {
             return Err(SketchError::out_of_range("memory_bytes", memory_bytes, "up to 8 GiB"));
         }
-        let fit = memory_bytes / (Self::STRIDE * size_of::<u64>());
+        let fit = memory_bytes / Table::<WORDS>::SLOT_BYTES;
         if fit < 8 {
             return Err(SketchError::out_of_range("memory_bytes", memory_bytes, "at least eight keys"));
         }
@@ -58,28 +47,17 @@ impl<const WORDS: usize> TopK<WORDS> {
     }
 
     fn with_slots(slots: usize, hash_id: u64) -> TopK<WORDS> {
-        TopK {
-            cells: bucket::cells(slots * Self::STRIDE),
-            version: AtomicU64::new(0),
-            used: AtomicU64::new(0),
-            offset: AtomicU64::new(0),
-            total: AtomicU64::new(0),
-            hash_id,
-        }
-    }
-
-    fn slots(&self) -> usize {
-        self.cells.len() / Self::STRIDE
+        TopK { table: Table::new(slots), offset: AtomicU64::new(0), total: AtomicU64::new(0), hash_id }
     }
 
     /// Keys it holds at most: the `k` of its bound.
     pub fn capacity(&self) -> usize {
-        self.slots() / 4 * 3
+        self.table.capacity()
     }
 
     /// Bytes of cells.
     pub fn memory_bytes(&self) -> usize {
-        size_of_val(&*self.cells)
+        self.table.memory_bytes()
     }
 
     /// Sum of all counts put in.
@@ -104,112 +82,39 @@ impl<const WORDS: usize> TopK<WORDS> {
         if n == 0 {
             return;
         }
-        let (found, slot, _) = self.find(hash, key);
-        if found {
-            return add(&slot[COUNT], n);
+        let mut place = self.table.find(hash, key);
+        if place.count > 0 {
+            return self.table.grow(&place, n);
         }
-        let slot = match self.used.load(Relaxed) as usize == self.capacity() {
-            true => {
-                self.purge();
-                self.find(hash, key).1
-            }
-            false => slot,
-        };
-        slot[HASH].store(hash, Relaxed);
-        for (cell, word) in slot[KEY..].iter().zip(key) {
-            cell.store(*word, Relaxed);
+        if self.table.is_full() {
+            self.purge();
+            place = self.table.find(hash, key);
         }
-        // Whoever sees the count sees the key.
-        slot[COUNT].store(n, Release);
-        add(&self.used, 1);
-    }
-
-    /// The slot of a key, or the one it would have, and how many steps it is from home.
-    #[inline]
-    fn find(&self, hash: u64, key: &[u64; WORDS]) -> (bool, &[AtomicU64], usize) {
-        let mut at = self.home(hash);
-        let mut steps = 0;
-        loop {
-            let slot = self.slot(at);
-            if slot[COUNT].load(Acquire) == 0 {
-                return (false, slot, steps);
-            }
-            let is_key = || slot[KEY..].iter().zip(key).all(|(cell, word)| cell.load(Relaxed) == *word);
-            if slot[HASH].load(Relaxed) == hash && is_key() {
-                return (true, slot, steps);
-            }
-            steps += 1;
-            at = (at + 1) & (self.slots() - 1);
-        }
-    }
-
-    fn home(&self, hash: u64) -> usize {
-        // At least eight slots, so that this shifts by less than 64.
-        (hash >> (u64::BITS - self.slots().trailing_zeros())) as usize
-    }
-
-    fn slot(&self, at: usize) -> &[AtomicU64] {
-        &self.cells[at * Self::STRIDE..][..Self::STRIDE]
+        self.table.put(&place, hash, key, n);
     }
 
     /// Takes the median of the counters from each, and lets go of those that have nothing left.
     fn purge(&self) {
         let median = self.median();
-        bucket::write(&self.version, || {
-            let last = self.slots() - 1;
-            let is_empty = |at: &usize| self.slot(*at)[COUNT].load(Relaxed) == 0;
-            // A quarter of them are.
-            let start = (0..=last).find(is_empty).unwrap_or(0);
-            // Behind an empty slot, in order: what has been moved is never before its home, and is in its place.
-            for step in 1..=last {
-                let from = self.slot((start + step) & last);
-                let count = from[COUNT].load(Relaxed);
-                if count == 0 {
-                    continue;
-                }
-                from[COUNT].store(0, Relaxed);
-                if count <= median {
-                    self.used.store(self.used.load(Relaxed) - 1, Relaxed);
-                    continue;
-                }
-                let mut at = self.home(from[HASH].load(Relaxed));
-                while !is_empty(&at) {
-                    at = (at + 1) & last;
-                }
-                let to = self.slot(at);
-                for (to, from) in to[HASH..].iter().zip(&from[HASH..]) {
-                    to.store(from.load(Relaxed), Relaxed);
-                }
-                to[COUNT].store(count - median, Relaxed);
-            }
-            add(&self.offset, median);
-        });
+        self.table.reduce(|_, count| count.saturating_sub(median), || add(&self.offset, median));
     }
 
-    /// Of counters spread over the table; of all of them, where they are few.
+    /// Of some of the counters; of all of them, where they are few. It is that of one that is there, which thus goes.
     fn median(&self) -> u64 {
         let mut sample = [0; SAMPLE];
         let mut taken = 0;
-        let counts = scattered(self.slots()).map(|at| self.slot(at)[COUNT].load(Relaxed));
-        for (place, count) in sample.iter_mut().zip(counts.filter(|count| *count > 0)) {
-            *place = count;
+        for (place, counter) in sample.iter_mut().zip(self.table.counters()) {
+            *place = counter.count;
             taken += 1;
         }
         let sample = &mut sample[..taken.max(1)];
         let middle = (sample.len() - 1) / 2;
-        // One that is there, so that it goes.
         (*sample.select_nth_unstable(middle).1).max(1)
     }
 
     /// What is known of `key`, which hashes to `hash`.
     pub fn estimate(&self, hash: u64, key: &[u64; WORDS]) -> Estimate {
-        bucket::read(&self.version, || {
-            let lower = match self.find(hash, key) {
-                (true, slot, _) => slot[COUNT].load(Relaxed),
-                (false, ..) => 0,
-            };
-            self.between(lower)
-        })
+        self.table.read(|| self.between(self.table.find(hash, key).count))
     }
 
     fn between(&self, lower: u64) -> Estimate {
@@ -220,15 +125,9 @@ impl<const WORDS: usize> TopK<WORDS> {
 
     /// The keys held, those first that may have had most.
     pub fn entries(&self) -> Vec<([u64; WORDS], Estimate)> {
-        let mut all = bucket::read(&self.version, || {
-            let slots = self.cells.chunks_exact(Self::STRIDE);
-            let held = slots.filter_map(|slot| {
-                let count = slot[COUNT].load(Acquire);
-                let key = || std::array::from_fn(|word| slot[KEY + word].load(Relaxed));
-                (count > 0).then(|| (key(), self.between(count)))
-            });
-            held.collect::<Vec<_>>()
-        });
+        let held =
+            || self.table.counters().map(|counter| (counter.key, self.between(counter.count))).collect::<Vec<_>>();
+        let mut all = self.table.read(held);
         all.sort_unstable_by(|(a, x), (b, y)| y.value.cmp(&x.value).then_with(|| a.cmp(b)));
         all
     }
@@ -238,51 +137,36 @@ impl<const WORDS: usize> TopK<WORDS> {
     /// # Errors
     /// They have different sizes or hashes; `self` is then unchanged.
     pub fn merge(&self, other: &TopK<WORDS>) -> Result<(), SketchError> {
-        if self.slots() != other.slots() {
-            return Err(SketchError::mismatch("memory_bytes", self.memory_bytes(), other.memory_bytes()));
-        }
-        if self.hash_id != other.hash_id {
-            return Err(SketchError::mismatch("hash_id", self.hash_id, other.hash_id));
-        }
-        for (count, hash, key) in other.counters() {
-            self.count(hash, &key, count);
-        }
-        add(&self.offset, other.offset());
-        add(&self.total, other.total());
+        bucket::same_shape((self.memory_bytes(), self.hash_id), (other.memory_bytes(), other.hash_id))?;
+        let (offset, total, counters) = other.look();
+        // First, so that a reader never sees less than there may be.
+        add(&self.offset, offset);
+        counters.into_iter().for_each(|Counter { hash, key, count }| self.count(hash, &key, count));
+        add(&self.total, total);
         Ok(())
     }
 
-    fn counters(&self) -> Vec<(u64, u64, [u64; WORDS])> {
-        bucket::read(&self.version, || {
-            let slots = scattered(self.slots()).map(|at| self.slot(at));
-            let counters = slots.filter_map(|slot| {
-                let count = slot[COUNT].load(Acquire);
-                let key = || std::array::from_fn(|word| slot[KEY + word].load(Relaxed));
-                (count > 0).then(|| (count, slot[HASH].load(Relaxed), key()))
-            });
-            counters.collect()
-        })
+    /// Offset, total and counters as they were at one moment.
+    fn look(&self) -> (u64, u64, Vec<Counter<WORDS>>) {
+        self.table.read(|| (self.offset(), self.total(), self.table.counters().collect()))
     }
 
     /// Forgets everything. For the one writer.
     pub fn reset(&self) {
-        bucket::write(&self.version, || {
-            self.cells.chunks_exact(Self::STRIDE).for_each(|slot| slot[COUNT].store(0, Relaxed));
-            [&self.used, &self.offset, &self.total].into_iter().for_each(|cell| cell.store(0, Relaxed));
-        });
+        self.table.clear(|| [&self.offset, &self.total].into_iter().for_each(|cell| cell.store(0, Relaxed)));
     }
 
     /// The sketch as bytes, for [`TopK::from_bytes`].
     pub fn to_bytes(&self) -> Vec<u8> {
-        let counters = self.counters();
+        let (offset, total, counters) = self.look();
         let mut out = Writer::new(Kind::TopK, BODY);
         out.number(WORDS as u64);
-        out.number(self.slots() as u64);
+        out.number(self.table.slots() as u64);
         out.word(self.hash_id);
-        out.number(self.total());
-        out.number(self.offset());
+        out.number(total);
+        out.number(offset);
         out.number(counters.len() as u64);
-        for (count, hash, key) in counters {
+        for Counter { hash, key, count } in counters {
             out.number(count);
             out.word(hash);
             key.iter().for_each(|word| out.word(*word));
@@ -297,15 +181,12 @@ impl<const WORDS: usize> TopK<WORDS> {
     /// takes more than `memory_max` bytes.
     pub fn from_bytes(bytes: &[u8], memory_max: usize) -> Result<TopK<WORDS>, SketchError> {
         let mut body = Reader::new(bytes, Kind::TopK, BODY)?;
-        let words = body.size()?;
-        if words != WORDS {
-            return Err(SketchError::out_of_range("words of a key", words, "as many as are asked for"));
-        }
+        body.key_words(WORDS)?;
         let slots = body.size()?;
         if slots < 8 || !slots.is_power_of_two() {
             return Err(SketchError::damaged(format!("it cannot have {slots} slots")));
         }
-        bucket::within(slots, Self::STRIDE * size_of::<u64>(), memory_max)?;
+        bucket::within(slots, Table::<WORDS>::SLOT_BYTES, memory_max)?;
         let sketch = Self::with_slots(slots, body.word()?);
         sketch.total.store(body.number()?, Relaxed);
         let offset = body.number()?;
@@ -319,7 +200,7 @@ impl<const WORDS: usize> TopK<WORDS> {
             for word in &mut key {
                 *word = body.word()?;
             }
-            if sketch.find(hash, &key).2 > STEPS_MAX {
+            if sketch.table.find(hash, &key).steps > STEPS_MAX {
                 return Err(SketchError::damaged("its keys are all in one place"));
             }
             sketch.count(hash, &key, count);
