@@ -1,11 +1,17 @@
 use crate::FlowRecord;
 use hints::{App, Hint, Progress};
-use wire::{Addr, Nanos, PacketMeta, TapId};
+use wire::{Addr, Direction, Nanos, PacketMeta, TapId};
 
 /// Where a flow table delivers. Called inline by the worker; must not block on a live source.
 pub trait FlowSink {
     /// A flow, or a part of one, is finished. `text` holds its texts, `record.text` their lengths.
     fn record(&mut self, record: &FlowRecord, text: &[u8]);
+
+    /// A flow began with the packet `first`; its originator sends in the direction `originator`. Called once a flow, however
+    /// many parts it is exported in.
+    fn begun(&mut self, first: &PacketMeta, originator: Direction) {
+        let _ = (first, originator);
+    }
 
     /// A flow began with a SYN (without ACK). Called once a flow.
     fn syn(&mut self, opening: &TcpOpening) {

@@ -212,6 +212,11 @@ impl FlowState {
         self.extra = next;
     }
 
+    /// In which direction the originator sends.
+    pub(crate) fn originator(&self) -> Direction {
+        if self.bits & bits::FROM_HI == 0 { Direction::LoToHi } else { Direction::HiToLo }
+    }
+
     /// 0 for the originator, 1 for the responder.
     #[inline]
     pub(crate) fn side_of(&self, p: &PacketMeta) -> usize {

@@ -279,6 +279,7 @@ impl FlowTable {
         self.index.insert(hash, slot);
         self.counts.created += 1;
         self.counts.active += 1;
+        sink.begun(p, state.originator());
         if !self.patience.emergency && self.counts.active >= marks(self.flows_max).0 {
             self.counts.emergencies += 1;
             self.change_patience(true);

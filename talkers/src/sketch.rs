@@ -1,0 +1,158 @@
+//! The sketch of a task, whatever its kind.
+
+use crate::TaskError;
+use crate::field::{Key, WORDS};
+use crate::task::{Kind, Size, Task};
+use sketches::{Bits, CocoSketch, Entropy, Estimate, HyperLogLog, Quantiles, SketchError, Spreaders, TopK};
+
+#[derive(Debug)]
+pub(crate) enum Sketch {
+    HeavyHitters(CocoSketch<WORDS>),
+    TopK(TopK<WORDS>),
+    Spreaders(Spreaders<WORDS>),
+    Cardinality(HyperLogLog),
+    /// A sample of all elements, and the largest of them.
+    Entropy(Entropy, TopK<1>),
+    Quantiles(Quantiles),
+}
+
+/// Bytes of a bucket of a CocoSketch, and of a slot of a top-k, of this key.
+const COCO_BUCKET: f64 = ((2 + 16 + 8 * WORDS) * 8) as f64;
+const TOP_K_SLOT: f64 = ((2 + WORDS) * 8) as f64;
+
+impl Sketch {
+    pub(crate) fn new(task: &Task) -> Result<Sketch, TaskError> {
+        let (kind, seed) = (task.config.kind, task.seed);
+        let bytes = || match task.config.size {
+            Size::Memory(bytes) => Ok(bytes),
+            Size::Error(error) => bytes_for(kind, error),
+        };
+        Ok(match kind {
+            Kind::HeavyHitters => Sketch::HeavyHitters(CocoSketch::new(bytes()?, seed)?),
+            Kind::TopK => Sketch::TopK(TopK::new(bytes()?, seed)?),
+            Kind::Spreaders => Sketch::Spreaders(Spreaders::new(bytes()?, seed)?),
+            Kind::Cardinality => {
+                let registers = match task.config.size {
+                    Size::Memory(bytes) => bytes,
+                    Size::Error(error) => (1.04 / checked(error, 0.001, 0.2)?).powi(2).ceil() as usize,
+                };
+                let precision = match task.config.size {
+                    Size::Memory(_) => registers.max(1).ilog2(),
+                    Size::Error(_) => registers.next_power_of_two().ilog2(),
+                };
+                Sketch::Cardinality(HyperLogLog::new(u8::try_from(precision).unwrap_or(u8::MAX))?)
+            }
+            Kind::Entropy => {
+                let half = bytes()? / 2;
+                Sketch::Entropy(Entropy::new(half)?, TopK::new(half, seed)?)
+            }
+            Kind::Quantiles => match task.config.size {
+                Size::Error(alpha) => Sketch::Quantiles(Quantiles::new(alpha)?),
+                Size::Memory(bytes) => {
+                    return Err(TaskError::new(
+                        "memory",
+                        bytes.to_string(),
+                        "quantiles take `error` instead, such as 0.01",
+                    ));
+                }
+            },
+        })
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        match self {
+            Sketch::HeavyHitters(sketch) => sketch.memory_bytes(),
+            Sketch::TopK(sketch) => sketch.memory_bytes(),
+            Sketch::Spreaders(sketch) => sketch.memory_bytes(),
+            Sketch::Cardinality(sketch) => sketch.memory_bytes(),
+            Sketch::Entropy(sample, head) => sample.memory_bytes() + head.memory_bytes(),
+            Sketch::Quantiles(sketch) => sketch.memory_bytes(),
+        }
+    }
+
+    /// Counts `n` of a key, of an element, or of a value.
+    #[inline]
+    pub(crate) fn count(&self, hash: u64, key: &Key, n: u64) {
+        match self {
+            Sketch::HeavyHitters(sketch) => sketch.update(hash, key, n),
+            Sketch::TopK(sketch) => sketch.update(hash, key, n),
+            Sketch::Entropy(sample, head) => {
+                sample.update(hash, n);
+                head.update(hash, &[hash], n);
+            }
+            Sketch::Cardinality(sketch) => sketch.insert(hash),
+            Sketch::Spreaders(_) | Sketch::Quantiles(_) => {}
+        }
+    }
+
+    /// Adds what `other` has. Both are of one task.
+    pub(crate) fn merge(&self, other: &Sketch) -> Result<(), SketchError> {
+        match (self, other) {
+            (Sketch::HeavyHitters(ours), Sketch::HeavyHitters(theirs)) => ours.merge(theirs),
+            (Sketch::TopK(ours), Sketch::TopK(theirs)) => ours.merge(theirs),
+            (Sketch::Spreaders(ours), Sketch::Spreaders(theirs)) => ours.merge(theirs),
+            (Sketch::Cardinality(ours), Sketch::Cardinality(theirs)) => ours.merge(theirs),
+            (Sketch::Entropy(ours, head), Sketch::Entropy(theirs, other_head)) => {
+                ours.merge(theirs)?;
+                head.merge(other_head)
+            }
+            (Sketch::Quantiles(ours), Sketch::Quantiles(theirs)) => ours.merge(theirs),
+            _ => Err(SketchError::Foreign { found: other.kind().name().to_owned(), wanted: self.kind().name() }),
+        }
+    }
+
+    pub(crate) fn reset(&self) {
+        match self {
+            Sketch::HeavyHitters(sketch) => sketch.reset(),
+            Sketch::TopK(sketch) => sketch.reset(),
+            Sketch::Spreaders(sketch) => sketch.reset(),
+            Sketch::Cardinality(sketch) => sketch.reset(),
+            Sketch::Entropy(sample, head) => {
+                sample.reset();
+                head.reset();
+            }
+            Sketch::Quantiles(sketch) => sketch.reset(),
+        }
+    }
+
+    /// The entropy it estimates.
+    pub(crate) fn bits(sample: &Entropy, head: &TopK<1>) -> Bits {
+        // Only those that are known well: of the others the sample knows more.
+        let is_known = |known: &Estimate| known.lower >= (known.upper - known.lower).saturating_mul(16);
+        let known = head.entries().into_iter().filter(|(_, known)| is_known(known));
+        sample.bits(known.map(|([hash], known)| (hash, known.lower.midpoint(known.upper))))
+    }
+
+    fn kind(&self) -> Kind {
+        match self {
+            Sketch::HeavyHitters(_) => Kind::HeavyHitters,
+            Sketch::TopK(_) => Kind::TopK,
+            Sketch::Spreaders(_) => Kind::Spreaders,
+            Sketch::Cardinality(_) => Kind::Cardinality,
+            Sketch::Entropy(..) => Kind::Entropy,
+            Sketch::Quantiles(_) => Kind::Quantiles,
+        }
+    }
+}
+
+fn bytes_for(kind: Kind, error: f64) -> Result<usize, TaskError> {
+    let error = checked(error, 1e-7, 0.5)?;
+    match kind {
+        // A bucket's counters are those of the keys that fall into it; one in 1/error buckets has that share of all.
+        Kind::HeavyHitters => Ok((COCO_BUCKET / error).ceil() as usize),
+        // Below 3/k of all, of three slots in four.
+        Kind::TopK => Ok((((4.0 / error).ceil() as usize).next_power_of_two() as f64 * TOP_K_SLOT) as usize),
+        kind => Err(TaskError::new(
+            "error",
+            error.to_string(),
+            format!("a task of kind {} takes `memory` instead", kind.name()),
+        )),
+    }
+}
+
+fn checked(error: f64, least: f64, most: f64) -> Result<f64, TaskError> {
+    match (least..=most).contains(&error) {
+        true => Ok(error),
+        false => Err(TaskError::new("error", error.to_string(), format!("wanted is {least} to {most}"))),
+    }
+}
