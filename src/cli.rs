@@ -91,7 +91,7 @@ pub(crate) enum Command {
     /// List flows, newest first.
     #[command(after_help = format!("{FLOWS_HELP}\n\n{EXIT_CODES}"))]
     Flows(FlowsArgs),
-    /// Answer a SQL query over the tables `flows` and `dns`.
+    /// Answer a SQL query over the tables `flows`, `dns` and `talkers`.
     #[command(after_help = format!("{SQL_HELP}\n\n{EXIT_CODES}"))]
     Sql(SqlArgs),
     /// List alerts, or follow them.

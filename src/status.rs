@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
-use storage::StoreReader;
+use storage::{StoreCounts, StoreReader, Table};
 
 /// Reads the state of the whole server from relaxed counters.
 pub(crate) struct Status {
@@ -205,8 +205,12 @@ impl Status {
     }
 
     fn storage(&self) -> v1::StorageStatus {
-        let Some(c) = self.reader.counts() else { return v1::StorageStatus::default() };
-        let dns = self.reader.dns_counts().unwrap_or_default();
+        let counts: Option<Vec<StoreCounts>> =
+            Table::ALL.into_iter().map(|table| self.reader.counts_of(table)).collect();
+        let Some(counts) = counts else { return v1::StorageStatus::default() };
+        let of = |table: Table| &counts[table as usize];
+        let (flows, dns, talkers) = (of(Table::Flows), of(Table::Dns), of(Table::Talkers));
+        let sum = |of: fn(&StoreCounts) -> u64| counts.iter().map(of).sum();
         let range = self.reader.snapshot().ok().and_then(|s| {
             let times = s.segments.times();
             Some((times.iter().map(|t| t.t_end_min).min()?, times.iter().map(|t| t.t_end_max).max()?))
@@ -216,37 +220,40 @@ impl Status {
                 .map(|us| (SystemTime::UNIX_EPOCH + Duration::from_micros(us)).into())
         };
         v1::StorageStatus {
-            segments: c.segments,
-            rows: c.segment_rows + c.live_rows,
-            bytes: c.segment_bytes,
+            segments: flows.segments,
+            rows: flows.segment_rows + flows.live_rows,
+            bytes: flows.segment_bytes,
             wal_bytes: wal_bytes(self.reader.dir()),
             oldest: time(range.map(|r| r.0)),
             newest: time(range.map(|r| r.1)),
             dns_segments: dns.segments,
             dns_rows: dns.segment_rows + dns.live_rows,
             dns_bytes: dns.segment_bytes,
+            talkers_segments: talkers.segments,
+            talkers_rows: talkers.segment_rows + talkers.live_rows,
+            talkers_bytes: talkers.segment_bytes,
             compaction: Some(v1::CompactionStatus {
-                compactions: c.compactions + dns.compactions,
-                segments_merged: c.segments_merged + dns.segments_merged,
-                rows: c.rows_merged + dns.rows_merged,
-                bytes_read: c.bytes_merged + dns.bytes_merged,
-                bytes_written: c.bytes_merged_into + dns.bytes_merged_into,
-                abandoned: c.compactions_abandoned + dns.compactions_abandoned,
-                errors: c.compaction_errors + dns.compaction_errors,
+                compactions: sum(|c| c.compactions),
+                segments_merged: sum(|c| c.segments_merged),
+                rows: sum(|c| c.rows_merged),
+                bytes_read: sum(|c| c.bytes_merged),
+                bytes_written: sum(|c| c.bytes_merged_into),
+                abandoned: sum(|c| c.compactions_abandoned),
+                errors: sum(|c| c.compaction_errors),
             }),
-            waiting_bytes: c.unlinks_waiting_bytes + dns.unlinks_waiting_bytes,
-            segments_removed: c.segments_removed + dns.segments_removed,
-            rows_removed: c.rows_removed + dns.rows_removed,
-            bytes_removed: c.bytes_removed + dns.bytes_removed,
-            removed_unshipped: c.segments_removed_unshipped + dns.segments_removed_unshipped,
-            last_error: c.last_error.or(dns.last_error).unwrap_or_default(),
+            waiting_bytes: sum(|c| c.unlinks_waiting_bytes),
+            segments_removed: sum(|c| c.segments_removed),
+            rows_removed: sum(|c| c.rows_removed),
+            bytes_removed: sum(|c| c.bytes_removed),
+            removed_unshipped: sum(|c| c.segments_removed_unshipped),
+            last_error: counts.iter().find_map(|c| c.last_error.clone()).unwrap_or_default(),
         }
     }
 }
 
 /// Size of the log files as they are now; they come and go while this looks.
 fn wal_bytes(data_dir: &Path) -> u64 {
-    let folders = [data_dir.join("wal"), data_dir.join("dns").join("wal")];
+    let folders = Table::ALL.map(|table| data_dir.join(table.folder()).join("wal"));
     let files = folders.iter().flat_map(std::fs::read_dir).flatten().flatten();
     files.filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum()
 }

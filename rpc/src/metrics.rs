@@ -691,13 +691,19 @@ impl Families<'_> {
         self.plain_gauge("taphouse_storage_rows", "Rows held, on disk and not yet", None, storage.rows as f64)?;
         self.plain_gauge("taphouse_storage", "Size of the segments", bytes.clone(), storage.bytes as f64)?;
         self.plain_gauge("taphouse_storage_wal", "Size of the write-ahead log", bytes, storage.wal_bytes as f64)?;
-        let dns = [
-            ("taphouse_storage_dns_segments", "Parquet segments of the table dns", None, storage.dns_segments),
-            ("taphouse_storage_dns_rows", "Rows of the table dns, on disk and not yet", None, storage.dns_rows),
-            ("taphouse_storage_dns", "Size of the segments of the table dns", Some(Unit::Bytes), storage.dns_bytes),
-        ];
-        for (name, help, unit, value) in dns {
-            self.plain_gauge(name, help, unit, value as f64)?;
+        // What stands above is of flows alone.
+        for (table, segments, rows, bytes) in [
+            ("dns", storage.dns_segments, storage.dns_rows, storage.dns_bytes),
+            ("talkers", storage.talkers_segments, storage.talkers_rows, storage.talkers_bytes),
+        ] {
+            for (what, help, unit, value) in [
+                ("_segments", "Parquet segments of the table", None, segments),
+                ("_rows", "Rows, on disk and not yet, of the table", None, rows),
+                ("", "Size of the segments of the table", Some(Unit::Bytes), bytes),
+            ] {
+                let name = format!("taphouse_storage_{table}{what}");
+                self.plain_gauge(&name, &format!("{help} {table}"), unit, value as f64)?;
+            }
         }
         self.counter(
             "taphouse_storage_removed_unshipped",

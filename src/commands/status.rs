@@ -79,6 +79,8 @@ fn document(s: &v1::Status) -> Value {
         "storage": { "segments": storage.segments, "rows": storage.rows, "bytes": storage.bytes,
                      "wal_bytes": storage.wal_bytes, "oldest": time(&storage.oldest), "newest": time(&storage.newest),
                      "dns_segments": storage.dns_segments, "dns_rows": storage.dns_rows, "dns_bytes": storage.dns_bytes,
+                     "talkers_segments": storage.talkers_segments, "talkers_rows": storage.talkers_rows,
+                     "talkers_bytes": storage.talkers_bytes,
                      "compaction": storage.compaction.map(|c| json!({
                          "compactions": c.compactions, "segments_merged": c.segments_merged, "rows": c.rows,
                          "bytes_read": c.bytes_read, "bytes_written": c.bytes_written, "abandoned": c.abandoned,
@@ -228,11 +230,12 @@ fn text(s: &v1::Status) -> String {
         ));
     }
     out.push_str(&format!(
-        "storage  {} flow rows, {} dns rows; {} segment(s), {}; {} in the write-ahead log\n",
+        "storage  {} flow rows, {} dns rows, {} talkers rows; {} segment(s), {}; {} in the write-ahead log\n",
         storage.rows,
         storage.dns_rows,
-        storage.segments + storage.dns_segments,
-        bytesize::ByteSize(storage.bytes + storage.dns_bytes),
+        storage.talkers_rows,
+        storage.segments + storage.dns_segments + storage.talkers_segments,
+        bytesize::ByteSize(storage.bytes + storage.dns_bytes + storage.talkers_bytes),
         bytesize::ByteSize(storage.wal_bytes)
     ));
     if let Some(c) = storage.compaction.filter(|c| c.compactions + c.errors > 0) {

@@ -53,7 +53,7 @@ pub(crate) struct ClickHouseSection {
     /// Its HTTP address, such as `http://127.0.0.1:8123`; `null` for none. User and password come from CLICKHOUSE_USER and
     /// CLICKHOUSE_PASSWORD.
     pub(crate) url: Option<String>,
-    /// Database with the tables `flows` and `dns`.
+    /// Database with the tables `flows`, `dns` and `talkers`.
     pub(crate) database: String,
 }
 

@@ -11,7 +11,7 @@ use alerts::AlertsTable;
 use arrow::datatypes::{DataType, Field, TimeUnit};
 use query::{FlowSource, LiveTable};
 use std::sync::Arc;
-use storage::{Snapshot, StorageError, StoreReader};
+use storage::{Snapshot, StorageError, StoreReader, Table};
 
 /// Tables that only a running server has.
 const IN_MEMORY: [&str; 2] = [active_flows::NAME, ledger::NAME];
@@ -37,12 +37,8 @@ impl Tables {
 }
 
 impl FlowSource for Tables {
-    fn snapshot(&self) -> Result<Snapshot, StorageError> {
-        self.reader.snapshot()
-    }
-
-    fn dns_snapshot(&self) -> Result<Snapshot, StorageError> {
-        self.reader.dns_snapshot()
+    fn snapshot_of(&self, table: Table) -> Result<Snapshot, StorageError> {
+        self.reader.snapshot_of(table)
     }
 
     fn live_tables(&self) -> Vec<Arc<dyn LiveTable>> {

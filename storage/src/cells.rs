@@ -12,6 +12,7 @@ use flowtable::{ConnState, EndReason, TcpState};
 use hints::App;
 use std::marker::PhantomData;
 use std::sync::{Arc, LazyLock};
+use talkers::Metric;
 use wire::{TapId, Tunnel};
 
 /// Name that stands for a tap the store was not told about.
@@ -154,24 +155,49 @@ fn extend_options<R, T: Copy + Default>(
     }
 }
 
-/// Numbers that may be missing. Costs nothing but a look while all of them are.
-pub(crate) struct Opt<T: ArrowPrimitiveType> {
-    values: Vec<T::Native>,
+/// Values that may be missing. Costs nothing but a look while all of them are.
+#[derive(Clone, Default)]
+struct Sparse<T> {
+    values: Vec<T>,
     /// As long as `values`.
     valid: Vec<bool>,
     /// Rows there are; those behind `values` have none.
     rows: usize,
 }
 
+impl<T: Copy + Default> Sparse<T> {
+    fn extend<R>(&mut self, rows: &[R], value: impl Fn(&R) -> Option<T>) {
+        if rows.iter().fold(false, |any, row| any | value(row).is_some()) {
+            self.values.resize(self.rows, T::default());
+            self.valid.resize(self.rows, false);
+            extend_options(&mut self.values, &mut self.valid, rows, value);
+        }
+        self.rows += rows.len();
+    }
+
+    /// The values, and which rows have one; `None` if no row has.
+    fn finish(mut self) -> Option<(Vec<T>, NullBuffer)> {
+        if self.values.is_empty() {
+            return None;
+        }
+        self.values.resize(self.rows, T::default());
+        self.valid.resize(self.rows, false);
+        Some((self.values, null_buffer(&self.valid)))
+    }
+}
+
+/// Numbers that may be missing.
+pub(crate) struct Opt<T: ArrowPrimitiveType>(Sparse<T::Native>);
+
 impl<T: ArrowPrimitiveType> Clone for Opt<T> {
     fn clone(&self) -> Self {
-        Opt { values: self.values.clone(), valid: self.valid.clone(), rows: self.rows }
+        Opt(self.0.clone())
     }
 }
 
 impl<T: ArrowPrimitiveType> Default for Opt<T> {
     fn default() -> Self {
-        Opt { values: Vec::new(), valid: Vec::new(), rows: 0 }
+        Opt(Sparse::default())
     }
 }
 
@@ -185,22 +211,15 @@ impl<T: ArrowPrimitiveType> Cells for Opt<T> {
         Self::default()
     }
     fn extend<R>(&mut self, rows: &[R], value: impl Fn(&R) -> Self::Value) {
-        if rows.iter().fold(false, |any, row| any | value(row).is_some()) {
-            self.values.resize(self.rows, T::Native::default());
-            self.valid.resize(self.rows, false);
-            extend_options(&mut self.values, &mut self.valid, rows, value);
-        }
-        self.rows += rows.len();
+        self.0.extend(rows, value);
     }
-    fn finish(mut self, _: &Tables) -> Result<ArrayRef, ArrowError> {
-        if self.values.is_empty() {
-            let values = ScalarBuffer::new(zeros(self.rows), 0, self.rows);
-            return Ok(Arc::new(PrimitiveArray::<T>::try_new(values, Some(NullBuffer::new_null(self.rows)))?));
-        }
-        self.values.resize(self.rows, T::Native::default());
-        self.valid.resize(self.rows, false);
-        let nulls = null_buffer(&self.valid);
-        Ok(Arc::new(PrimitiveArray::<T>::try_new(self.values.into(), Some(nulls))?))
+    fn finish(self, _: &Tables) -> Result<ArrayRef, ArrowError> {
+        let rows = self.0.rows;
+        let (values, nulls) = match self.0.finish() {
+            Some((values, nulls)) => (values.into(), nulls),
+            None => (ScalarBuffer::new(zeros(rows), 0, rows), NullBuffer::new_null(rows)),
+        };
+        Ok(Arc::new(PrimitiveArray::<T>::try_new(values, Some(nulls))?))
     }
 }
 
@@ -284,6 +303,35 @@ impl Cells for Ip {
     fn finish(self, _: &Tables) -> Result<ArrayRef, ArrowError> {
         let bytes = Buffer::from_vec(self.0.into_flattened());
         Ok(Arc::new(FixedSizeBinaryArray::try_new(16, bytes, None)?))
+    }
+}
+
+/// Addresses that may be missing; otherwise as [`Ip`].
+#[derive(Clone, Default)]
+pub(crate) struct OptIp(Sparse<[u8; 16]>);
+
+impl Cells for OptIp {
+    type Value = Option<[u8; 16]>;
+    const NULLABLE: bool = true;
+    const EXTENSION: Option<&'static str> = Ip::EXTENSION;
+    const BLOOM: bool = true;
+    fn data_type() -> DataType {
+        Ip::data_type()
+    }
+    fn with_capacity(_: usize) -> Self {
+        Self::default()
+    }
+    fn extend<R>(&mut self, rows: &[R], value: impl Fn(&R) -> Self::Value) {
+        self.0.extend(rows, value);
+    }
+    fn finish(self, _: &Tables) -> Result<ArrayRef, ArrowError> {
+        let rows = self.0.rows;
+        Ok(Arc::new(match self.0.finish() {
+            Some((values, nulls)) => {
+                FixedSizeBinaryArray::try_new(16, Buffer::from_vec(values.into_flattened()), Some(nulls))?
+            }
+            None => FixedSizeBinaryArray::new_null(16, rows),
+        }))
     }
 }
 
@@ -424,6 +472,18 @@ impl Word for App {
     }
 }
 
+impl Word for Metric {
+    const NULLABLE: bool = false;
+    fn key(self) -> i32 {
+        self as i32
+    }
+    fn table(_: &Tables) -> ArrayRef {
+        static TABLE: LazyLock<ArrayRef> =
+            LazyLock::new(|| Arc::new(StringArray::from_iter_values(Metric::ALL.map(Metric::name))));
+        TABLE.clone()
+    }
+}
+
 impl Word for EndReason {
     const NULLABLE: bool = false;
     fn key(self) -> i32 {
@@ -455,6 +515,9 @@ mod tests {
         for reason in EndReason::ALL {
             assert_eq!(text(reason).as_deref(), Some(reason.name()));
         }
+        for metric in Metric::ALL {
+            assert_eq!(text(metric).as_deref(), Some(metric.name()));
+        }
         for state in ConnState::ALL {
             assert_eq!(text(Some(state)).as_deref(), Some(state.name()));
         }
@@ -481,11 +544,16 @@ mod tests {
             let rows: Vec<u32> =
                 (0..40).map(|n| if filled.contains(&(n / 10)) && n % 3 == 0 { n + 1 } else { 0 }).collect();
             let (mut rare, mut option) = (Rare::<false>::default(), Opt::<UInt16Type>::default());
+            let mut address = OptIp::default();
             for run in rows.chunks(10) {
                 rare.extend(run, |n| *n);
                 option.extend(run, |n| (*n != 0).then_some(*n as u16));
+                address.extend(run, |n| (*n != 0).then_some([*n as u8; 16]));
             }
             let tables = Tables::new(&[]);
+            let address = address.finish(&tables).unwrap();
+            let read = address.as_fixed_size_binary().iter().map(|bytes| bytes.map_or(0, |bytes| u32::from(bytes[15])));
+            assert_eq!(read.collect::<Vec<_>>(), rows, "{filled:?}");
             let (rare, option) = (rare.finish(&tables).unwrap(), option.finish(&tables).unwrap());
             assert_eq!(is_all_zero(&rare), filled.is_empty(), "{filled:?}");
             assert_eq!(rare.as_primitive::<arrow::datatypes::UInt32Type>().values(), rows.as_slice());

@@ -3,10 +3,9 @@
 use crate::StorageError;
 use crate::columns::FLOWS;
 use crate::disk::{self, Disk, DiskFile, Open};
-use crate::dns::DNS;
 use crate::error::IoContext;
 use crate::segment::SegmentId;
-use crate::table::TableInfo;
+use crate::table::{Table, TableInfo};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,9 +13,6 @@ use std::sync::Arc;
 
 /// Version of everything in a data folder. Raised when an older taphouse could no longer read it.
 pub const FORMAT_VERSION: u32 = 2;
-
-/// Every table of a data folder.
-static TABLES: [&TableInfo; 2] = [&FLOWS, &DNS];
 
 /// Where the things of one table lie in a data folder. The marker and the lock are those of the whole, and in the
 /// folder of table `flows`, which is the data folder itself.
@@ -159,8 +155,8 @@ impl DataFolder {
             replace(disk, &marker, text.as_bytes())?;
         }
         layout.check()?;
-        for table in TABLES {
-            let layout = Layout::of(layout.disk.clone(), dir, table);
+        for table in Table::ALL {
+            let layout = Layout::of(layout.disk.clone(), dir, table.info());
             for sub in [&layout.dir, &layout.wal_dir(), &layout.segments_dir()] {
                 if sub != dir {
                     create_dir(disk, sub)?;

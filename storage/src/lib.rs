@@ -23,11 +23,13 @@ mod shared;
 mod store;
 mod sys;
 mod table;
+mod talkers;
 mod texts;
 mod wal;
 mod writer;
 mod zones;
 
+pub use self::talkers::talkers_schema;
 pub use bloom::{BLOOM_BLOCK_BYTES, Bloom, BloomHash};
 pub use columns::{FlowBatchBuilder, flow_schema};
 pub use disk::{Disk, DiskFile, Open, OsDisk, Stat};
@@ -44,3 +46,4 @@ pub use segments::{Segments, TimeRange};
 pub use shared::StoreCounts;
 pub use store::Store;
 pub use sys::day;
+pub use table::Table;

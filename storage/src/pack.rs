@@ -164,7 +164,11 @@ fn shape(column: &ArrayRef, before: Option<Shape>) -> Shape {
         DataType::FixedSizeBinary(16) => {
             let addresses = column.as_fixed_size_binary().value_data().as_chunks::<16>().0;
             let is_mapped = |address: &[u8; 16]| u128::from_be_bytes(*address) >> 32 == 0xffff;
-            if addresses.iter().all(is_mapped) { Shape::Bytes(4) } else { Shape::Whole }
+            let all = match column.nulls() {
+                None => addresses.iter().all(is_mapped),
+                Some(nulls) => nulls.valid_indices().all(|row| is_mapped(&addresses[row])),
+            };
+            if all { Shape::Bytes(4) } else { Shape::Whole }
         }
         _ => Shape::Whole,
     }
@@ -207,7 +211,11 @@ fn pack(column: &ArrayRef, shape: Shape) -> Result<ArrayRef, ArrowError> {
         (DataType::FixedSizeBinary(16), _) => {
             let addresses = column.as_fixed_size_binary().value_data().as_chunks::<16>().0;
             let ends: Vec<[u8; 4]> = addresses.iter().map(|a| [a[12], a[13], a[14], a[15]]).collect();
-            Ok(Arc::new(FixedSizeBinaryArray::try_new(4, Buffer::from_vec(ends.into_flattened()), None)?))
+            Ok(Arc::new(FixedSizeBinaryArray::try_new(
+                4,
+                Buffer::from_vec(ends.into_flattened()),
+                column.nulls().cloned(),
+            )?))
         }
         (other, _) => Err(ArrowError::SchemaError(format!("a column of {other} is not packed in {bytes} bytes"))),
     }
@@ -273,7 +281,8 @@ fn unpacked(column: &ArrayRef, stored: &Field, wanted: &DataType) -> Result<Arra
                 whole
             };
             let whole: Vec<[u8; 16]> = ends.iter().map(whole).collect();
-            Ok(Arc::new(FixedSizeBinaryArray::try_new(16, Buffer::from_vec(whole.into_flattened()), None)?))
+            let whole = Buffer::from_vec(whole.into_flattened());
+            Ok(Arc::new(FixedSizeBinaryArray::try_new(16, whole, column.nulls().cloned())?))
         }
         (DataType::UInt8 | DataType::UInt16 | DataType::UInt32, to, _) if to.is_integer() => widened(column, wanted),
         (DataType::Dictionary(keys, stored), DataType::Dictionary(_, values), _)
@@ -307,7 +316,10 @@ fn zeros(data_type: &DataType, rows: usize) -> Result<ArrayRef, ArrowError> {
 mod tests {
     use super::*;
     use crate::columns::{FlowBatchBuilder, flow_schema};
+    use crate::table::BatchBuilder;
+    use crate::talkers::TalkerColumns;
     use flowtable::FlowRecord;
+    use talkers::{KeyFields, TalkerRow};
     use wire::{Addr, Nanos, TapId};
 
     fn batch(rows: &[FlowRecord]) -> RecordBatch {
@@ -373,6 +385,25 @@ mod tests {
         assert_eq!(types("dst_ip", &batches), ["FixedSizeBinary(4)", "FixedSizeBinary(16)"]);
         assert!(types("tap", &batches)[0].starts_with("Dictionary(UInt8"));
         assert_eq!(types("flow_id", &batches), ["UInt64"; 2]);
+    }
+
+    #[test]
+    fn addresses_that_are_missing_take_nothing_and_stay_missing() {
+        let batch = |addresses: &[Option<Addr>]| {
+            let mut builder = BatchBuilder::<TalkerColumns>::new(&["a".into()], addresses.len());
+            let row = |src_ip: &Option<Addr>| TalkerRow {
+                key: KeyFields { src_ip: *src_ip, ..KeyFields::default() },
+                ..TalkerRow::default()
+            };
+            builder.extend(&addresses.iter().map(row).collect::<Vec<_>>(), &[]);
+            builder.finish().unwrap()
+        };
+        let v4 = Some(Addr::v4([10, 0, 0, 1]));
+        let batches = [batch(&[None, None]), batch(&[v4, None]), batch(&[v4, v4]), batch(&[None, Some(Addr([7; 16]))])];
+        let wanted = ["Null", "FixedSizeBinary(4)", "FixedSizeBinary(4)", "FixedSizeBinary(16)"];
+        assert_eq!(types("src_ip", &batches), wanted);
+        assert_eq!(types("estimate", &batches), ["Float64"; 4]);
+        assert_eq!(types("quantile", &batches), ["Null"; 4]);
     }
 
     #[test]

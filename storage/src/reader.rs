@@ -1,9 +1,7 @@
 //! Reading a data folder: inside the server from memory, elsewhere from its files.
 
 use crate::StorageError;
-use crate::columns::FLOWS;
 use crate::disk::{self, OsDisk};
-use crate::dns::DNS;
 use crate::error::IoContext;
 use crate::folder::Layout;
 use crate::manifest::Listing;
@@ -12,7 +10,7 @@ use crate::retention::{self, Held, RetentionPlan};
 use crate::segment::{Segment, Unlinks};
 use crate::segments::Segments;
 use crate::shared::{Rows, StoreCounts};
-use crate::table::TableInfo;
+use crate::table::Table;
 use crate::wal::WalReader;
 use arrow::record_batch::RecordBatch;
 use hashbrown::HashMap;
@@ -27,8 +25,7 @@ use std::time::SystemTime;
 pub struct Snapshot {
     /// Published segments, by id. Their files stay while the `Arc`s live.
     pub segments: Arc<Segments>,
-    /// Rows that are in no segment yet, in batches of the table's schema ([`flow_schema`](crate::flow_schema),
-    /// [`dns_schema`](crate::dns_schema)), not sorted.
+    /// Rows that are in no segment yet, in batches of the table's schema ([`Table::schema`]), not sorted.
     pub live: Vec<RecordBatch>,
 }
 
@@ -46,15 +43,16 @@ pub struct StoreReader {
     source: Source,
 }
 
+/// Where tables are, in the order of [`Table::ALL`].
 #[derive(Clone)]
 enum Source {
-    Memory { dir: PathBuf, flows: Arc<dyn Rows>, dns: Arc<dyn Rows> },
-    Files { dir: PathBuf, flows: Arc<Files>, dns: Arc<Files> },
+    Memory { dir: PathBuf, tables: [Arc<dyn Rows>; Table::ALL.len()] },
+    Files { dir: PathBuf, tables: [Arc<Files>; Table::ALL.len()] },
 }
 
 impl StoreReader {
-    pub(crate) fn of(dir: PathBuf, flows: Arc<dyn Rows>, dns: Arc<dyn Rows>) -> StoreReader {
-        StoreReader { source: Source::Memory { dir, flows, dns } }
+    pub(crate) fn of(dir: PathBuf, tables: [Arc<dyn Rows>; Table::ALL.len()]) -> StoreReader {
+        StoreReader { source: Source::Memory { dir, tables } }
     }
 
     /// Reads a folder that another process may be writing; takes no lock and changes nothing. Rows show up once the
@@ -65,11 +63,10 @@ impl StoreReader {
     /// If `dir` is no data folder this version can read.
     pub fn open(dir: impl AsRef<Path>) -> Result<StoreReader, StorageError> {
         let dir = dir.as_ref().to_owned();
-        let layout = |table| Layout::of(Arc::new(OsDisk), &dir, table);
-        layout(&FLOWS).check()?;
-        let files = |table| Arc::new(Files { layout: layout(table), logs: Mutex::default() });
-        let (flows, dns) = (files(&FLOWS), files(&DNS));
-        Ok(StoreReader { source: Source::Files { dir, flows, dns } })
+        let layout = |table: Table| Layout::of(Arc::new(OsDisk), &dir, table.info());
+        layout(Table::Flows).check()?;
+        let tables = Table::ALL.map(|table| Arc::new(Files { layout: layout(table), logs: Mutex::default() }));
+        Ok(StoreReader { source: Source::Files { dir, tables } })
     }
 
     /// The data folder.
@@ -79,40 +76,40 @@ impl StoreReader {
         }
     }
 
-    /// All flow records there are now. In the server this copies at most one unfinished batch and a pointer for each
+    /// All rows of a table there are now. In the server this copies at most one unfinished batch and a pointer for each
     /// batch; elsewhere it reads the manifest and what was added to the log since the last snapshot.
     ///
     /// # Errors
     /// If files cannot be read.
+    pub fn snapshot_of(&self, table: Table) -> Result<Snapshot, StorageError> {
+        match &self.source {
+            Source::Memory { tables, .. } => tables[table as usize].snapshot(),
+            Source::Files { tables, .. } => tables[table as usize].snapshot(),
+        }
+    }
+
+    /// All flow records there are now, as [`snapshot_of`](StoreReader::snapshot_of).
+    ///
+    /// # Errors
+    /// If files cannot be read.
     pub fn snapshot(&self) -> Result<Snapshot, StorageError> {
-        match &self.source {
-            Source::Memory { flows, .. } => flows.snapshot(),
-            Source::Files { flows, .. } => flows.snapshot(),
-        }
+        self.snapshot_of(Table::Flows)
     }
 
-    /// All DNS transactions there are now; otherwise as [`snapshot`](StoreReader::snapshot).
+    /// The published segments of every table there are now: without rows that are in none, so this is the cheaper way to
+    /// look at them.
     ///
     /// # Errors
     /// If files cannot be read.
-    pub fn dns_snapshot(&self) -> Result<Snapshot, StorageError> {
-        match &self.source {
-            Source::Memory { dns, .. } => dns.snapshot(),
-            Source::Files { dns, .. } => dns.snapshot(),
-        }
-    }
-
-    /// The published segments of each table there are now, with its name: without rows that are in none, so this is the
-    /// cheaper way to look at them.
-    ///
-    /// # Errors
-    /// If files cannot be read.
-    pub fn segments(&self) -> Result<[(&'static str, Arc<Segments>); 2], StorageError> {
-        let [flows, dns] = match &self.source {
-            Source::Memory { flows, dns, .. } => [flows.segments(), dns.segments()],
-            Source::Files { flows, dns, .. } => [flows.segments(&flows.listing()?), dns.segments(&dns.listing()?)],
+    pub fn segments(&self) -> Result<Vec<(Table, Arc<Segments>)>, StorageError> {
+        let of = |table: Table| match &self.source {
+            Source::Memory { tables, .. } => Ok(tables[table as usize].segments()),
+            Source::Files { tables, .. } => {
+                let files = &tables[table as usize];
+                files.listing().map(|listing| files.segments(&listing))
+            }
         };
-        Ok([(FLOWS.name, flows), (DNS.name, dns)])
+        Table::ALL.into_iter().map(|table| Ok((table, of(table)?))).collect()
     }
 
     /// What retention would drop now, by these limits and this time; nothing is changed. From files, of a moment at which
@@ -127,32 +124,24 @@ impl StoreReader {
         wall: SystemTime,
         shipped: &BTreeSet<(String, String)>,
     ) -> Result<RetentionPlan, StorageError> {
-        let (dir, held) = match &self.source {
-            Source::Memory { dir, flows, dns } => {
-                let held = |table: &'static TableInfo, rows: &dyn Rows| Held {
-                    table: table.name,
+        let held: Vec<Held> = match &self.source {
+            Source::Memory { tables, .. } => {
+                let held = |(table, rows): (Table, &Arc<dyn Rows>)| Held {
+                    table: table.name(),
                     segments: rows.segments(),
                     waiting_bytes: rows.waiting_bytes(),
                 };
-                (dir, [held(&FLOWS, &**flows), held(&DNS, &**dns)])
+                Table::ALL.into_iter().zip(tables).map(held).collect()
             }
-            Source::Files { dir, flows, dns } => (dir, [flows.held(shipped)?, dns.held(shipped)?]),
+            Source::Files { tables, .. } => tables.iter().map(|files| files.held(shipped)).collect::<Result<_, _>>()?,
         };
-        retention::plan(&OsDisk, dir, &held, retention, wall)
+        retention::plan(&OsDisk, self.dir(), &held, retention, wall)
     }
 
-    /// The store's counters of flow records; `None` when it runs in another process.
-    pub fn counts(&self) -> Option<StoreCounts> {
+    /// The store's counters of a table; `None` when it runs in another process.
+    pub fn counts_of(&self, table: Table) -> Option<StoreCounts> {
         match &self.source {
-            Source::Memory { flows, .. } => Some(flows.counts()),
-            Source::Files { .. } => None,
-        }
-    }
-
-    /// The store's counters of DNS transactions; `None` when it runs in another process.
-    pub fn dns_counts(&self) -> Option<StoreCounts> {
-        match &self.source {
-            Source::Memory { dns, .. } => Some(dns.counts()),
+            Source::Memory { tables, .. } => Some(tables[table as usize].counts()),
             Source::Files { .. } => None,
         }
     }

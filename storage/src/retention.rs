@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub(crate) fn apply(
     disk: &dyn Disk,
     dir: &Path,
-    tables: &[&dyn Rows],
+    tables: &[Arc<dyn Rows>],
     retention: &Retention,
     wall: SystemTime,
 ) -> Result<(), StorageError> {

@@ -7,14 +7,17 @@ use crate::folder::DataFolder;
 use crate::options::{Now, StoreOptions};
 use crate::reader::StoreReader;
 use crate::shared::{Rows, StoreCounts};
-use crate::writer::TableWriter;
+use crate::table::Table;
+use crate::talkers::TalkerColumns;
+use crate::writer::{TableWriter, Writer};
 use crate::{StorageError, retention};
 use flowtable::FlowRecord;
 use hints::DnsRecord;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use talkers::TalkerRow;
 
-/// Writes flow records and DNS transactions into a data folder, which it owns until it is dropped. One thread calls
+/// Writes the rows of every [`Table`] into a data folder, which it owns until it is dropped. One thread calls
 /// it; it keeps one more for each table, which encodes segments, and one that merges small segments.
 ///
 /// A row is visible to readers as soon as [`append`](Store::append) returns and survives a crash once it is synced,
@@ -25,6 +28,7 @@ pub struct Store {
     compactor: Option<Compactor>,
     flows: TableWriter<FlowColumns>,
     dns: TableWriter<DnsColumns>,
+    talkers: TableWriter<TalkerColumns>,
     retained_at: Option<Instant>,
     /// Segments published when retention was last applied.
     retained_count: u64,
@@ -48,16 +52,37 @@ impl Store {
         let pace = compaction.enabled.then(|| Arc::new(Pace::new(Some(compaction.bytes_per_s))));
         let flows = TableWriter::open(&options, pace.clone())?;
         let dns = TableWriter::open(&options, pace.clone())?;
-        let compactor = match pace {
-            Some(pace) => {
-                let tables: Vec<Arc<dyn Rows>> = vec![flows.shared.clone(), dns.shared.clone()];
-                let min_free = options.retention.min_free_bytes.unwrap_or(0);
-                Some(Compactor::start(&options.dir, tables, compaction, min_free, pace)?)
-            }
-            None => None,
-        };
+        let talkers = TableWriter::open(&options, pace.clone())?;
         options.left.clear();
-        Ok(Store { options, compactor, flows, dns, retained_at: None, retained_count: 0, _folder: folder })
+        let mut store = Store {
+            options,
+            compactor: None,
+            flows,
+            dns,
+            talkers,
+            retained_at: None,
+            retained_count: 0,
+            _folder: folder,
+        };
+        if let Some(pace) = pace {
+            let (dir, min_free) = (&store.options.dir, store.options.retention.min_free_bytes.unwrap_or(0));
+            store.compactor = Some(Compactor::start(dir, store.tables().into(), compaction, min_free, pace)?);
+        }
+        Ok(store)
+    }
+
+    /// Every table, in the order of [`Table::ALL`].
+    fn tables(&self) -> [Arc<dyn Rows>; Table::ALL.len()] {
+        [self.flows.shared.clone(), self.dns.shared.clone(), self.talkers.shared.clone()]
+    }
+
+    fn writers(&mut self) -> [&mut dyn Writer; Table::ALL.len()] {
+        [&mut self.flows, &mut self.dns, &mut self.talkers]
+    }
+
+    /// Does something with every table, also after it failed with one; then the first error is told.
+    fn each(&mut self, act: impl Fn(&mut dyn Writer) -> Result<(), StorageError>) -> Result<(), StorageError> {
+        self.writers().into_iter().map(act).fold(Ok(()), Result::and)
     }
 
     /// Takes flow records and their texts: those of all records one after the other, each record's part as long as its
@@ -79,13 +104,21 @@ impl Store {
         self.dns.append(rows, text)
     }
 
+    /// Takes rows of sketches and their texts: task, fields of the key and elements of each, one after the other, as long
+    /// as the row says. Otherwise as [`append`](Store::append).
+    ///
+    /// # Errors
+    /// As `append`.
+    pub fn append_talkers(&mut self, rows: &[TalkerRow], text: &[u8]) -> Result<(), StorageError> {
+        self.talkers.append(rows, text)
+    }
+
     /// Does what time makes due: syncing, beginning a segment, retention. Call it several times a second.
     ///
     /// # Errors
     /// With `OnError::Fail`, as `append`.
     pub fn tick(&mut self, now: Now) -> Result<(), StorageError> {
-        let ticked = self.flows.tick(now);
-        let ticked = ticked.and(self.dns.tick(now));
+        let ticked = self.each(|table| table.tick(now));
         self.apply_retention(now);
         ticked
     }
@@ -105,8 +138,7 @@ impl Store {
     /// # Errors
     /// With `OnError::Fail`, as `append`.
     pub fn sync(&mut self) -> Result<(), StorageError> {
-        let flows = self.flows.sync();
-        flows.and(self.dns.sync())
+        self.each(|table| table.sync())
     }
 
     /// Puts every row into a published segment, and waits for it.
@@ -114,8 +146,7 @@ impl Store {
     /// # Errors
     /// If a segment cannot be written; its rows stay in the log and are tried again.
     pub fn flush(&mut self) -> Result<(), StorageError> {
-        let flows = self.flows.flush();
-        flows.and(self.dns.flush())
+        self.each(|table| table.flush())
     }
 
     /// Merges segments until no merge is worth it, on the calling thread, at any rate, and whether or not
@@ -126,9 +157,8 @@ impl Store {
     pub fn compact(&mut self) -> Result<u64, StorageError> {
         let min_free = self.options.retention.min_free_bytes.unwrap_or(0);
         let pace = Pace::new(None);
-        let tables: [&dyn Rows; 2] = [&*self.flows.shared, &*self.dns.shared];
         let mut merges = 0;
-        for table in tables {
+        for table in self.tables() {
             while table.compact(&self.options.compaction, min_free, &pace)? {
                 merges += 1;
             }
@@ -147,7 +177,7 @@ impl Store {
 
     /// Reads what this store holds, from any thread.
     pub fn reader(&self) -> StoreReader {
-        StoreReader::of(self.options.dir.clone(), self.flows.shared.clone(), self.dns.shared.clone())
+        StoreReader::of(self.options.dir.clone(), self.tables())
     }
 
     /// Flow records written to the log, and lost, since the start. Unlike [`counts`](Store::counts), which looks at
@@ -162,6 +192,12 @@ impl Store {
         self.dns.rows_logged_and_lost()
     }
 
+    /// Rows of sketches written to the log, and lost; otherwise as
+    /// [`rows_logged_and_lost`](Store::rows_logged_and_lost).
+    pub fn talkers_rows_logged_and_lost(&self) -> (u64, u64) {
+        self.talkers.rows_logged_and_lost()
+    }
+
     /// Counters and gauges of flow records.
     pub fn counts(&self) -> StoreCounts {
         self.flows.shared.counts()
@@ -172,11 +208,16 @@ impl Store {
         self.dns.shared.counts()
     }
 
+    /// Counters and gauges of rows of sketches.
+    pub fn talkers_counts(&self) -> StoreCounts {
+        self.talkers.shared.counts()
+    }
+
     fn apply_retention(&mut self, now: Now) {
-        let tables: [&dyn Rows; 2] = [&*self.flows.shared, &*self.dns.shared];
+        let tables = self.tables();
         let published = tables.iter().map(|table| table.published()).sum();
         // Space may be what was missing.
-        let failed = std::mem::take(&mut self.flows.failed) | std::mem::take(&mut self.dns.failed);
+        let failed = self.writers().into_iter().fold(false, |any, table| any | table.take_failed());
         let is_due = self.retained_at.is_none_or(|at| now.mono.duration_since(at) >= RETENTION_INTERVAL);
         if !is_due && !failed && published == self.retained_count {
             return;

@@ -1,14 +1,54 @@
 //! What the store needs to know of a table. Logs, segments, manifest, recovery and retention are the same code for all
-//! of them; a table is its columns (`columns.rs`, `dns.rs`) and the description here.
+//! of them; a table is its columns (`columns.rs`, `dns.rs`, `talkers.rs`) and the description here.
 
 use crate::StorageError;
 use crate::cells::{Cells, Tables};
 use crate::columns::FLOWS;
 use crate::dns::DNS;
+use crate::talkers::TALKERS;
 use arrow::array::{ArrayRef, new_null_array};
 use arrow::datatypes::{DataType, Field, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
+
+/// A table of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Table {
+    /// Flow records.
+    Flows,
+    /// DNS transactions.
+    Dns,
+    /// What sketches said at the end of each window.
+    Talkers,
+}
+
+impl Table {
+    /// Every table, in the order of the enum.
+    pub const ALL: [Table; 3] = [Table::Flows, Table::Dns, Table::Talkers];
+
+    /// As queries call it.
+    pub fn name(self) -> &'static str {
+        self.info().name
+    }
+
+    /// Its columns as they are stored, in their order (see FORMAT.md).
+    pub fn schema(self) -> SchemaRef {
+        (self.info().schema)()
+    }
+
+    /// Its folder below the data folder; empty for the data folder itself.
+    pub fn folder(self) -> &'static str {
+        self.info().folder
+    }
+
+    pub(crate) fn info(self) -> &'static TableInfo {
+        match self {
+            Table::Flows => &FLOWS,
+            Table::Dns => &DNS,
+            Table::Talkers => &TALKERS,
+        }
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Encoding {
@@ -51,7 +91,8 @@ pub(crate) struct TableInfo {
 
 /// The name as columns of one of the tables have it.
 pub(crate) fn column_name(name: &str) -> Option<&'static str> {
-    [&FLOWS, &DNS].into_iter().flat_map(|table| table.columns).find(|column| column.name == name).map(|c| c.name)
+    let mut columns = Table::ALL.into_iter().flat_map(|table| table.info().columns);
+    columns.find(|column| column.name == name).map(|column| column.name)
 }
 
 impl TableInfo {

@@ -19,6 +19,18 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+/// A writer, whatever its rows are.
+pub(crate) trait Writer {
+    /// Does what time makes due: syncing, beginning a segment.
+    fn tick(&mut self, now: Now) -> Result<(), StorageError>;
+    /// Writes every row to the log and makes it durable.
+    fn sync(&mut self) -> Result<(), StorageError>;
+    /// Puts every row into a published segment, and waits for it.
+    fn flush(&mut self) -> Result<(), StorageError>;
+    /// Whether there has been an error since this was last asked: space may be what is missing.
+    fn take_failed(&mut self) -> bool;
+}
+
 /// Writes rows of one table. One thread calls it; it keeps a second one for encoding segments.
 pub(crate) struct TableWriter<C: Columns> {
     options: StoreOptions,
@@ -33,8 +45,8 @@ pub(crate) struct TableWriter<C: Columns> {
     active_since: Option<Instant>,
     /// When an error was last logged.
     complained_at: Option<Instant>,
-    /// An error since this was last asked: space may be what is missing.
-    pub(crate) failed: bool,
+    /// An error since `take_failed`.
+    failed: bool,
 }
 
 /// A full disk makes every batch fail; one line in this time is enough.
@@ -134,41 +146,6 @@ impl<C: Columns> TableWriter<C> {
             }
         }
         result
-    }
-
-    /// Does what time makes due: syncing, beginning a segment.
-    pub(crate) fn tick(&mut self, now: Now) -> Result<(), StorageError> {
-        let mut result = Ok(());
-        if now.mono.duration_since(self.synced_at) >= self.options.wal_sync_interval {
-            self.synced_at = now.mono;
-            result = self.sync();
-        }
-        let has_rows = self.wal.is_some() || self.shared.state().pending.as_ref().is_some_and(|rows| !rows.is_empty());
-        if has_rows {
-            let since = *self.active_since.get_or_insert(now.mono);
-            if now.mono.duration_since(since) >= self.options.segment_age_max {
-                result = result.and(self.log_pending());
-                self.roll();
-            }
-        }
-        result
-    }
-
-    /// Writes every row to the log and makes it durable.
-    pub(crate) fn sync(&mut self) -> Result<(), StorageError> {
-        let logged = self.log_pending();
-        logged.and(self.sync_wal())
-    }
-
-    /// Puts every row into a published segment, and waits for it.
-    pub(crate) fn flush(&mut self) -> Result<(), StorageError> {
-        self.log_pending()?;
-        if !self.roll() {
-            // Stuck before; another attempt makes room or tells why not.
-            self.shared.wait_published()?;
-            self.roll();
-        }
-        self.shared.wait_published()
     }
 
     /// Rows written to the log, and rows lost.
@@ -293,6 +270,44 @@ impl<C: Columns> TableWriter<C> {
             tracing::error!(table = C::TABLE.name, %error, "rows are not stored as they should be");
         }
         Ok(())
+    }
+}
+
+impl<C: Columns> Writer for TableWriter<C> {
+    fn tick(&mut self, now: Now) -> Result<(), StorageError> {
+        let mut result = Ok(());
+        if now.mono.duration_since(self.synced_at) >= self.options.wal_sync_interval {
+            self.synced_at = now.mono;
+            result = self.sync();
+        }
+        let has_rows = self.wal.is_some() || self.shared.state().pending.as_ref().is_some_and(|rows| !rows.is_empty());
+        if has_rows {
+            let since = *self.active_since.get_or_insert(now.mono);
+            if now.mono.duration_since(since) >= self.options.segment_age_max {
+                result = result.and(self.log_pending());
+                self.roll();
+            }
+        }
+        result
+    }
+
+    fn sync(&mut self) -> Result<(), StorageError> {
+        let logged = self.log_pending();
+        logged.and(self.sync_wal())
+    }
+
+    fn flush(&mut self) -> Result<(), StorageError> {
+        self.log_pending()?;
+        if !self.roll() {
+            // Stuck before; another attempt makes room or tells why not.
+            self.shared.wait_published()?;
+            self.roll();
+        }
+        self.shared.wait_published()
+    }
+
+    fn take_failed(&mut self) -> bool {
+        std::mem::take(&mut self.failed)
     }
 }
 

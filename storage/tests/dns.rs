@@ -8,7 +8,7 @@ use arrow::record_batch::RecordBatch;
 use common::{batches, copy_folder, flows, ids, options};
 use hints::DnsRecord;
 use std::fs;
-use storage::{Now, Retention, SegmentProfile, Snapshot, Store, StoreOptions, StoreReader, dns_schema};
+use storage::{Now, Retention, SegmentProfile, Snapshot, Store, StoreOptions, StoreReader, Table, dns_schema};
 use wire::{Addr, Nanos, TapId};
 
 /// A transaction and its texts; `n` tells it from others and decides what is missing.
@@ -112,12 +112,12 @@ fn every_column_comes_back_from_memory_log_and_segment() {
         let dir = tempfile::tempdir().unwrap();
         let mut store = Store::open(StoreOptions { profile, segment_rows_max: 1_000, ..options(dir.path()) }).unwrap();
         append(&mut store, 0..200);
-        assert_eq!(all(&store.reader().dns_snapshot().unwrap()), wanted(0..200), "from memory");
+        assert_eq!(all(&store.reader().snapshot_of(Table::Dns).unwrap()), wanted(0..200), "from memory");
         store.sync().unwrap();
         let other = StoreReader::open(dir.path()).unwrap();
-        assert_eq!(all(&other.dns_snapshot().unwrap()), wanted(0..200), "from the log");
+        assert_eq!(all(&other.snapshot_of(Table::Dns).unwrap()), wanted(0..200), "from the log");
         store.flush().unwrap();
-        let snapshot = other.dns_snapshot().unwrap();
+        let snapshot = other.snapshot_of(Table::Dns).unwrap();
         assert_eq!((snapshot.segments.len(), snapshot.live.len()), (2, 0), "one of each tap");
         assert_eq!(all(&snapshot), wanted(0..200), "from segments");
         assert_eq!(batches(&snapshot)[0].schema(), dns_schema());
@@ -159,9 +159,9 @@ fn a_crash_leaves_both_tables_whole() {
         let mut store = Store::open(options(crash.path())).unwrap();
         let reader = store.reader();
         assert_eq!(ids(&reader.snapshot().unwrap()), (0..100).collect::<Vec<_>>(), "{round}");
-        assert_eq!(all(&reader.dns_snapshot().unwrap()), wanted(0..100), "{round}");
+        assert_eq!(all(&reader.snapshot_of(Table::Dns).unwrap()), wanted(0..100), "{round}");
         store.flush().unwrap();
-        assert_eq!(all(&reader.dns_snapshot().unwrap()), wanted(0..100), "{round}, published");
+        assert_eq!(all(&reader.snapshot_of(Table::Dns).unwrap()), wanted(0..100), "{round}, published");
     }
 }
 
@@ -182,8 +182,8 @@ fn a_damaged_frame_takes_no_text_of_others_along() {
     let crash = tempfile::tempdir().unwrap();
     copy_folder(dir.path(), crash.path());
     fs::write(crash.path().join("dns/wal/0000000000000001.wal"), bytes).unwrap();
-    assert_eq!(all(&StoreReader::open(crash.path()).unwrap().dns_snapshot().unwrap()), wanted(0..6));
-    assert_eq!(all(&StoreReader::open(dir.path()).unwrap().dns_snapshot().unwrap()).len(), 9);
+    assert_eq!(all(&StoreReader::open(crash.path()).unwrap().snapshot_of(Table::Dns).unwrap()), wanted(0..6));
+    assert_eq!(all(&StoreReader::open(dir.path()).unwrap().snapshot_of(Table::Dns).unwrap()).len(), 9);
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn retention_counts_both_tables_and_leaves_the_newest_of_each() {
     assert_eq!(ids(&store.reader().snapshot().unwrap()), (20..30).collect::<Vec<_>>());
     // The newest segment of table `dns` is that of the tap with the last row.
     let edge = wanted(20..30).into_iter().filter(|(row, _)| row.tap.0 == 1).collect::<Vec<_>>();
-    assert_eq!(all(&store.reader().dns_snapshot().unwrap()), edge);
+    assert_eq!(all(&store.reader().snapshot_of(Table::Dns).unwrap()), edge);
     assert_eq!((store.counts().segments_removed, store.dns_counts().segments_removed), (2, 5));
 }
 
@@ -212,9 +212,9 @@ fn a_folder_from_before_there_was_dns_reads_and_gets_it() {
     store.close().unwrap();
     fs::remove_dir_all(dir.path().join("dns")).unwrap();
     let reader = StoreReader::open(dir.path()).unwrap();
-    assert_eq!((reader.snapshot().unwrap().rows(), reader.dns_snapshot().unwrap().rows()), (10, 0));
+    assert_eq!((reader.snapshot().unwrap().rows(), reader.snapshot_of(Table::Dns).unwrap().rows()), (10, 0));
     let mut store = Store::open(options(dir.path())).unwrap();
     append(&mut store, 0..5);
     store.close().unwrap();
-    assert_eq!(all(&reader.dns_snapshot().unwrap()), wanted(0..5));
+    assert_eq!(all(&reader.snapshot_of(Table::Dns).unwrap()), wanted(0..5));
 }

@@ -18,7 +18,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
-use storage::{Compaction, Now, Snapshot, Store, StoreOptions, StoreReader};
+use storage::{Compaction, Now, Snapshot, Store, StoreOptions, StoreReader, Table};
 use wire::Nanos;
 
 /// Unless `KILLS` says otherwise.
@@ -43,7 +43,7 @@ fn compacting(folder: &Path) -> StoreOptions {
     StoreOptions { compaction: Compaction { segments_min: 2, ..Compaction::default() }, ..options(folder) }
 }
 
-/// Writes rows to both tables until it is killed. Says `ack ROWS DNS_ROWS` when all before these numbers are durable.
+/// Writes rows to two tables until it is killed. Says `ack ROWS DNS_ROWS` when all before these numbers are durable.
 fn write_until_killed(folder: &Path, mut next: [u64; 2], mut random: Random) -> ! {
     let mut store = Store::open(compacting(folder)).unwrap();
     let mut told = std::io::stdout().lock();
@@ -112,7 +112,7 @@ fn check(snapshots: [Snapshot; 2], durable: [u64; 2]) -> [u64; 2] {
 
 fn files(folder: &Path) -> [Snapshot; 2] {
     let reader = StoreReader::open(folder).unwrap();
-    [reader.snapshot().unwrap(), reader.dns_snapshot().unwrap()]
+    [reader.snapshot().unwrap(), reader.snapshot_of(Table::Dns).unwrap()]
 }
 
 #[test]
@@ -160,6 +160,6 @@ fn rows_survive_200_kills() {
         assert_eq!(counts.map(|c| c.rows_found + c.rows_recovered), next);
         store.flush().unwrap();
         let reader = store.reader();
-        assert_eq!(check([reader.snapshot().unwrap(), reader.dns_snapshot().unwrap()], durable), next);
+        assert_eq!(check([reader.snapshot().unwrap(), reader.snapshot_of(Table::Dns).unwrap()], durable), next);
     }
 }

@@ -277,7 +277,7 @@ def test_sql_in_the_archive_is_sql_in_the_folder(history, shipped_by, bucket):
     running.process.kill()
     running.process.wait()
     # Without the rows that had not left: those of the log.
-    for log in [*(folder / "wal").iterdir(), *(folder / "dns/wal").iterdir()]:
+    for log in [*(folder / "wal").iterdir(), *(folder / "dns/wal").iterdir(), *(folder / "talkers/wal").iterdir()]:
         log.unlink()
     assert set(segments(folder)) == shipped
     some = rows("SELECT src_ip, flow_id FROM flows ORDER BY flow_id LIMIT 1", folder)[0]["src_ip"]

@@ -142,7 +142,7 @@ def test_catalogs_schemas_tables_and_info(serving):
         schema, = catalog["catalog_db_schemas"]
         assert schema["db_schema_name"] == "public"
         tables = {table["table_name"]: table for table in schema["db_schema_tables"]}
-        assert {"flows", "dns"} <= set(tables) and tables["flows"]["table_type"] == "TABLE"
+        assert {"flows", "dns", "talkers"} <= set(tables) and tables["flows"]["table_type"] == "TABLE"
         columns = [column["column_name"] for column in tables["flows"]["table_columns"]]
         assert columns[0] == "t_end" and columns[-1] == "t_start"
         filtered = connection.adbc_get_objects(depth="tables", table_name_filter="fl%").read_all().to_pylist()

@@ -91,7 +91,7 @@ def test_filters_joins_and_columns_of_active_flows(demo):
     nullable = lambda columns: {c["column_name"]: c["is_nullable"] for c in columns}
     assert nullable(described) == {**nullable(stored), "end_reason": "YES"}
     assert {t["table_name"] for t in asked(demo, "SHOW TABLES") if t["table_schema"] == "public"} == {
-        "flows", "dns", "active_flows", "alerts", "ledger",
+        "flows", "dns", "talkers", "active_flows", "alerts", "ledger",
     }
 
 

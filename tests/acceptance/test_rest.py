@@ -136,7 +136,7 @@ def test_a_query_over_budget_is_told(server, stored):
 
 def test_tables_and_the_description(serving):
     tables = {t["name"]: t["columns"] for t in json.loads(call(serving, "/tables")[1])["tables"]}
-    assert {"flows", "dns"} <= set(tables)
+    assert {"flows", "dns", "talkers"} <= set(tables)
     by_name = {c["name"]: c for c in tables["flows"]}
     assert by_name["src_ip"] == {"name": "src_ip", "type": "FixedSizeBinary(16)", "extension": "taphouse.ip", "nullable": False}
     described = json.loads(call(serving, "/openapi.json")[1])

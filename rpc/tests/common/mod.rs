@@ -249,6 +249,9 @@ pub(crate) fn status() -> v1::Status {
             dns_segments: 4,
             dns_rows: 41,
             dns_bytes: 42,
+            talkers_segments: 43,
+            talkers_rows: 44,
+            talkers_bytes: 45,
             compaction: Some(v1::CompactionStatus {
                 compactions: 21,
                 segments_merged: 22,

@@ -21,7 +21,8 @@ pub struct ClickHouseConfig {
 }
 
 impl ClickHouseConfig {
-    /// Its HTTP address, such as `http://127.0.0.1:8123`, and the database whose tables `flows` and `dns` take the rows.
+    /// Its HTTP address, such as `http://127.0.0.1:8123`, and the database whose tables take the rows, by the
+    /// names they have here.
     ///
     /// # Errors
     /// If either cannot be.

@@ -7,7 +7,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use std::path::Path as FilePath;
 use std::sync::Arc;
-use storage::{Segment, Snapshot};
+use storage::{Segment, Snapshot, Table};
 
 /// Indexes read at a time.
 const READS_MAX: usize = 16;
@@ -42,18 +42,19 @@ impl ArchiveReader {
         self.place.store()
     }
 
-    /// All segments of `table` that are listed now, of every sensor. Their `path` is the object's; `sensor=NAME` is in it.
+    /// All segments of a table that are listed now, of every sensor. Their `path` is the object's; `sensor=NAME` is in it.
+    /// Of a table that a sensor has shipped nothing of it has none.
     ///
     /// # Errors
     /// If the archive cannot be read, or there is none.
-    pub async fn snapshot(&self, table: &str) -> Result<Snapshot, ArchiveError> {
+    pub async fn snapshot_of(&self, table: Table) -> Result<Snapshot, ArchiveError> {
         let sensors = self.sensors().await?;
         let mut segments = Vec::new();
         for sensor in &sensors {
-            let days = self.days(sensor, table).await?;
+            let days = self.days(sensor, table.name()).await?;
             let read = futures::stream::iter(days).map(|object| async move { self.day(&object).await });
             let entries: Vec<Vec<Entry>> = read.buffered(READS_MAX).try_collect().await?;
-            let root = self.place.table_dir(sensor, table);
+            let root = self.place.table_dir(sensor, table.name());
             for entry in entries.into_iter().flatten() {
                 let segment = Segment::elsewhere(FilePath::new(&root), &entry.segment.to_string())?;
                 segments.push(Arc::new(segment));

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use storage::{Claim, Segment, Segments, StoreReader};
+use storage::{Claim, Segment, Segments, StoreReader, Table};
 use tokio::sync::watch;
 
 /// How often the data folder is looked at.
@@ -137,13 +137,13 @@ struct Shipper {
     complained_at: Option<Instant>,
 }
 
-fn key_of(table: &str, segment: &Segment) -> Key {
-    (table.to_owned(), segment.file.clone())
+fn key_of(table: Table, segment: &Segment) -> Key {
+    (table.name().to_owned(), segment.file.clone())
 }
 
 /// Every segment there is.
-fn present(tables: &[(&'static str, Arc<Segments>)]) -> HashSet<Key> {
-    tables.iter().flat_map(|(table, segments)| segments.iter().map(|segment| key_of(table, segment))).collect()
+fn present(tables: &[(Table, Arc<Segments>)]) -> HashSet<Key> {
+    tables.iter().flat_map(|(table, segments)| segments.iter().map(|segment| key_of(*table, segment))).collect()
 }
 
 /// A segment that is due.
@@ -227,7 +227,7 @@ impl Shipper {
                     shipped += 1;
                     continue;
                 }
-                let key = key_of(table, segment);
+                let key = key_of(*table, segment);
                 if self.unreadable.contains(&key) {
                     continue;
                 }

@@ -18,7 +18,8 @@ use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, UNIX_EPOCH};
-use storage::{Claim, Compaction, Now, Retention, Segment, Store, StoreOptions};
+use storage::{Claim, Compaction, Now, Retention, Segment, Store, StoreOptions, Table};
+use talkers::TalkerRow;
 use tempfile::TempDir;
 use wire::Nanos;
 
@@ -191,7 +192,7 @@ fn wait<F: Future>(future: F) -> F::Output {
 /// What the archive lists, and that each of it is the file the folder has.
 fn listed(place: &Arc<BadLine>, store: &Store) -> Vec<String> {
     let reader = ArchiveReader::new(Place::new(place.clone(), "fleet/flows"));
-    let snapshot = wait(reader.snapshot("flows")).unwrap();
+    let snapshot = wait(reader.snapshot_of(Table::Flows)).unwrap();
     let own: BTreeMap<String, Arc<Segment>> =
         store.reader().snapshot().unwrap().segments.iter().map(|s| (s.file.clone(), s.clone())).collect();
     let mut files = Vec::new();
@@ -325,7 +326,7 @@ fn what_is_merged_and_what_has_left_are_never_the_same_rows() {
         // Nothing of it can be merged any more.
         assert_eq!(listed(&place, &store), files(&store), "seed {seed}");
         let reader = ArchiveReader::new(Place::new(place.clone(), "fleet/flows"));
-        assert_eq!(wait(reader.snapshot("flows")).unwrap().rows(), rows, "seed {seed}");
+        assert_eq!(wait(reader.snapshot_of(Table::Flows)).unwrap().rows(), rows, "seed {seed}");
         merged += store.counts().segments_merged;
     }
     assert!(merged > 0, "the two never met");
@@ -366,9 +367,29 @@ fn the_name_of_a_sensor_is_one_folders() {
     until_shipped(&renamed, 1);
     let reader = ArchiveReader::new(Place::new(place.clone(), "fleet/flows"));
     assert_eq!(wait(reader.sensors()).unwrap(), ["edge-1", "edge-2"]);
-    assert_eq!(wait(reader.snapshot("flows")).unwrap().rows(), 20);
+    assert_eq!(wait(reader.snapshot_of(Table::Flows)).unwrap().rows(), 20);
     let one = ArchiveReader::new(Place::new(place, "fleet/flows/sensor=edge-2"));
-    assert_eq!(wait(one.snapshot("flows")).unwrap().rows(), 10);
+    assert_eq!(wait(one.snapshot_of(Table::Flows)).unwrap().rows(), 10);
+}
+
+/// An archive from before there was one of the tables has nothing of it, and takes it.
+#[test]
+fn every_table_is_shipped() {
+    let (dir, place) = (TempDir::new().unwrap(), BadLine::new(10));
+    let mut store = open(&dir);
+    add(&mut store, 0..10);
+    let archive = archive::start(&config(&place), &store.reader()).unwrap();
+    until_shipped(&archive, 1);
+    let reader = ArchiveReader::new(Place::new(place, "fleet/flows"));
+    let rows = || Table::ALL.map(|table| wait(reader.snapshot_of(table)).unwrap().rows());
+    assert_eq!(rows(), [10, 0, 0]);
+    let row = |n| TalkerRow { end: Nanos::from_secs(n), estimate: n as f64, ..TalkerRow::default() };
+    store.append_talkers(&(0..7).map(row).collect::<Vec<_>>(), &[]).unwrap();
+    store.flush().unwrap();
+    until_shipped(&archive, 2);
+    assert_eq!(rows(), [10, 0, 7]);
+    let segment = wait(reader.snapshot_of(Table::Talkers)).unwrap().segments[0].clone();
+    assert!(segment.path.starts_with("fleet/flows/sensor=edge-1/table=talkers/tap_name=core"));
 }
 
 #[test]
@@ -420,10 +441,10 @@ fn retention_waits_for_the_archive_and_a_missing_one_is_no_loss() {
 fn an_archive_that_is_none_says_so() {
     let place = BadLine::new(7);
     let reader = ArchiveReader::new(Place::new(place.clone(), "fleet/flows"));
-    let error = wait(reader.snapshot("flows")).unwrap_err().to_string();
+    let error = wait(reader.snapshot_of(Table::Flows)).unwrap_err().to_string();
     assert!(error.contains("holds no archive"), "{error}");
     let reader = ArchiveReader::new(Place::new(place, "fleet/flows/sensor=x"));
-    let error = wait(reader.snapshot("flows")).unwrap_err().to_string();
+    let error = wait(reader.snapshot_of(Table::Flows)).unwrap_err().to_string();
     assert!(error.contains("holds no archive"), "{error}");
 }
 

@@ -8,22 +8,18 @@ use query::{Engine, FlowSource, QueryLimits};
 use std::fmt::Write;
 use std::fs;
 use std::time::Instant;
-use storage::{Snapshot, StorageError, Store, StoreOptions, StoreReader};
+use storage::{Snapshot, StorageError, Store, StoreOptions, StoreReader, Table};
 use wire::{Addr, Nanos};
 
 const MINUTE: u64 = 60_000_000;
 const T0: u64 = 1_767_225_600_000_000;
 
 /// One snapshot for every query, as the server has it in memory.
-struct Fixed(Snapshot, Snapshot);
+struct Fixed(Vec<Snapshot>);
 
 impl FlowSource for Fixed {
-    fn snapshot(&self) -> Result<Snapshot, StorageError> {
-        Ok(self.0.clone())
-    }
-
-    fn dns_snapshot(&self) -> Result<Snapshot, StorageError> {
-        Ok(self.1.clone())
+    fn snapshot_of(&self, table: Table) -> Result<Snapshot, StorageError> {
+        Ok(self.0[table as usize].clone())
     }
 }
 
@@ -61,10 +57,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     fs::write(&path, lines)?;
     let reader = StoreReader::open(dir.path())?;
     let since = Instant::now();
-    let snapshot = reader.snapshot()?;
-    println!("reading the manifest: {:.1} ms", since.elapsed().as_secs_f64() * 1e3);
-    let source = Fixed(snapshot, reader.dns_snapshot()?);
-    let engine = Engine::new(source, QueryLimits { concurrent_max: 4, ..QueryLimits::default() })?;
+    let snapshots = Table::ALL.into_iter().map(|table| reader.snapshot_of(table)).collect::<Result<_, _>>()?;
+    println!("reading the manifests: {:.1} ms", since.elapsed().as_secs_f64() * 1e3);
+    let engine = Engine::new(Fixed(snapshots), QueryLimits { concurrent_max: 4, ..QueryLimits::default() })?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let time = |minute: u64| {
         let micros = i64::try_from(T0 + minute * MINUTE).unwrap_or(i64::MAX);

@@ -9,7 +9,7 @@ use crate::parse::{self, TextKind};
 use crate::reader::ScanBudget;
 use crate::stop::{self, Stop};
 use crate::stream::{self, AbortOnDrop, QueryStream, Running};
-use crate::table::{self, DNS, FLOWS, STORED, SnapshotCell, StoredTable, with_t_start};
+use crate::table::{self, SnapshotCell, StoredTable, with_t_start};
 use crate::{FlowQuery, GeoFiles, Located, Parameters, QueryError, Reading};
 use archive::ArchiveReader;
 use arrow::datatypes::SchemaRef;
@@ -28,7 +28,7 @@ use datafusion::prelude::SessionConfig;
 use datafusion::sql::parser::Statement;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use storage::{Snapshot, StorageError, StoreReader};
+use storage::{Snapshot, StorageError, StoreReader, Table};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -53,17 +53,11 @@ pub const SCHEMA: &str = "public";
 
 /// What gives queries their rows: each snapshot is consistent and stays readable as long as it lives.
 pub trait FlowSource: Send + Sync + 'static {
-    /// All segments of flows, and the rows in none of them yet. May block; called on a query thread.
+    /// All segments of a table, and the rows in none of them yet. May block; called on a query thread, once for each table.
     ///
     /// # Errors
     /// When the data folder cannot be read.
-    fn snapshot(&self) -> Result<Snapshot, StorageError>;
-
-    /// The same of DNS transactions.
-    ///
-    /// # Errors
-    /// When the data folder cannot be read.
-    fn dns_snapshot(&self) -> Result<Snapshot, StorageError>;
+    fn snapshot_of(&self, table: Table) -> Result<Snapshot, StorageError>;
 
     /// What the files of segments lie in, where that is not this machine's file system: their `path` is then the name of
     /// an object, with `sensor=NAME` in it, and tables have a column `sensor`.
@@ -84,35 +78,23 @@ pub trait FlowSource: Send + Sync + 'static {
 }
 
 impl FlowSource for StoreReader {
-    fn snapshot(&self) -> Result<Snapshot, StorageError> {
-        StoreReader::snapshot(self)
-    }
-
-    fn dns_snapshot(&self) -> Result<Snapshot, StorageError> {
-        StoreReader::dns_snapshot(self)
+    fn snapshot_of(&self, table: Table) -> Result<Snapshot, StorageError> {
+        StoreReader::snapshot_of(self, table)
     }
 }
 
 /// What an archive lists at that moment. Rows the sensors have not shipped yet are not in it.
 impl FlowSource for ArchiveReader {
-    fn snapshot(&self) -> Result<Snapshot, StorageError> {
-        listed(self, FLOWS)
-    }
-
-    fn dns_snapshot(&self) -> Result<Snapshot, StorageError> {
-        listed(self, DNS)
+    /// On a thread that may block, of the runtime whose queries read the objects.
+    fn snapshot_of(&self, table: Table) -> Result<Snapshot, StorageError> {
+        Handle::current()
+            .block_on(ArchiveReader::snapshot_of(self, table))
+            .map_err(|error| StorageError::Elsewhere { reason: error.to_string() })
     }
 
     fn objects(&self) -> Option<Arc<dyn ObjectStore>> {
         Some(self.store())
     }
-}
-
-/// On a thread that may block, of the runtime whose queries read the objects.
-fn listed(archive: &ArchiveReader, table: &str) -> Result<Snapshot, StorageError> {
-    Handle::current()
-        .block_on(archive.snapshot(table))
-        .map_err(|error| StorageError::Elsewhere { reason: error.to_string() })
 }
 
 /// What queries may cost. History must never cost a packet.
@@ -374,8 +356,8 @@ pub(crate) struct Session {
     pub(crate) budget: Arc<ScanBudget>,
     /// Whether the answer ends with what was read of which segments.
     pub(crate) explains: bool,
-    /// Held until the answer is complete, so that the files stay, and one query is one query.
-    pub(crate) snapshots: [SnapshotCell; 2],
+    /// In the order of [`Table::ALL`]. Held until the answer is complete, so that the files stay, and one query is one query.
+    snapshots: [SnapshotCell; Table::ALL.len()],
     source: Arc<dyn FlowSource>,
     tables: Vec<&'static str>,
     _permit: OwnedSemaphorePermit,
@@ -402,19 +384,19 @@ impl Session {
 
     fn new(shared: &Shared, permit: OwnedSemaphorePermit) -> Result<Session, DataFusionError> {
         let budget = Arc::new(ScanBudget::new(shared.limits.scan_bytes_max));
-        let snapshots: [SnapshotCell; 2] = Default::default();
-        let [flows, dns] = &snapshots;
+        let snapshots: [SnapshotCell; Table::ALL.len()] = Default::default();
         let objects = shared.source.objects();
-        let flows = StoredTable::new(FLOWS, flows.clone(), shared.schema.clone(), budget.clone(), objects.clone());
-        let dns = StoredTable::new(DNS, dns.clone(), storage::dns_schema(), budget.clone(), objects);
         let schema = MemorySchemaProvider::new();
-        schema.register_table(FLOWS.to_owned(), Arc::new(flows))?;
-        schema.register_table(DNS.to_owned(), Arc::new(dns))?;
+        for (table, snapshot) in Table::ALL.into_iter().zip(&snapshots) {
+            let provider = StoredTable::new(table, snapshot.clone(), budget.clone(), objects.clone());
+            schema.register_table(table.name().to_owned(), Arc::new(provider))?;
+        }
         for table in &shared.live {
             let provider = Arc::new(LiveProvider::new(table.clone()));
             schema.register_table(table.name().to_owned(), with_t_start(table.name(), provider)?)?;
         }
-        let tables = STORED.into_iter().chain(shared.live.iter().map(|table| table.name())).collect();
+        let tables =
+            Table::ALL.into_iter().map(Table::name).chain(shared.live.iter().map(|table| table.name())).collect();
         let catalog = MemoryCatalogProvider::new();
         catalog.register_schema(SCHEMA, Arc::new(schema))?;
         let catalogs = MemoryCatalogProviderList::new();
@@ -427,16 +409,22 @@ impl Session {
         Ok(Session { state, budget, explains: false, snapshots, source, tables, _permit: permit })
     }
 
+    /// What a stored table holds, once that has been taken.
+    pub(crate) fn snapshot_of(&self, table: Table) -> Option<&Snapshot> {
+        self.snapshots[table as usize].get()
+    }
+
     /// What the stored tables hold from here on, as far as this query goes.
     async fn take_snapshots(&self) -> Result<(), QueryError> {
-        let (source, [flows, dns]) = (self.source.clone(), self.snapshots.clone());
-        if dns.get().is_some() {
+        let (source, snapshots) = (self.source.clone(), self.snapshots.clone());
+        if snapshots.iter().all(|snapshot| snapshot.get().is_some()) {
             return Ok(());
         }
         let take = move || {
-            // Nobody else sets them.
-            let _ = flows.set(source.snapshot()?);
-            let _ = dns.set(source.dns_snapshot()?);
+            for (table, snapshot) in Table::ALL.into_iter().zip(snapshots) {
+                // Nobody else sets them.
+                let _ = snapshot.set(source.snapshot_of(table)?);
+            }
             Ok::<_, StorageError>(())
         };
         Ok(tokio::task::spawn_blocking(take).await.map_err(|_| QueryError::Stopped)??)

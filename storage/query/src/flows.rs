@@ -1,7 +1,7 @@
 use crate::engine::{Failure, Session};
 use crate::error::{Complaint, Culprit, nearest};
 use crate::parse;
-use crate::table::{FLOWS, T_START};
+use crate::table::T_START;
 use crate::{Located, QueryError};
 use arrow::array::AsArray;
 use arrow::datatypes::{DataType, TimestampMicrosecondType, UInt16Type, UInt64Type};
@@ -13,7 +13,7 @@ use datafusion::logical_expr::utils::{find_aggregate_exprs, find_window_exprs};
 use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, SortExpr, lit};
 use datafusion::sql::sqlparser::ast::ExprWithAlias;
 use std::collections::BinaryHeap;
-use storage::{Segments, TimeRange};
+use storage::{Segments, Table, TimeRange};
 
 /// A listing of flows, newest first: by `t_end` descending, then by `flow_id` and `part`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,10 +64,10 @@ impl Cursor {
 impl FlowQuery {
     pub(crate) async fn plan(&self, session: &Session) -> Result<LogicalPlan, Failure> {
         let state = &session.state;
-        let table = state.schema_for_ref(FLOWS)?.table(FLOWS).await?;
+        let table = state.schema_for_ref(Table::Flows.name())?.table(Table::Flows.name()).await?;
         let table =
             table.ok_or_else(|| QueryError::Execution { message: "the table of flows is missing".to_owned() })?;
-        let mut plan = LogicalPlanBuilder::scan(FLOWS, provider_as_source(table), None)?;
+        let mut plan = LogicalPlanBuilder::scan(Table::Flows.name(), provider_as_source(table), None)?;
         let columns = self.columns(plan.schema())?;
         if let Some(text) = &self.filter {
             let filter = parse::filter(text)?;
@@ -76,7 +76,7 @@ impl FlowQuery {
             check(text, &filter, plan.schema())?;
             plan = plan.filter(filter)?;
         }
-        let snapshot = session.snapshots[0].get();
+        let snapshot = session.snapshot_of(Table::Flows);
         let newest = snapshot.and_then(|snapshot| self.newest(&snapshot.segments));
         let newest = newest.map(|time_min| column("t_end").gt_eq(time(time_min)));
         for bound in self.bounds().into_iter().chain(newest) {

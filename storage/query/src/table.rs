@@ -31,20 +31,11 @@ use datafusion::physical_plan::union::UnionExec;
 use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
-use storage::{Segment, Snapshot};
-
-/// Name of the table of flows.
-pub(crate) const FLOWS: &str = "flows";
-
-/// Name of the table of DNS transactions.
-pub(crate) const DNS: &str = "dns";
+use storage::{Segment, Snapshot, Table};
 
 /// Files whose times the scan is told, the newest. What it is told takes some 20 kB a file, nearly all of it to say that
 /// nothing is known of the other columns; older files are opened to learn their times.
 const FILES_WITH_TIMES_MAX: usize = 2_048;
-
-/// The stored tables.
-pub(crate) const STORED: [&str; 2] = [FLOWS, DNS];
 
 /// Name of the column of an archive that says which sensor a row is from.
 pub(crate) const SENSOR: &str = "sensor";
@@ -59,11 +50,16 @@ const FOOTER_BYTES: usize = 512 << 10;
 /// Name of the computed column.
 pub(crate) const T_START: &str = "t_start";
 
-/// A live table of flows with the computed column `t_start` behind its own: a view, so that the optimizer replaces the
+/// Whether rows last, so that there is a `t_start`.
+fn has_t_start(schema: &Schema) -> bool {
+    ["t_end", "dur_us"].iter().all(|column| schema.column_with_name(column).is_some())
+}
+
+/// A live table of what lasts with the computed column `t_start` behind its own: a view, so that the optimizer replaces the
 /// column by its expression wherever it is used, and nothing is computed where it is not. Other tables as they are.
 pub(crate) fn with_t_start(name: &str, table: Arc<dyn TableProvider>) -> Result<Arc<dyn TableProvider>> {
     let schema = table.schema();
-    if ["t_end", "dur_us"].iter().any(|column| schema.column_with_name(column).is_none()) {
+    if !has_t_start(&schema) {
         return Ok(table);
     }
     let start = ScalarFunction::new_udf(functions::function(Name::TStart), vec![col("t_end"), col("dur_us")]);
@@ -87,7 +83,7 @@ struct Wanted<'a> {
 /// The stored columns of one snapshot.
 #[derive(Debug)]
 pub(crate) struct StoredTable {
-    name: &'static str,
+    table: Table,
     snapshot: SnapshotCell,
     /// Columns of the files, and behind them `sensor` where they lie in an archive.
     columns: TableSchema,
@@ -101,21 +97,20 @@ pub(crate) struct StoredTable {
 
 impl StoredTable {
     pub(crate) fn new(
-        name: &'static str,
+        table: Table,
         snapshot: SnapshotCell,
-        stored: SchemaRef,
         budget: Arc<ScanBudget>,
         objects: Option<Arc<dyn ObjectStore>>,
     ) -> StoredTable {
         let sensor = || Arc::new(Field::new(SENSOR, sensor_type(), false));
         let of_path: Vec<FieldRef> = objects.iter().map(|_| sensor()).collect();
-        let columns = TableSchema::builder(stored).with_table_partition_cols(of_path).build();
+        let columns = TableSchema::builder(table.schema()).with_table_partition_cols(of_path).build();
         let mut fields = columns.table_schema().fields().to_vec();
-        if name == FLOWS {
+        if has_t_start(columns.file_schema()) {
             fields.push(Arc::new(Field::new(T_START, functions::time_type(), true)));
         }
         let schema = Arc::new(Schema::new(fields));
-        StoredTable { name, snapshot, columns, schema, budget, objects }
+        StoredTable { table, snapshot, columns, schema, budget, objects }
     }
 
     /// The segments `filters` may match in, newest first: a listing of the newest rows then fills up from the first
@@ -142,7 +137,7 @@ impl StoredTable {
         };
         kept.sort_by_key(|c| Reverse((c.segment.t_end_max, c.segment.id)));
         self.budget.planned(Scan {
-            table: self.name,
+            table: self.table.name(),
             segments: all.len() as u64,
             by_time: (all.len() - in_time) as u64,
             by_zone: (in_time - in_zones_count) as u64,

@@ -119,7 +119,7 @@ fn dns_describes_itself_and_joins_with_flows() {
     let joined = "SELECT count(*) FROM flows f JOIN dns d ON f.flow_id = d.flow_id WHERE f.bytes_o >= 0";
     assert_eq!(one(&engine, joined), "1");
     assert!(sql_error(&engine, "SELECT 1 FROM dnss").contains("did you mean `dns`?"));
-    assert!(sql_error(&engine, "SELECT 1 FROM packets").contains("the tables are `flows`, `dns`"));
+    assert!(sql_error(&engine, "SELECT 1 FROM packets").contains("the tables are `flows`, `dns`, `talkers`"));
 }
 
 #[test]

@@ -44,12 +44,8 @@ struct Source {
 }
 
 impl FlowSource for Source {
-    fn snapshot(&self) -> Result<Snapshot, StorageError> {
-        self.reader.snapshot()
-    }
-
-    fn dns_snapshot(&self) -> Result<Snapshot, StorageError> {
-        self.reader.dns_snapshot()
+    fn snapshot_of(&self, table: storage::Table) -> Result<Snapshot, StorageError> {
+        self.reader.snapshot_of(table)
     }
 
     fn live_tables(&self) -> Vec<Arc<dyn LiveTable>> {
@@ -190,7 +186,7 @@ fn tables_are_listed_and_missing_ones_explained() {
     let (engine, _) = engine(flows.store.reader(), QueryLimits::default(), |_| Ok(()));
     let listed = sql(&engine, "SHOW TABLES").join("\n");
     assert!(
-        ["active_flows", "flows", "dns"].iter().all(|table| listed.contains(&format!("public,{table},"))),
+        ["active_flows", "flows", "dns", "talkers"].iter().all(|table| listed.contains(&format!("public,{table},"))),
         "{listed}"
     );
     let columns = |table: &str| sql(&engine, &format!("DESCRIBE {table}"));
@@ -202,7 +198,7 @@ fn tables_are_listed_and_missing_ones_explained() {
     assert!(error.starts_with("there is no table `elsewhere` (line 1, column 15)"), "{error}");
     assert!(error.contains("`elsewhere` is on another planet"), "{error}");
     let error = sql_error(&engine, "SELECT * FROM zzz");
-    assert!(error.contains("the tables are `flows`, `dns`, `active_flows`"), "{error}");
+    assert!(error.contains("the tables are `flows`, `dns`, `talkers`, `active_flows`"), "{error}");
 }
 
 #[test]

@@ -133,7 +133,7 @@ fn tables_are_listed_with_all_their_columns() {
     let flows = Flows::sample(4);
     let tables = wait(flows.engine().tables()).unwrap();
     let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
-    assert_eq!(names, ["dns", "flows"]);
+    assert_eq!(names, ["dns", "flows", "talkers"]);
     for table in tables {
         let all = wait(flows.engine().describe(&format!("SELECT * FROM {}", table.name), Parameters::default()));
         let columns = |schema: &arrow::datatypes::Schema| -> Vec<String> {

@@ -34,9 +34,22 @@ pub(super) enum Bound {
     /// Of an unsigned column.
     Unsigned(u64),
     Signed(i64),
+    /// Of a floating-point one, as [`in_order`] has it.
+    Float(i64),
     /// Of fixed length, as long as the column says, with zeros before it.
     Bytes(u128),
     Text(Vec<u8>),
+}
+
+/// A number as one whose order is the same, -0 before 0 (IEEE 754, totalOrder).
+pub(super) fn in_order(number: f64) -> i64 {
+    let bits = number.to_bits() as i64;
+    bits ^ ((bits >> 63) as u64 >> 1) as i64
+}
+
+/// The number that [`in_order`] was given.
+fn number_of(in_order: i64) -> f64 {
+    f64::from_bits((in_order ^ ((in_order >> 63) as u64 >> 1) as i64) as u64)
 }
 
 struct Written {
@@ -161,7 +174,8 @@ impl Chunk {
             .set_num_values(rows as i64)
             .set_data_page_offset(first)
             .set_dictionary_page_offset(dictionary.map(|_| 0));
-        if statistics {
+        let all_bounded = pages.iter().all(|page| page.bounds.is_some() || page.nulls == page.rows);
+        if statistics && all_bounded {
             meta = meta.set_statistics(chunk_statistics(&column, &pages)?);
         }
         let close = ColumnCloseResult {
@@ -169,7 +183,7 @@ impl Chunk {
             rows_written: rows as u64,
             metadata: meta.build()?,
             bloom_filter,
-            column_index: match statistics {
+            column_index: match statistics && all_bounded {
                 true => Some(column_index(&column, &pages)?.build()?),
                 false => None,
             },
@@ -224,6 +238,7 @@ fn chunk_statistics(column: &ColumnDescPtr, pages: &[Written]) -> Result<Statist
         Type::BOOLEAN => statistics!(Boolean, |plain: Vec<u8>| plain == [1]),
         Type::INT32 => statistics!(Int32, |plain| i32::from_le_bytes(number(plain))),
         Type::INT64 => statistics!(Int64, |plain| i64::from_le_bytes(number(plain))),
+        Type::DOUBLE => statistics!(Double, |plain| f64::from_le_bytes(number(plain))),
         Type::BYTE_ARRAY => statistics!(ByteArray, ByteArray::from),
         Type::FIXED_LEN_BYTE_ARRAY => {
             statistics!(FixedLenByteArray, |plain| FixedLenByteArray::from(ByteArray::from(plain)))
@@ -237,6 +252,7 @@ fn plain_bound(column: &ColumnDescPtr, bound: &Bound) -> Vec<u8> {
     let bits = match bound {
         Bound::Unsigned(value) => *value,
         Bound::Signed(value) => *value as u64,
+        Bound::Float(value) => number_of(*value).to_bits(),
         Bound::Bytes(value) => return value.to_be_bytes()[16 - column.type_length().clamp(0, 16) as usize..].to_vec(),
         Bound::Text(value) => return value.clone(),
     };
@@ -252,13 +268,19 @@ fn plain_bound(column: &ColumnDescPtr, bound: &Bound) -> Vec<u8> {
 fn cut_min(bound: &Bound) -> (Bound, bool) {
     match bound {
         Bound::Text(text) if text.len() > BOUND_BYTES_MAX => (Bound::Text(start_of(text).to_vec()), false),
+        // Of the two zeros the format wants the lesser here, and the greater in `cut_max`.
+        Bound::Float(0) => (Bound::Float(in_order(-0.0)), true),
         other => (other.clone(), true),
     }
 }
 
 /// Not less than `bound` and of limited length, unless there is no such text; and whether it is the same.
 fn cut_max(bound: &Bound) -> (Bound, bool) {
-    let Bound::Text(text) = bound else { return (bound.clone(), true) };
+    let text = match bound {
+        Bound::Text(text) => text,
+        Bound::Float(value) if *value == in_order(-0.0) => return (Bound::Float(0), true),
+        other => return (other.clone(), true),
+    };
     if text.len() <= BOUND_BYTES_MAX {
         return (bound.clone(), true);
     }
@@ -324,5 +346,20 @@ mod tests {
         assert_eq!(cut_min(&odd).0, text(&format!("a{}", "é".repeat(31))));
         let last = text(&char::MAX.to_string().repeat(100));
         assert_eq!(cut_max(&last), (last.clone(), true));
+    }
+
+    #[test]
+    fn floating_point_numbers_are_ordered_as_numbers_are() {
+        let numbers =
+            [f64::NEG_INFINITY, -1e300, -1.5, -1e-310, -0.0, 0.0, 5e-324, 0.1, 1.0, 2.0, f64::MAX, f64::INFINITY];
+        assert!(numbers.is_sorted_by(|a, b| in_order(*a) < in_order(*b)));
+        for number in numbers {
+            assert_eq!(number_of(in_order(number)).to_bits(), number.to_bits());
+        }
+        let bound = |number| Bound::Float(in_order(number));
+        for zero in [0.0, -0.0] {
+            assert_eq!((cut_min(&bound(zero)).0, cut_max(&bound(zero)).0), (bound(-0.0), bound(0.0)));
+        }
+        assert_eq!((cut_min(&bound(-3.0)), cut_max(&bound(3.0))), ((bound(-3.0), true), (bound(3.0), true)));
     }
 }

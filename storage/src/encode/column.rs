@@ -7,14 +7,15 @@
 
 use super::SegmentProfile;
 use super::bits::{self, Word};
-use super::chunk::{Bound, Chunk, PageData, Zstd};
+use super::chunk::{Bound, Chunk, PageData, Zstd, in_order};
 use super::dictionary::{NONE, Numbers, Texts};
 use crate::cells::is_all_zero;
 use crate::table::{ColumnInfo, Encoding};
 use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray};
 use arrow::buffer::{BooleanBuffer, NullBuffer};
 use arrow::datatypes::{
-    DataType, Int32Type, Int64Type, TimestampMicrosecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
+    DataType, Float64Type, Int32Type, Int64Type, TimestampMicrosecondType, UInt8Type, UInt16Type, UInt32Type,
+    UInt64Type,
 };
 use bytes::Bytes;
 use parquet::basic::Encoding as ParquetEncoding;
@@ -51,6 +52,8 @@ enum Values {
     Long(Vec<u64>, Numbers<u64>),
     /// 64 bits with a sign.
     Signed(Vec<u64>, Numbers<u64>),
+    /// Floating point, as its bits.
+    Float(Vec<u64>, Numbers<u64>),
     Flags(Vec<bool>),
     /// Of fixed length, as numbers whose order is theirs.
     Bytes(Vec<u128>, Numbers<u128>, usize),
@@ -109,6 +112,7 @@ impl Column {
             DataType::UInt16 | DataType::UInt32 => Values::Short(Vec::new(), places(8)),
             DataType::UInt64 => Values::Long(Vec::new(), places(8)),
             DataType::Int64 | DataType::Timestamp(_, _) => Values::Signed(Vec::new(), places(8)),
+            DataType::Float64 => Values::Float(Vec::new(), places(8)),
             DataType::Boolean => Values::Flags(Vec::new()),
             DataType::FixedSizeBinary(length @ 1..=16) => Values::Bytes(Vec::new(), Numbers::new(0), *length as usize),
             DataType::Dictionary(_, _) => Values::Texts(Box::default()),
@@ -167,7 +171,7 @@ impl Column {
                 let is_wanted = info.bloom && entries <= BLOOM_NUMBERS_MAX;
                 bloom = is_wanted.then(|| bloom_of(entries, plain.chunks_exact(4))).transpose()?;
             }
-            Values::Long(_, all) | Values::Signed(_, all) => {
+            Values::Long(_, all) | Values::Signed(_, all) | Values::Float(_, all) => {
                 entries = all.values.len();
                 bits::plain(&mut plain, &all.values);
             }
@@ -286,6 +290,10 @@ impl Values {
                     _ => pick::<TimestampMicrosecondType, _>(arrays, places, valid, out, |value| value as u64),
                 }
             }
+            Values::Float(out, _) => {
+                out.clear();
+                pick::<Float64Type, _>(arrays, places, valid, out, f64::to_bits);
+            }
             Values::Flags(out) => {
                 out.clear();
                 let flags: Vec<_> = arrays.iter().map(|array| array.as_boolean()).collect();
@@ -339,6 +347,17 @@ impl Values {
             Values::Signed(values, all) => {
                 let (least, most) = range(values, |value| *value as i64);
                 let bounds = of((Bound::Signed(least), Bound::Signed(most)));
+                (words(encoding, values, all, |value| value, numbers, out), bounds)
+            }
+            Values::Float(values, all) => {
+                // Readers order what is no number as they like: then there are no bounds.
+                let bounds = match values.iter().any(|bits| f64::from_bits(*bits).is_nan()) {
+                    false => {
+                        let (least, most) = range(values, |bits| in_order(f64::from_bits(*bits)));
+                        of((Bound::Float(least), Bound::Float(most)))
+                    }
+                    true => None,
+                };
                 (words(encoding, values, all, |value| value, numbers, out), bounds)
             }
             Values::Flags(values) => {

@@ -295,8 +295,7 @@ fn describe(table: &TableInfo, batches: &[RecordBatch], rows: &[Place]) -> Segme
     let durations: Option<Vec<&[i64]>> = table
         .duration
         .map(|name| batches.iter().map(|batch| &batch[name].as_primitive::<Int64Type>().values()[..]).collect());
-    let protos: Vec<&[u8]> =
-        batches.iter().map(|batch| &batch["proto"].as_primitive::<UInt8Type>().values()[..]).collect();
+    let protos: Vec<_> = batches.iter().map(|batch| batch["proto"].as_primitive::<UInt8Type>()).collect();
     let taps: Vec<_> = batches.iter().map(|batch| batch["tap"].as_dictionary::<Int32Type>()).collect();
     let mut used: Vec<Vec<bool>> = taps.iter().map(|tap| vec![false; tap.values().len()]).collect();
     let (mut end_min, mut end_max, mut start_min) = (i64::MAX, i64::MIN, i64::MAX);
@@ -308,7 +307,9 @@ fn describe(table: &TableInfo, batches: &[RecordBatch], rows: &[Place]) -> Segme
         end_max = end_max.max(end);
         let duration = durations.as_ref().map_or(0, |durations| durations[batch][row]);
         start_min = start_min.min(end.saturating_sub(duration));
-        seen[usize::from(protos[batch][row])] = true;
+        if protos[batch].is_valid(row) {
+            seen[usize::from(protos[batch].values()[row])] = true;
+        }
         let key = usize::try_from(taps[batch].keys().values()[row]).ok();
         if let Some(used) = key.and_then(|key| used[batch].get_mut(key)) {
             *used = true;

@@ -5,6 +5,7 @@ use crate::bloom::BloomHash;
 use crate::columns::FLOWS;
 use crate::disk::{Disk, OsDisk};
 use crate::dns::DNS;
+use crate::talkers::TALKERS;
 use arrow::array::*;
 use arrow::buffer::{BooleanBuffer, NullBuffer};
 use arrow::compute::{concat_batches, take_record_batch};
@@ -72,6 +73,11 @@ fn column(random: &mut Random, field: &Field, rows: usize) -> ArrayRef {
         DataType::UInt32 => numbers!(UInt32Type),
         DataType::UInt64 => numbers!(UInt64Type),
         DataType::Int64 => numbers!(Int64Type),
+        // Whole numbers, parts of such, both zeros, and what is past all numbers; never what is none.
+        DataType::Float64 => {
+            let value = |n: &u64| [*n as f64, *n as f64 / 7.0, -(*n as f64), 0.0, f64::INFINITY][(*n % 5) as usize];
+            Arc::new(Float64Array::new(numbers.iter().map(value).collect(), nulls))
+        }
         DataType::Timestamp(_, _) => {
             let times: Vec<i64> = (0..rows).map(|_| random.below(1 << 40) as i64).collect();
             Arc::new(TimestampMicrosecondArray::new(times.into(), None).with_timezone("UTC"))
@@ -266,6 +272,61 @@ fn segments_are_what_the_plain_writer_makes() {
             check(table, &batches(&mut random, table, &[1]), profile);
         }
     }
+}
+
+/// Addresses without a value and floating-point numbers are this table's alone.
+#[test]
+fn talkers_are_what_the_plain_writer_makes() {
+    for seed in 1..=4u64 {
+        println!("seed {seed}");
+        let mut random = Random(seed << 8);
+        for profile in [SegmentProfile::Tuned, SegmentProfile::Compatible] {
+            let pages = check(&TALKERS, &batches(&mut random, &TALKERS, &[1, 700, 9_000, 12_000]), profile);
+            let at = TALKERS.columns.iter().position(|column| column.name == "estimate").unwrap();
+            let encoding = match profile {
+                SegmentProfile::Tuned => Encoding::BYTE_STREAM_SPLIT,
+                SegmentProfile::Compatible => Encoding::PLAIN,
+            };
+            assert_eq!(pages[at], [(encoding, 2)]);
+            check(&TALKERS, &batches(&mut random, &TALKERS, &[1]), profile);
+        }
+    }
+}
+
+/// Whoever skips pages by their bounds must not miss a row whose estimate is no number.
+#[test]
+fn a_column_with_what_is_no_number_has_no_bounds() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x");
+    let mut batches = batches(&mut Random(5), &TALKERS, &[30_000]);
+    let at = |name: &str| TALKERS.columns.iter().position(|column| column.name == name).unwrap();
+    let mut columns = batches[0].columns().to_vec();
+    columns[at("estimate")] =
+        Arc::new(Float64Array::from_iter_values((0..30_000).map(|n| if n == 7 { f64::NAN } else { 1.0 })));
+    batches[0] = RecordBatch::try_new(batches[0].schema(), columns).unwrap();
+    let rows = order_by_time(&batches);
+    let new = NewSegment {
+        id: SegmentId { number: 7, part: 0 },
+        dir: "",
+        origin: Origin::Log { parts: 1 },
+        batches: &batches,
+        rows: &rows,
+        profile: SegmentProfile::Tuned,
+    };
+    write_rows(OsDisk.open(&path, Open::Create).unwrap(), &path, &TALKERS, &new, None).unwrap();
+    let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
+    let reader = ParquetRecordBatchReaderBuilder::try_new_with_options(File::open(&path).unwrap(), options).unwrap();
+    let group = reader.metadata().row_group(0);
+    for (name, bounded) in [("estimate", false), ("lower", true)] {
+        let column = group.column(at(name));
+        assert_eq!(
+            (column.statistics().is_some(), column.column_index_offset().is_some()),
+            (bounded, bounded),
+            "{name}"
+        );
+    }
+    let read = reader.build().unwrap().map(|batch| batch.unwrap()["estimate"].as_primitive::<Float64Type>().clone());
+    assert_eq!(read.flat_map(|column| column.values().to_vec()).filter(|value| value.is_nan()).count(), 1);
 }
 
 /// Later pages have their texts as they are.

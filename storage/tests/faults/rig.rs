@@ -188,7 +188,7 @@ impl Rig {
 
     fn snapshots(&self) -> [Snapshot; 2] {
         let reader: StoreReader = self.store.as_ref().expect("open until dropped").reader();
-        [reader.snapshot().unwrap(), reader.dns_snapshot().unwrap()]
+        [reader.snapshot().unwrap(), reader.snapshot_of(storage::Table::Dns).unwrap()]
     }
 
     /// Rows in segments, and all rows, sorted.

@@ -191,11 +191,7 @@ pub fn sql_error(engine: &Engine, text: &str) -> String {
 pub struct Broken;
 
 impl FlowSource for Broken {
-    fn snapshot(&self) -> Result<storage::Snapshot, storage::StorageError> {
+    fn snapshot_of(&self, _: storage::Table) -> Result<storage::Snapshot, storage::StorageError> {
         Err(storage::StorageError::NoSuchFolder { dir: "nowhere".into() })
-    }
-
-    fn dns_snapshot(&self) -> Result<storage::Snapshot, storage::StorageError> {
-        self.snapshot()
     }
 }
