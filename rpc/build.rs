@@ -4,10 +4,11 @@ use prost::Message;
 use std::error::Error;
 use std::path::PathBuf;
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "proto/taphouse/v1/alerts.proto",
     "proto/taphouse/v1/capture.proto",
     "proto/taphouse/v1/flows.proto",
+    "proto/taphouse/v1/sketches.proto",
     "proto/taphouse/v1/slices.proto",
 ];
 

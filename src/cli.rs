@@ -47,9 +47,9 @@ pub(crate) enum Output {
     Ecs,
     /// `flows` only: one JSON object a line, as flow events of Suricata's EVE log.
     Eve,
-    /// `flows` and `sql` only: an Arrow IPC stream.
+    /// `flows`, `sql` and `talkers` only: an Arrow IPC stream.
     Arrow,
-    /// `flows` and `sql` only: a Parquet file.
+    /// `flows`, `sql` and `talkers` only: a Parquet file.
     Parquet,
 }
 
@@ -94,6 +94,9 @@ pub(crate) enum Command {
     /// Answer a SQL query over the tables `flows`, `dns` and `talkers`.
     #[command(after_help = format!("{SQL_HELP}\n\n{EXIT_CODES}"))]
     Sql(SqlArgs),
+    /// Who sends most, who contacts many, how evenly: what the sketches estimate, live or from history.
+    #[command(after_help = format!("{TALKERS_HELP}\n\n{EXIT_CODES}"))]
+    Talkers(TalkersArgs),
     /// List alerts, or follow them.
     #[command(after_help = EXIT_CODES)]
     Alerts(AlertsArgs),
@@ -146,6 +149,22 @@ Examples:
   taphouse sql \"SELECT count(*) FROM flows WHERE host('10.0.0.1')\" --data-dir taphouse-data --output csv
   taphouse sql -f report.sql --export report.csv.gz
   taphouse sql - --output parquet < report.sql > report.parquet";
+
+const TALKERS_HELP: &str = "\
+Examples:
+  taphouse talkers --by src_ip --metric bytes --window 1m
+  taphouse talkers --by src_ip/24,dst_port --running --limit 10 --exact
+  taphouse talkers --by originator --metric distinct --window 1m --follow
+  taphouse talkers --by src_ip --changes
+  taphouse talkers --by src_ip --metric bytes --since -1d --data-dir taphouse-data --output json
+  taphouse talkers
+
+Fields of packets: src_ip (who sent it), dst_ip, src_port, dst_port; of flows: originator (who began it), responder,
+originator_port, responder_port; of both: proto, vlan. A server answers by any part of a task's key; history by the lists
+that its tasks have kept (sketches.tasks). lower and upper are bounds: what a key had is between them.
+Without --by: how many, how evenly, how large, of the latest windows.
+
+--exact adds what the flows say: of all that is stored exactly; of one window, the whole of the flows that overlap it.";
 
 const SLICE_HELP: &str = "\
 Examples:
@@ -309,6 +328,48 @@ pub(crate) struct SqlArgs {
     /// Read the statement from this file; - is standard input.
     #[arg(short, long, value_name = "FILE", conflicts_with = "query")]
     pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) answer: AnswerArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TalkersArgs {
+    /// What makes a key: fields, separated by commas.
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    pub(crate) by: Vec<String>,
+    /// What is compared: bytes, packets, flows or distinct; what the task counts by default.
+    #[arg(long, value_name = "NAME", requires = "by")]
+    pub(crate) metric: Option<String>,
+    /// A task of the configuration by name; the first that can answer by default.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) task: Option<String>,
+    /// One window of this length, such as 1m: the latest that is over. Without it, everything that is stored.
+    #[arg(long, value_name = "LENGTH", requires = "by")]
+    pub(crate) window: Option<String>,
+    /// The window that is being filled.
+    #[arg(long, conflicts_with = "data_dir", requires = "by")]
+    pub(crate) running: bool,
+    /// Again and again: the window being filled, and each window when it is over.
+    #[arg(long, short, conflicts_with_all = ["data_dir", "export", "running", "since", "until"], requires = "by")]
+    pub(crate) follow: bool,
+    /// The keys that grew or shrank most since the window before.
+    #[arg(long, conflicts_with_all = ["data_dir", "follow", "exact", "since", "until"], requires = "by")]
+    pub(crate) changes: bool,
+    /// Only windows that end after this time: RFC 3339, or back from now such as -15m.
+    #[arg(long, value_name = "T", allow_hyphen_values = true, conflicts_with_all = ["window", "running"])]
+    pub(crate) since: Option<String>,
+    /// Only windows that start before this time.
+    #[arg(long, value_name = "T", allow_hyphen_values = true, conflicts_with_all = ["window", "running"])]
+    pub(crate) until: Option<String>,
+    /// Only what was seen at this tap.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) tap: Option<String>,
+    /// Most keys to print; 0 for all that are stored.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(crate) limit: u64,
+    /// Add what the flows say.
+    #[arg(long, requires = "by")]
+    pub(crate) exact: bool,
     #[command(flatten)]
     pub(crate) answer: AnswerArgs,
 }

@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     let output = cli.output.output;
     let has_it = match cli.command {
         Command::Flows(_) => true,
-        Command::Sql(_) => !output.is_for_flows(),
+        Command::Sql(_) | Command::Talkers(_) => !output.is_for_flows(),
         _ => !output.is_for_flows() && !output.is_columns(),
     };
     if !has_it {
@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => commands::demo::demo(&args),
         Command::Flows(args) => commands::query::flows(&args, output),
         Command::Sql(args) => commands::query::sql(&args, output),
+        Command::Talkers(args) => commands::query::talkers(&args, output),
         Command::Alerts(args) => commands::alerts::alerts(&args, output),
         Command::Slice(args) => commands::slice::slice(&args, output),
         Command::Status(args) => commands::status::status(&args, output),

@@ -27,6 +27,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 use storage::{Retention, Store, StoreReader};
+use talkers::Board;
 
 /// Changes the log filter while the server runs.
 pub(crate) type LogHandle = Box<dyn Fn(&str) -> Result<(), String> + Send>;
@@ -100,7 +101,8 @@ pub(crate) fn serve(setup: Setup) -> Result<(), Failure> {
     let status =
         Status::new(&config, &taps, &pipeline, reader.clone(), alerts, slices.clone(), archive.as_ref(), generated);
     let tables = tables(&taps, &pipeline, reader);
-    let control = start_services(&config, listeners, tables, hub, slices.clone(), status)?;
+    let sketches = pipeline.board.clone();
+    let control = start_services(&config, listeners, tables, hub, slices.clone(), sketches, status)?;
     let (events, inbox) = channel();
     watch_signals(events.clone())?;
 
@@ -453,6 +455,7 @@ fn start_services(
     tables: Tables,
     hub: AlertHub,
     slices: Arc<SliceRecorder>,
+    sketches: Option<Arc<Board>>,
     status: Status,
 ) -> anyhow::Result<Control> {
     let Listeners { runtime, grpc, http } = listeners;
@@ -470,7 +473,7 @@ fn start_services(
     let slices = Some(slices as Arc<dyn rpc::SliceControl>);
     let metrics = rpc::metrics::exporter(status.clone(), queries.clone());
     let web = HttpServices { metrics, engine: engine.clone(), queries: queries.clone() };
-    let services = Services { engine, alerts: hub, status, slices, queries };
+    let services = Services { engine, alerts: hub, status, slices, sketches, queries };
     let tasks = vec![
         runtime.spawn(rpc::serve_grpc(grpc, services, wait(signal.clone()))),
         runtime.spawn(rpc::serve_http(http, web, wait(signal))),

@@ -25,8 +25,12 @@ const ARROWS: &[(&str, &[&str], &[&str])] = &[
     ("storage", &["wire", "hints", "flowtable", "talkers"], &["traffic"]),
     ("archive", &["storage"], &["wire", "flowtable", "talkers"]),
     ("query", &["wire", "storage", "archive"], &["hints", "flowtable", "talkers"]),
-    ("rpc", &["wire", "flowtable", "detect", "storage", "query"], &["hints"]),
-    ("benches", &["wire", "capture", "export", "hints", "flowtable", "sketches", "detect", "storage", "traffic"], &[]),
+    ("rpc", &["wire", "flowtable", "talkers", "detect", "storage", "query"], &["hints"]),
+    (
+        "benches",
+        &["wire", "capture", "export", "hints", "flowtable", "sketches", "talkers", "detect", "storage", "traffic"],
+        &[],
+    ),
     ("history", &["wire", "flowtable", "export", "storage", "query", "benches"], &[]),
     ("sketch_bench", &["sketches", "benches"], &[]),
     ("fuzz", &["wire", "capture", "hints", "flowtable", "traffic"], &[]),
@@ -38,6 +42,7 @@ const ARROWS: &[(&str, &[&str], &[&str])] = &[
             "hints",
             "flowtable",
             "sketches",
+            "talkers",
             "export",
             "detect",
             "storage",
@@ -52,7 +57,7 @@ const ARROWS: &[(&str, &[&str], &[&str])] = &[
 ];
 
 /// Crates that touch every packet: no runtime, no serialisation, nothing that waits.
-const HOT: [&str; 5] = ["wire", "capture", "hints", "flowtable", "sketches"];
+const HOT: [&str; 6] = ["wire", "capture", "hints", "flowtable", "sketches", "talkers"];
 const NOT_HOT: [&str; 10] =
     ["tokio", "tokio-stream", "tonic", "prost", "axum", "futures", "async-trait", "serde", "serde_json", "tracing"];
 

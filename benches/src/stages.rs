@@ -22,11 +22,12 @@ struct Stage {
 }
 
 /// In the order that a packet meets them. A new stage is a new line.
-const STAGES: [Stage; 5] = [
+const STAGES: [Stage; 6] = [
     Stage { name: "read", upto: |_| Ok(StageHandler::bare()) },
     Stage { name: "decode", upto: |_| Ok(StageHandler::decode()) },
     Stage { name: "flow table", upto: |_| StageHandler::table() },
-    Stage { name: "sketches, detectors, record ring", upto: |_| StageHandler::replay_to_ring() },
+    Stage { name: "detectors, record ring", upto: |_| StageHandler::replay_to_ring(false) },
+    Stage { name: "sketches", upto: |_| StageHandler::replay_to_ring(true) },
     Stage { name: "columns, log, Parquet", upto: StageHandler::replay_to_store },
 ];
 

@@ -3,6 +3,7 @@
 use crate::v1::alert_service_client::AlertServiceClient;
 use crate::v1::capture_service_client::CaptureServiceClient;
 use crate::v1::flow_service_client::FlowServiceClient;
+use crate::v1::sketch_service_client::SketchServiceClient;
 use crate::v1::slice_service_client::SliceServiceClient;
 use crate::{Decoder, MESSAGE_BYTES_MAX, RpcError, v1};
 use arrow::array::RecordBatch;
@@ -26,6 +27,8 @@ pub struct Client {
     pub alerts: AlertServiceClient<Channel>,
     /// The server's state and its loss ledger.
     pub capture: CaptureServiceClient<Channel>,
+    /// What is estimated in windows.
+    pub sketches: SketchServiceClient<Channel>,
     /// Packets kept on request.
     pub slices: SliceServiceClient<Channel>,
 }
@@ -54,6 +57,9 @@ pub async fn connect(addr: &str) -> Result<Client, RpcError> {
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX),
         alerts: AlertServiceClient::new(channel.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX),
+        sketches: SketchServiceClient::new(channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX),
         slices: SliceServiceClient::new(channel.clone())

@@ -12,6 +12,7 @@ pub mod metrics;
 mod rest;
 mod scope;
 mod server;
+mod sketches;
 mod slices;
 mod status;
 mod token;

@@ -2,10 +2,12 @@ use crate::alerts::{AlertHub, Alerts};
 use crate::flight::FlightSql;
 use crate::flows::Flows;
 use crate::metrics::QueryMetrics;
+use crate::sketches::Sketches;
 use crate::slices::{SliceControl, Slices};
 use crate::v1::alert_service_server::AlertServiceServer;
 use crate::v1::capture_service_server::{CaptureService, CaptureServiceServer};
 use crate::v1::flow_service_server::FlowServiceServer;
+use crate::v1::sketch_service_server::SketchServiceServer;
 use crate::v1::slice_service_server::SliceServiceServer;
 use crate::{FILE_DESCRIPTOR_SET, MESSAGE_BYTES_MAX, RpcError, StatusFn, v1};
 use arrow_flight::flight_service_server::FlightServiceServer;
@@ -30,6 +32,8 @@ pub struct Services {
     pub status: StatusFn,
     /// Records packets on request; `None` where nothing is captured.
     pub slices: Option<Arc<dyn SliceControl>>,
+    /// Windows of the sketches; `None` where there are none.
+    pub sketches: Option<Arc<talkers::Board>>,
     /// Counts queries; the same that [`crate::metrics::exporter`] is given.
     pub queries: Arc<QueryMetrics>,
 }
@@ -73,6 +77,9 @@ pub async fn serve_grpc(
     let (close, closing) = watch::channel(false);
     let (engine, metrics) = (services.engine, services.queries);
     let flight = FlightServiceServer::new(FlightSql::new(engine.clone(), metrics.clone(), closing.clone()));
+    let sketches = services
+        .sketches
+        .map(|board| SketchServiceServer::new(Sketches { board, engine: engine.clone(), closing: closing.clone() }));
     let flows = FlowServiceServer::new(Flows { engine, metrics, closing: closing.clone() });
     let alerts = AlertServiceServer::new(Alerts { hub: services.alerts, closing: closing.clone() });
     let capture = CaptureServiceServer::new(Capture { status: services.status });
@@ -83,6 +90,9 @@ pub async fn serve_grpc(
     health.set_serving::<FlightServiceServer<FlightSql>>().await;
     health.set_serving::<AlertServiceServer<Alerts>>().await;
     health.set_serving::<CaptureServiceServer<Capture>>().await;
+    if sketches.is_some() {
+        health.set_serving::<SketchServiceServer<Sketches>>().await;
+    }
     if slices.is_some() {
         health.set_serving::<SliceServiceServer<Slices>>().await;
     }
@@ -100,6 +110,7 @@ pub async fn serve_grpc(
         .add_service(sized!(flight))
         .add_service(sized!(alerts))
         .add_service(sized!(capture))
+        .add_optional_service(sketches.map(|sketches| sized!(sketches)))
         .add_optional_service(slices.map(|slices| sized!(slices)))
         .add_service(health_service)
         .add_service(reflection().build_v1().map_err(|e| failed(e.into()))?)

@@ -34,8 +34,23 @@ fn section(out: &mut String, values: &Map<String, Value>, schema: &Value, root: 
                 out.push_str(&format!("{indent}{name}:\n"));
                 section(out, map, described, root, depth + 1);
             }
+            Value::Array(items) if items.iter().any(Value::is_object) => {
+                out.push_str(&format!("{indent}{name}:\n"));
+                items.iter().for_each(|item| list_item(out, item, &indent));
+            }
             Value::String(text) => out.push_str(&format!("{indent}{name}: {text}\n")),
             other => out.push_str(&format!("{indent}{name}: {other}\n")),
+        }
+    }
+}
+
+/// One of several sections in a list; what its keys mean stands in the documentation.
+fn list_item(out: &mut String, item: &Value, indent: &str) {
+    for (at, (name, value)) in item.as_object().into_iter().flatten().enumerate() {
+        let dash = if at == 0 { "- " } else { "  " };
+        match value {
+            Value::String(text) => out.push_str(&format!("{indent}  {dash}{name}: {text}\n")),
+            other => out.push_str(&format!("{indent}  {dash}{name}: {other}\n")),
         }
     }
 }

@@ -6,6 +6,7 @@ mod example;
 mod ipfix;
 mod overrides;
 mod reload;
+mod sketches;
 mod taps;
 mod units;
 
@@ -14,6 +15,7 @@ pub(crate) use error::ConfigError;
 pub(crate) use example::example;
 pub(crate) use ipfix::IpfixSection;
 pub(crate) use reload::changes;
+pub(crate) use sketches::SketchesSection;
 pub(crate) use taps::{
     CaptureConfig, InterfaceConfig, OnAlertConfig, SecurityConfig, Sharding, SlicesConfig, SshConfig, Switch,
     TapConfig, WaitConfig,
@@ -51,6 +53,8 @@ pub(crate) struct Config {
     pub(crate) flowtable: FlowTableSection,
     /// What the first payloads of a flow are asked: names, fingerprints, DNS.
     pub(crate) hints: HintsSection,
+    /// What is estimated in fixed memory, for every window: who sends most, to how many, how evenly.
+    pub(crate) sketches: SketchesSection,
     /// Detectors that raise alerts while packets pass.
     pub(crate) detect: DetectSection,
     /// What is kept on disk.
@@ -79,6 +83,7 @@ impl Default for Config {
             decode: DecodeSection::default(),
             flowtable: FlowTableSection::default(),
             hints: HintsSection::default(),
+            sketches: SketchesSection::default(),
             detect: DetectSection::default(),
             storage: StorageSection::default(),
             archive: ArchiveSection::default(),
@@ -592,6 +597,7 @@ impl Config {
             }
         }
         self.flowtable.to_table().validate().map_err(|e| ConfigError::Stage(e.to_string()))?;
+        self.sketches.validate()?;
         self.archive.to_archive(&self.storage)?;
         self.ipfix.to_export(export::WhenFull::Drop)?;
         self.to_detect().validate().map_err(|e| ConfigError::Stage(format!("detect.{e}")))?;
@@ -706,6 +712,11 @@ mod tests {
             ("ipfix: {collector: '192.0.2.1:4739', ring: 1}", "ipfix.ring"),
             ("storage: {compaction: {min_segments: 1}}", "storage.compaction.min_segments"),
             ("storage: {compaction: {rate: 0}}", "storage.compaction.rate"),
+            ("sketches: {memory_max: 1MiB}", "sketches.memory_max"),
+            ("sketches: {tasks: [{name: a, kind: top_k}]}", "sketches.task 'a': key"),
+            ("sketches: {tasks: [{name: a, kind: top_k, key: [src]}]}", "sketches.task 'a': key"),
+            ("sketches: {tasks: [{name: a, kind: entropy, elements: [src_ip], window: 1500us}]}", "window"),
+            ("sketches: {tasks: [{name: a, kind: quantiles, of: rtt_us, memory: 1MiB}]}", "memory"),
         ] {
             let error = Config::parse(text).unwrap().validate().unwrap_err().to_string();
             assert!(error.contains(key), "{error}");

@@ -3,6 +3,7 @@
 //! ```text
 //! source → Ingest (decode) → Worker (flow table, sketches, feed) ─ rtrb ring ─→ writer thread → Store, Exporter
 //!              └→ Dealer → Worker … (replay, several workers)     ├─ ticks ───→ detector thread → alerts
+//!                                                                 ├─ windows ─→ collector thread → writer, questions
 //!                                                                 └─ slices ──→ queries of flows in progress
 //! ```
 
@@ -16,6 +17,7 @@ mod outlet;
 mod payloads;
 mod settings;
 mod shared;
+mod windows;
 mod worker;
 mod writer;
 
@@ -43,6 +45,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel, sync_channel};
 use std::thread::{Builder, JoinHandle};
 use storage::{Retention, Store};
+use talkers::Board;
 
 /// Ticks on their way to the detectors, over all workers.
 const TICKS_QUEUED: usize = 1024;
@@ -66,7 +69,10 @@ pub(crate) struct Pipeline {
     pub(crate) stop: Arc<AtomicBool>,
     /// What the exporter has done, where there is a collector.
     pub(crate) export: Option<Arc<ExportCounters>>,
+    /// Windows of the sketches, for questions.
+    pub(crate) board: Option<Arc<Board>>,
     exporter: Option<JoinHandle<()>>,
+    collector: Option<JoinHandle<()>>,
     writer: JoinHandle<Result<(), storage::StorageError>>,
     detectors: JoinHandle<()>,
 }
@@ -90,6 +96,11 @@ impl Pipeline {
         let settings = Arc::new(LiveSettings::default());
         let (tick_sender, ticks) = sync_channel(TICKS_QUEUED);
         let (mut views, mut workers, mut inlets) = (Vec::new(), Vec::new(), Vec::new());
+        let (feeds, collector, board) = match config.sketches.start(tap_names, worker_taps, when_full)? {
+            Some((feeds, collector, board)) => (feeds, Some(collector), Some(board)),
+            None => (Vec::new(), None, None),
+        };
+        let mut feeds = feeds.into_iter();
         for k in 0..count {
             let view = WorkerView {
                 gauges: Arc::new(WorkerGauges::default()),
@@ -110,6 +121,7 @@ impl Pipeline {
                 view.ledger.clone(),
                 view.gauges.clone(),
                 view.sources.clone(),
+                feeds.next(),
             );
             let (table, hints) = (config.flowtable.to_table(), config.hints.to_limits());
             workers.push(Worker::new(table, hints, outlet, &view, settings.clone())?);
@@ -126,10 +138,19 @@ impl Pipeline {
             None => (None, None),
         };
         let export_counters = export.as_ref().map(export::ExportHandle::counters);
+        let (sender, windows_over) = sync_channel(windows::WINDOWS_QUEUED);
+        let collector = match collector {
+            Some(collector) => {
+                let collect = move || windows::run(collector, &sender);
+                let thread = Builder::new().name("collector".to_owned()).spawn(collect);
+                Some(thread.context("cannot start the thread that collects windows")?)
+            }
+            None => None,
+        };
         let writer = Builder::new()
             .name("writer".to_owned())
             .spawn(move || {
-                let written = writer::run(store, inlets, export, &retention_changes);
+                let written = writer::run(store, inlets, export, &windows_over, &retention_changes);
                 if written.is_err() {
                     failed.store(true, Ordering::Relaxed);
                 }
@@ -149,7 +170,9 @@ impl Pipeline {
             detect_config: detect_sender,
             stop,
             export: export_counters,
+            board,
             exporter,
+            collector,
             writer,
             detectors,
         };
@@ -162,6 +185,9 @@ impl Pipeline {
     /// What kept records from being stored.
     pub(crate) fn finish(self) -> anyhow::Result<Vec<WorkerView>> {
         let written = self.writer.join().map_err(|_| anyhow!("the writer thread panicked"));
+        if self.collector.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread that collects windows panicked; table talkers lacks the last ones");
+        }
         self.detectors.join().map_err(|_| anyhow!("the detector thread panicked"))?;
         // The writer has let go of the exporter's ring, so that its end is near.
         if self.exporter.is_some_and(|thread| thread.join().is_err()) {

@@ -1,4 +1,5 @@
-//! What leaves a worker: flow records to the writer, ticks to the detectors. Bounded rings, a policy when full, counted.
+//! What leaves a worker: flow records to the writer, ticks to the detectors, counts to the sketches. Bounded, a policy when
+//! full, counted.
 
 use super::shared::WorkerGauges;
 use capture::ledger::QueueLedger;
@@ -9,7 +10,7 @@ use sketches::HyperLogLog;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
-use wire::{Nanos, PacketMeta};
+use wire::{Direction, Nanos, PacketMeta};
 
 /// What to do when a ring is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub(crate) struct Outlet {
     gauges: Arc<WorkerGauges>,
     /// Distinct originators of exported flows.
     sources: Arc<HyperLogLog>,
+    /// Sketches over windows, where there are any.
+    talkers: Option<talkers::Feed>,
 }
 
 /// Rows on their way to another thread, and their texts beside them, in the same order.
@@ -104,10 +107,11 @@ impl Outlet {
         ledger: Arc<QueueLedger>,
         gauges: Arc<WorkerGauges>,
         sources: Arc<HyperLogLog>,
+        talkers: Option<talkers::Feed>,
     ) -> (Outlet, OutletEnds) {
         let (records, records_end) = lane(rows);
         let (dns, dns_end) = lane((rows / 4).max(1));
-        let outlet = Outlet { records, dns, ticks, feed, when_full, ledger, gauges, sources };
+        let outlet = Outlet { records, dns, ticks, feed, when_full, ledger, gauges, sources, talkers };
         (outlet, OutletEnds { records: records_end, dns: dns_end })
     }
 
@@ -131,20 +135,26 @@ impl Outlet {
         }
     }
 
-    /// Time has come to `clock`: hands over the tick that it closes, if it does.
+    /// Time has come to `clock`: hands over the tick and the windows that it closes, if it does.
     #[inline]
     pub(super) fn advance(&mut self, clock: Nanos) {
+        if let Some(talkers) = &mut self.talkers {
+            talkers.advance(clock);
+        }
         if let Some(tick) = self.feed.advance(clock) {
             self.send(tick);
         }
     }
 
-    /// Counts packets of one tick for the traffic detectors.
+    /// Counts packets of one tick for the traffic detectors and the sketches.
     #[inline]
     pub(super) fn traffic(&mut self, packets: &[PacketMeta]) {
         for run in packets.chunk_by(|a, b| a.key.tap == b.key.tap) {
             let bytes = run.iter().map(|p| u64::from(p.frame_bytes)).sum();
             self.feed.traffic(run[0].key.tap, run.len() as u64, bytes);
+        }
+        if let Some(talkers) = &mut self.talkers {
+            talkers.packets(packets);
         }
     }
 
@@ -156,6 +166,9 @@ impl Outlet {
     pub(super) fn finish(mut self, clock: Nanos) {
         let tick = self.feed.finish(clock);
         self.send(tick);
+        if let Some(talkers) = self.talkers.take() {
+            talkers.finish();
+        }
     }
 
     fn send(&mut self, tick: Tick) {
@@ -189,8 +202,18 @@ impl FlowSink for Outlet {
     fn record(&mut self, record: &FlowRecord, text: &[u8]) {
         self.ledger.worker.records.add(1);
         self.sources.insert(source_hash(record));
+        if let Some(talkers) = &mut self.talkers {
+            talkers.ended(record);
+        }
         if let Err(record) = self.records.push(*record, text) {
             self.ring_full(record, text);
+        }
+    }
+
+    #[inline]
+    fn begun(&mut self, first: &PacketMeta, originator: Direction) {
+        if let Some(talkers) = &mut self.talkers {
+            talkers.begun(&first.key, originator);
         }
     }
 

@@ -120,6 +120,11 @@ impl<P: Payloads> FlowSink for Looking<'_, P> {
     }
 
     #[inline]
+    fn begun(&mut self, first: &PacketMeta, originator: Direction) {
+        self.outlet.begun(first, originator);
+    }
+
+    #[inline]
     fn syn(&mut self, opening: &TcpOpening) {
         self.outlet.syn(opening);
     }

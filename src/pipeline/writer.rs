@@ -1,14 +1,16 @@
-//! The one thread that writes: takes records from every worker's ring to the store, and to the exporter where there is one.
+//! The one thread that writes: takes records from every worker's ring to the store, and to the exporter where there is one, and
+//! rows of windows from the collector.
 
 use super::active::CopyDesk;
 use super::outlet::{LaneEnd, OutletEnds};
 use super::shared::WorkerView;
+use super::windows::TalkerRows;
 use capture::ledger::QueueLedger;
 use export::ExportHandle;
 use flowtable::FlowRecord;
 use hints::DnsRecord;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Duration;
 use storage::{Now, Retention, StorageError, Store};
 
@@ -37,12 +39,13 @@ pub(super) fn run(
     mut store: Store,
     mut inlets: Vec<Inlet>,
     mut export: Option<ExportHandle>,
+    windows: &Receiver<TalkerRows>,
     retention: &Receiver<Retention>,
 ) -> Result<(), StorageError> {
     let (mut seen, mut seen_dns) = (Seen::default(), Seen::default());
     loop {
         // Asked before the rings are emptied: what was pushed before a worker let go is then still found.
-        let last_round = inlets.iter().all(|inlet| inlet.ends.records.rows.is_abandoned());
+        let mut last_round = inlets.iter().all(|inlet| inlet.ends.records.rows.is_abandoned());
         let mut moved = 0;
         for Inlet { ends, ledger, desk, text } in &mut inlets {
             let append = |rows: &[FlowRecord], text: &[u8]| {
@@ -61,6 +64,15 @@ pub(super) fn run(
             let taken = drain(&mut ends.dns, text, texts, |rows, text| store.append_dns(rows, text));
             seen_dns.dns(&store, ledger);
             moved += taken?;
+        }
+        // Their sender ends after the workers, with the last window.
+        match windows.try_recv() {
+            Ok(TalkerRows { rows, texts }) => {
+                store.append_talkers(&rows, &texts)?;
+                moved += rows.len();
+            }
+            Err(TryRecvError::Empty) => last_round = false,
+            Err(TryRecvError::Disconnected) => {}
         }
         store.tick(Now::read())?;
         if let Ok(retention) = retention.try_recv() {

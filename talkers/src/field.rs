@@ -170,6 +170,16 @@ impl KeySpec {
         self.fields.iter().find_map(|(field, _)| field.view())
     }
 
+    /// Whether an address of it is not whole.
+    pub fn has_prefix(&self) -> bool {
+        self.prefixes.is_some()
+    }
+
+    /// Names of its fields, without prefixes.
+    pub fn names(&self) -> Vec<&'static str> {
+        self.fields.iter().map(|(field, _)| field.name()).collect()
+    }
+
     fn has(&self, wanted: Field) -> bool {
         self.fields.iter().any(|(field, _)| *field == wanted)
     }

@@ -163,6 +163,7 @@ pub struct Task {
     pub(crate) elements: KeySpec,
     pub(crate) lists: Vec<KeySpec>,
     pub(crate) event: Event,
+    view: View,
     pub(crate) seed: u64,
 }
 
@@ -198,6 +199,11 @@ impl Task {
     /// The key.
     pub fn key(&self) -> &KeySpec {
         &self.key
+    }
+
+    /// Whether it counts packets or flows.
+    pub fn view(&self) -> View {
+        self.view
     }
 
     /// What is counted of a key.
@@ -345,14 +351,19 @@ fn check(config: TaskConfig, seed: u64) -> Result<Task, TaskError> {
         };
         return Err(TaskError::new("metric", config.metric.name(), allowed));
     }
+    let view = match config.measure {
+        Some(Measure::PacketBytes) => View::Packets,
+        Some(_) => View::Flows,
+        None => view,
+    };
     let event = match (config.kind, view) {
-        (Kind::Quantiles, _) if config.measure != Some(Measure::PacketBytes) => Event::FlowEnd,
+        (Kind::Quantiles, View::Flows) => Event::FlowEnd,
         (_, View::Packets) => Event::Packet,
         (Kind::Spreaders | Kind::Cardinality, View::Flows) => Event::FlowBegin,
         (_, View::Flows) if config.metric == Metric::Flows => Event::FlowBegin,
         (_, View::Flows) => Event::FlowEnd,
     };
-    let task = Task { key, elements, lists, event, seed, config };
+    let task = Task { key, elements, lists, event, view, seed, config };
     task.memory_bytes()?;
     Ok(task)
 }

@@ -21,6 +21,8 @@ mod payloads;
 mod settings;
 #[path = "../../../src/pipeline/shared.rs"]
 mod shared;
+#[path = "../../../src/pipeline/windows.rs"]
+mod windows;
 #[path = "../../../src/pipeline/worker.rs"]
 mod worker;
 #[path = "../../../src/pipeline/writer.rs"]
@@ -46,6 +48,7 @@ use std::sync::mpsc::{Sender, channel, sync_channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 use storage::{Retention, Store, StoreOptions};
+use talkers::{Collector, Feed, TaskError, WhenBehind};
 use wire::{Frame, Nanos, PacketMeta};
 use worker::Worker;
 
@@ -56,6 +59,8 @@ const REPLAY_RING: usize = 4096;
 const TICKS_QUEUED: usize = 1024;
 const SOURCES_PRECISION: u8 = 12;
 const LAG_TICKS: u64 = 10;
+/// As in the server's `sketches.memory_max`.
+const SKETCHES_MAX: usize = 1 << 30;
 /// As in the server's `slices.ring`.
 const HISTORY_BYTES: usize = 32 << 20;
 
@@ -77,6 +82,7 @@ enum Handler {
 struct Behind {
     writer: JoinHandle<Result<(), storage::StorageError>>,
     detectors: JoinHandle<()>,
+    collector: Option<JoinHandle<()>>,
     // Both are looked at by the threads; closed channels would be, too, but differently.
     _retention: Sender<Retention>,
     _config: Sender<DetectConfig>,
@@ -127,7 +133,10 @@ impl Stage for Table {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Records<'a> {
     /// Nowhere: they are taken out of the ring and forgotten.
-    Forgotten,
+    Forgotten {
+        /// Whether packets are counted in sketches all the same.
+        sketches: bool,
+    },
     /// Through the server's writer into a store, a segment at the end included.
     Stored(&'a Path),
 }
@@ -153,9 +162,10 @@ impl StageHandler {
         Ok(StageHandler { handler: Handler::Table(Box::new(ingest)), behind: None, slices: None })
     }
 
-    /// As a replay has it, up to the record ring: sketches, detector feed, detectors; records are forgotten.
-    pub(crate) fn replay_to_ring() -> Result<StageHandler, CaptureBenchError> {
-        let (ingest, behind) = worker("records", Records::Forgotten, WhenFull::Wait)?;
+    /// As a replay has it, up to the record ring: detector feed, detectors, and the default sketches if `sketches`; records and
+    /// windows are forgotten.
+    pub(crate) fn replay_to_ring(sketches: bool) -> Result<StageHandler, CaptureBenchError> {
+        let (ingest, behind) = worker("records", Records::Forgotten { sketches }, WhenFull::Wait)?;
         Ok(StageHandler { handler: Handler::Worker(Box::new(ingest)), behind: Some(behind), slices: None })
     }
 
@@ -216,6 +226,9 @@ impl StageHandler {
         let Some(behind) = self.behind else { return Ok(()) };
         let written = behind.writer.join().map_err(|_| CaptureBenchError::Panicked { thread: "writer" })?;
         written.map_err(cannot("full"))?;
+        if behind.collector.is_some_and(|thread| thread.join().is_err()) {
+            return Err(CaptureBenchError::Panicked { thread: "collector" });
+        }
         behind.detectors.join().map_err(|_| CaptureBenchError::Panicked { thread: "detector" })
     }
 }
@@ -241,7 +254,12 @@ fn worker(
         WorkerView { gauges: gauges.clone(), sources: sources.clone(), ledger: ledger.clone(), desk: Arc::default() };
     let feed = TickFeed::new(0, taps.len(), detect_config.limits);
     let rows = if when_full == WhenFull::Wait { REPLAY_RING } else { RECORD_RING };
-    let (outlet, ends) = Outlet::new(rows, tick_sender, feed, when_full, ledger.clone(), gauges.clone(), sources);
+    let sketches = records_go != Records::Forgotten { sketches: false };
+    let (talkers, collector) =
+        sketches.then(|| default_sketches(&taps, when_full)).transpose().map_err(cannot(stage))?.unzip();
+    let (sender, windows_over) = sync_channel(windows::WINDOWS_QUEUED);
+    let (ledger_of, gauges_of) = (ledger.clone(), gauges.clone());
+    let (outlet, ends) = Outlet::new(rows, tick_sender, feed, when_full, ledger_of, gauges_of, sources, talkers);
     let settings = Arc::new(LiveSettings::default());
     let (table, limits) = (FlowTableConfig::default(), InspectLimits::default());
     let worker = Worker::new(table, limits, outlet, &view, settings).map_err(cannot(stage))?;
@@ -252,15 +270,30 @@ fn worker(
     let write: Box<dyn FnOnce() -> Result<(), storage::StorageError> + Send> = match records_go {
         Records::Stored(folder) => {
             let store = Store::open(StoreOptions::new(folder.join("data"), taps)).map_err(cannot(stage))?;
-            Box::new(move || writer::run(store, vec![inlet], None, &retention))
+            Box::new(move || writer::run(store, vec![inlet], None, &windows_over, &retention))
         }
-        Records::Forgotten => Box::new(move || forget(inlet)),
+        Records::Forgotten { .. } => Box::new(move || {
+            // Its end is what lets the collector go on.
+            let forgotten = forget(inlet);
+            windows_over.iter().for_each(drop);
+            forgotten
+        }),
     };
     let writer = Builder::new().name("writer".to_owned()).spawn(write).map_err(cannot(stage))?;
+    let collect =
+        |collector| Builder::new().name("collector".to_owned()).spawn(move || windows::run(collector, &sender));
+    let collector = collector.map(collect).transpose().map_err(cannot(stage))?;
     let detect = move || detectors::run(detectors, &ticks, &config, None, Box::new(|_| {}));
     let detectors = Builder::new().name("detectors".to_owned()).spawn(detect).map_err(cannot(stage))?;
-    let behind = Behind { writer, detectors, _retention: retention_sender, _config: config_sender };
+    let behind = Behind { writer, detectors, collector, _retention: retention_sender, _config: config_sender };
     Ok((Ingest::new(worker, IngestSettings::default(), ledger, gauges), behind))
+}
+
+/// The sketches the server has by default.
+fn default_sketches(taps: &[String], when_full: WhenFull) -> Result<(Feed, Collector), TaskError> {
+    let when_behind = if when_full == WhenFull::Wait { WhenBehind::Wait } else { WhenBehind::GoOn };
+    let (mut feeds, collector, _) = talkers::start(talkers::default_tasks(), taps, &[0], SKETCHES_MAX, 0, when_behind)?;
+    Ok((feeds.remove(0), collector))
 }
 
 /// In the writer's place: takes rows out of the rings as the writer does, until the worker lets go of them.

@@ -56,6 +56,7 @@ impl Fixture {
             alerts: hub.clone(),
             status: Arc::new(status),
             slices: Some(Arc::new(FakeSlices::default())),
+            sketches: None,
             queries: Arc::clone(&queries),
         };
         let serving = tokio::spawn(rpc::serve_grpc(listener, services, async {

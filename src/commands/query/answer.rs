@@ -1,5 +1,6 @@
 //! Where rows come from: a server, a data folder or an archive of many, read ahead of whoever prints them, until a signal ends it.
 
+use super::talkers::{Live, Stored};
 use super::{local, remote};
 use crate::cli::AnswerArgs;
 use crate::config::{Config, QuerySection};
@@ -35,6 +36,10 @@ pub(super) enum Question {
     /// A statement made here around the user's filter. Should the statement be refused, the filter is asked for alone:
     /// places in the error are then those in the filter.
     Made { sql: String, filter: FlowQuery },
+    /// What the sketches have stored: which lists there are, then one of them.
+    Stored(Box<Stored>),
+    /// What a server's sketches have in memory.
+    Talkers(Box<Live>),
 }
 
 /// An answer on its way. Dropping it cancels the query.
@@ -161,6 +166,8 @@ enum Asked {
 enum Batches {
     Remote(Box<BatchStream>),
     Local(QueryStream),
+    /// All of it, until it is taken.
+    Ready(SchemaRef, Option<RecordBatch>),
 }
 
 impl Batches {
@@ -168,6 +175,7 @@ impl Batches {
         match self {
             Batches::Remote(stream) => stream.schema(),
             Batches::Local(stream) => stream.schema(),
+            Batches::Ready(schema, _) => schema.clone(),
         }
     }
 
@@ -175,6 +183,7 @@ impl Batches {
         match self {
             Batches::Remote(stream) => stream.next().await.map_err(remote),
             Batches::Local(stream) => stream.next().await.transpose().map_err(local),
+            Batches::Ready(_, batch) => Ok(batch.take()),
         }
     }
 }
@@ -223,6 +232,24 @@ async fn open(source: &Source, question: Question) -> Result<Batches, Failure> {
                 _ => Err(failure),
             },
             other => other,
+        },
+        Question::Stored(stored) => {
+            let mut lists = asked.sql(&stored.lists()).await?;
+            let mut all = Vec::new();
+            while let Some(batch) = lists.next().await? {
+                all.push(batch);
+            }
+            asked.sql(&stored.sql(&all)?).await
+        }
+        Question::Talkers(live) => match &mut asked {
+            Asked::Server(client) => {
+                let batch = live.ask(client).await?;
+                Ok(Batches::Ready(batch.schema(), Some(batch)))
+            }
+            Asked::Folder(_) => {
+                let told = "a data folder has no window in memory: ask the server, without --data-dir";
+                Err(Failure::new(Code::Usage, anyhow::anyhow!(told)))
+            }
         },
     }
 }

@@ -7,8 +7,10 @@ mod print;
 mod screen;
 mod shape;
 mod sink;
+mod talkers;
 
 pub(crate) use flows::flows;
+pub(crate) use talkers::talkers;
 
 use crate::cli::{AnswerArgs, Output, SqlArgs};
 use crate::config::QuerySection;

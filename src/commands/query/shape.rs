@@ -13,7 +13,7 @@ const BAR_WIDTHS: [usize; 2] = [24, 40];
 pub(super) enum Shape {
     /// As they are.
     Rows,
-    /// Those of `query::question::Top`.
+    /// Those of `query::question::Top`, or others with a column `share`: bars, where it has one.
     Top,
     /// Those of `query::question::Timeline`.
     Timeline(Box<GridBuilder>),
@@ -39,6 +39,7 @@ impl<'a> Shaped<'a> {
         let plain = answer.schema();
         let (schema, rows) = match (shape, looked_at) {
             (Shape::Rows, _) | (Shape::Top, None) => (plain, Rows::Plain),
+            (Shape::Top, Some(_)) if plain.column_with_name("share").is_none() => (plain, Rows::Plain),
             (Shape::Top, Some(look)) => {
                 let mut table = TopTable::new(look.bar_width());
                 let schema = table.rows(&RecordBatch::new_empty(plain))?.schema();

@@ -1,0 +1,526 @@
+//! `SketchService` over the windows of the sketches.
+
+use crate::alerts::message::timestamp;
+use crate::scope::{Scope, reader_gone};
+use crate::status::ToStatus;
+use crate::v1;
+use crate::v1::sketch_selector::Window as Asked;
+use crate::v1::sketch_service_server::SketchService;
+use arrow::array::RecordBatch;
+use futures::StreamExt;
+use query::Engine;
+use query::render::cell;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use talkers::{Board, Estimand, Flows, KeyFields, KeySpec, Known, Metric, Task, TaskError, Which, Window};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+use wire::Addr;
+
+const LIMIT_DEFAULT: usize = 20;
+const LIMIT_MAX: usize = 10_000;
+/// Fields a key may be asked by.
+const FIELDS_MAX: usize = 16;
+/// Quantiles of one request.
+const QUANTILES_MAX: usize = 1_000;
+/// Keys whose proof is asked for in one query, which names each.
+const PROOFS_MAX: usize = 100;
+/// How often a watcher looks whether a window is over.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// `SketchService` over a board.
+#[derive(Clone)]
+pub(crate) struct Sketches {
+    pub(crate) board: Arc<Board>,
+    pub(crate) engine: Engine,
+    pub(crate) closing: watch::Receiver<bool>,
+}
+
+impl Sketches {
+    /// Reads the board on a thread that may take its time: a question may be a pass over megabytes.
+    async fn read<T: Send + 'static>(
+        &self,
+        f: impl FnOnce(&Board) -> Result<T, Status> + Send + 'static,
+    ) -> Result<T, Status> {
+        let board = self.board.clone();
+        let done = tokio::task::spawn_blocking(move || f(&board)).await;
+        done.map_err(|_| Status::internal("the sketches could not be read"))?
+    }
+
+    async fn top(&self, top: &Top) -> Result<v1::TopKResponse, Status> {
+        let asked = top.clone();
+        let (window, mut answer) = self
+            .read(move |board| {
+                let window = asked.from.window(board)?;
+                let answer = asked.answer(board, &window)?;
+                Ok((window, answer))
+            })
+            .await?;
+        if top.exact {
+            self.prove(&window, &top.by, &mut answer.talkers).await?;
+        }
+        Ok(answer)
+    }
+
+    /// Fills what the flows say.
+    async fn prove(&self, window: &Window, by: &KeySpec, talkers: &mut [v1::Talker]) -> Result<(), Status> {
+        for some in talkers.chunks_mut(PROOFS_MAX) {
+            let keys: Vec<KeyFields> = some.iter().map(|t| key_fields(t.key.as_ref())).collect::<Result<_, _>>()?;
+            let sql = proof(window, by, &keys).ok_or_else(|| Status::invalid_argument(UNPROVEN))?;
+            let exact = self.exact(&sql).await?;
+            for (talker, key) in some.iter_mut().zip(keys) {
+                // Who is not among them has nothing.
+                talker.exact = Some(exact.get(&text_of(by, &key)).copied().unwrap_or(0.0));
+            }
+        }
+        Ok(())
+    }
+
+    /// The answer to a proof, by the texts of its key.
+    async fn exact(&self, sql: &str) -> Result<HashMap<Vec<String>, f64>, Status> {
+        let mut stream = self.engine.sql(sql).await.map_err(|e| e.to_status())?;
+        let mut exact = HashMap::new();
+        while let Some(batch) = stream.next().await {
+            read_proof(&batch.map_err(|e| e.to_status())?, &mut exact);
+        }
+        Ok(exact)
+    }
+}
+
+const UNPROVEN: &str = "exact: flows do not tell of keys with a prefix; leave the prefix or `exact` out";
+
+/// The query that proves what a window says of some keys, or of all.
+fn proof(window: &Window, by: &KeySpec, keys: &[KeyFields]) -> Option<String> {
+    Estimand::of(window.task(), by).proof(keys, Some(window.times()), Flows::StoredAndActive)
+}
+
+fn read_proof(batch: &RecordBatch, exact: &mut HashMap<Vec<String>, f64>) {
+    let Some((last, key)) = batch.columns().split_last() else { return };
+    for row in 0..batch.num_rows() {
+        let texts = key.iter().map(|column| cell(column, row).to_text().into_owned()).collect();
+        exact.insert(texts, cell(last, row).to_text().parse().unwrap_or(f64::NAN));
+    }
+}
+
+/// The values of a key in the order of its fields, as a query prints them.
+fn text_of(by: &KeySpec, key: &KeyFields) -> Vec<String> {
+    let address = |value: Option<Addr>| value.map(|value| value.to_string());
+    let value = |name: &str| match name {
+        "src_ip" => address(key.src_ip),
+        "dst_ip" => address(key.dst_ip),
+        "originator" => address(key.originator),
+        "responder" => address(key.responder),
+        "src_port" => key.src_port.map(|n| n.to_string()),
+        "dst_port" => key.dst_port.map(|n| n.to_string()),
+        "originator_port" => key.originator_port.map(|n| n.to_string()),
+        "responder_port" => key.responder_port.map(|n| n.to_string()),
+        "proto" => key.proto.map(|n| n.to_string()),
+        _ => key.vlan.map(|n| n.to_string()),
+    };
+    by.names().into_iter().map(|name| value(name).unwrap_or_default()).collect()
+}
+
+/// A checked `SketchSelector`, with the task it stands for.
+#[derive(Clone)]
+struct From {
+    task: Arc<Task>,
+    tap: Option<String>,
+    asked: Asked,
+}
+
+impl From {
+    fn new(
+        board: &Board,
+        from: Option<v1::SketchSelector>,
+        metric: &str,
+        by: &KeySpec,
+        kind: Option<Metric>,
+    ) -> Result<From, Status> {
+        let from = from.unwrap_or_default();
+        let asked = from.window();
+        let metric = match metric {
+            "" => kind,
+            name => Some(Metric::of_name(name).ok_or_else(|| {
+                let known: Vec<&str> = Metric::ALL.into_iter().map(Metric::name).collect();
+                Status::invalid_argument(format!("metric is '{name}', allowed are {}", known.join(", ")))
+            })?),
+        };
+        let task = board.find(Some(from.task.as_str()).filter(|name| !name.is_empty()), metric, by).map_err(refused)?;
+        if metric.is_some_and(|metric| metric != task.metric()) {
+            let (name, counts) = (task.name(), task.metric().name());
+            return Err(Status::invalid_argument(format!("task '{name}' counts {counts}; ask it for that")));
+        }
+        Ok(From { task: task.clone(), tap: Some(from.tap).filter(|tap| !tap.is_empty()), asked })
+    }
+
+    fn get(&self, board: &Board, which: Which) -> Result<Option<Arc<Window>>, Status> {
+        board.window(&self.task, self.tap.as_deref(), which).map_err(refused)
+    }
+
+    /// The window that was asked for.
+    fn window(&self, board: &Board) -> Result<Arc<Window>, Status> {
+        let window = match self.asked {
+            Asked::Unspecified => match self.get(board, Which::Last)? {
+                None => self.get(board, Which::Running)?,
+                last => last,
+            },
+            Asked::Last => self.get(board, Which::Last)?,
+            Asked::Previous => self.get(board, Which::Previous)?,
+            Asked::Running => self.get(board, Which::Running)?,
+        };
+        window.ok_or_else(|| self.none(self.asked))
+    }
+
+    fn none(&self, asked: Asked) -> Status {
+        let (name, seconds) = (self.task.name(), self.task.config().window.0 as f64 / 1e9);
+        Status::failed_precondition(match asked {
+            Asked::Running | Asked::Unspecified => {
+                format!("no packet has come yet, and no window of task '{name}' has begun")
+            }
+            _ => format!(
+                "no such window of task '{name}' is over yet: a window lasts {seconds} s of packet time; ask for the one being \
+                 filled, or wait"
+            ),
+        })
+    }
+}
+
+/// A checked `TopKRequest`.
+#[derive(Clone)]
+struct Top {
+    from: From,
+    by: KeySpec,
+    threshold: u64,
+    limit: usize,
+    exact: bool,
+}
+
+impl Top {
+    fn new(board: &Board, request: v1::TopKRequest) -> Result<Top, Status> {
+        let by = key_spec(&request.by)?;
+        let from = From::new(board, request.from, &request.metric, &by, None)?;
+        if request.exact && by.has_prefix() {
+            return Err(Status::invalid_argument(UNPROVEN));
+        }
+        Ok(Top {
+            threshold: request.threshold.unwrap_or(from.task.config().threshold),
+            limit: limit(request.limit)?,
+            exact: request.exact,
+            from,
+            by,
+        })
+    }
+
+    fn answer(&self, board: &Board, window: &Window) -> Result<v1::TopKResponse, Status> {
+        let listing = window.list(&self.by, self.threshold, self.limit).map_err(refused)?;
+        Ok(v1::TopKResponse {
+            window: Some(window_message(board, window)),
+            talkers: listing.keys.iter().map(|(key, known)| talker(key, *known)).collect(),
+            others: Some(estimated(listing.others)),
+            total: window.total().map(|total| total as f64),
+            proof_sql: proof(window, &self.by, &[]).unwrap_or_default(),
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl SketchService for Sketches {
+    async fn list_tasks(&self, _: Request<v1::ListTasksRequest>) -> Result<Response<v1::ListTasksResponse>, Status> {
+        let tasks = self.board.tasks().iter().map(|task| task_message(task)).collect();
+        Ok(Response::new(v1::ListTasksResponse { tasks }))
+    }
+
+    async fn top_k(&self, request: Request<v1::TopKRequest>) -> Result<Response<v1::TopKResponse>, Status> {
+        let scope = Scope::new(request.metadata(), self.closing.clone());
+        let top = Top::new(&self.board, request.into_inner())?;
+        scope.run(self.top(&top)).await.map(Response::new)
+    }
+
+    type WatchTopKStream = ReceiverStream<Result<v1::TopKResponse, Status>>;
+
+    async fn watch_top_k(&self, request: Request<v1::TopKRequest>) -> Result<Response<Self::WatchTopKStream>, Status> {
+        let scope = Scope::new(request.metadata(), self.closing.clone());
+        let top = Top::new(&self.board, request.into_inner())?;
+        let sketches = self.clone();
+        let answers = scope.stream(move |sender| watch(sketches, top, sender), |_| ());
+        Ok(Response::new(ReceiverStream::new(answers)))
+    }
+
+    async fn estimate_key(
+        &self,
+        request: Request<v1::EstimateKeyRequest>,
+    ) -> Result<Response<v1::EstimateKeyResponse>, Status> {
+        let scope = Scope::new(request.metadata(), self.closing.clone());
+        let request = request.into_inner();
+        let by = key_spec(&request.by)?;
+        let from = From::new(&self.board, request.from, &request.metric, &by, None)?;
+        if request.exact && by.has_prefix() {
+            return Err(Status::invalid_argument(UNPROVEN));
+        }
+        let key = key_fields(request.key.as_ref())?;
+        let work = async {
+            let (spec, asked) = (by.clone(), from.clone());
+            let (window, place, known) = self
+                .read(move |board| {
+                    let window = asked.window(board)?;
+                    let known = window.estimate(&spec, &key).map_err(refused)?;
+                    let place = window_message(board, &window);
+                    Ok((window, place, known))
+                })
+                .await?;
+            let mut talkers = [talker(&key, known)];
+            if request.exact {
+                self.prove(&window, &by, &mut talkers).await?;
+            }
+            let [talker] = talkers;
+            let proof_sql = proof(&window, &by, &[key]).unwrap_or_default();
+            Ok(v1::EstimateKeyResponse { window: Some(place), talker: Some(talker), proof_sql })
+        };
+        scope.run(work).await.map(Response::new)
+    }
+
+    async fn list_changers(
+        &self,
+        request: Request<v1::ListChangersRequest>,
+    ) -> Result<Response<v1::ListChangersResponse>, Status> {
+        let request = request.into_inner();
+        let by = key_spec(&request.by)?;
+        let from = From::new(&self.board, request.from, &request.metric, &by, None)?;
+        let limit = limit(request.limit)?;
+        let answer = self.read(move |board| {
+            let (later, earlier) = match from.asked {
+                Asked::Running => (Which::Running, Which::Last),
+                Asked::Unspecified | Asked::Last => (Which::Last, Which::Previous),
+                Asked::Previous => {
+                    let told = "from.window is WINDOW_PREVIOUS: what came before it is not kept; ask for the last or the running";
+                    return Err(Status::invalid_argument(told));
+                }
+            };
+            let window = |which| from.get(board, which)?.ok_or_else(|| from.none(Asked::Last));
+            let (after, before) = (window(later)?, window(earlier)?);
+            let changed = after.changed(&before, &by, limit).map_err(refused)?;
+            Ok(v1::ListChangersResponse {
+                before: Some(window_message(board, &before)),
+                after: Some(window_message(board, &after)),
+                changers: changed
+                    .into_iter()
+                    .map(|changed| v1::Changer {
+                        key: Some(key_message(&changed.key)),
+                        before: Some(estimated(changed.before)),
+                        after: Some(estimated(changed.after)),
+                        change: Some(estimated(changed.change)),
+                    })
+                    .collect(),
+            })
+        });
+        answer.await.map(Response::new)
+    }
+
+    async fn estimate_cardinality(
+        &self,
+        request: Request<v1::EstimateCardinalityRequest>,
+    ) -> Result<Response<v1::EstimateCardinalityResponse>, Status> {
+        let from = self.whole(request.into_inner().from, Metric::Distinct)?;
+        let answer = self.read(move |board| {
+            let window = from.window(board)?;
+            Ok(v1::EstimateCardinalityResponse {
+                window: Some(window_message(board, &window)),
+                elements: window.task().elements(),
+                distinct: Some(estimated(window.distinct().map_err(refused)?)),
+            })
+        });
+        answer.await.map(Response::new)
+    }
+
+    async fn estimate_entropy(
+        &self,
+        request: Request<v1::EstimateEntropyRequest>,
+    ) -> Result<Response<v1::EstimateEntropyResponse>, Status> {
+        let from = self.whole(request.into_inner().from, Metric::Entropy)?;
+        let answer = self.read(move |board| {
+            let window = from.window(board)?;
+            let (bits, evenness) = window.entropy().map_err(refused)?;
+            Ok(v1::EstimateEntropyResponse {
+                window: Some(window_message(board, &window)),
+                elements: window.task().elements(),
+                bits: Some(estimated(bits)),
+                evenness,
+            })
+        });
+        answer.await.map(Response::new)
+    }
+
+    async fn estimate_quantiles(
+        &self,
+        request: Request<v1::EstimateQuantilesRequest>,
+    ) -> Result<Response<v1::EstimateQuantilesResponse>, Status> {
+        let v1::EstimateQuantilesRequest { from, quantiles } = request.into_inner();
+        let from = self.whole(from, Metric::Quantile)?;
+        if quantiles.len() > QUANTILES_MAX || quantiles.iter().any(|q| !(0.0..=1.0).contains(q)) {
+            let told = format!("quantiles are up to {QUANTILES_MAX} numbers from 0 to 1, such as 0.99");
+            return Err(Status::invalid_argument(told));
+        }
+        let answer = self.read(move |board| {
+            let window = from.window(board)?;
+            let asked = if quantiles.is_empty() { window.task().config().quantiles.clone() } else { quantiles };
+            let value = |quantile: f64| {
+                let value = window.quantile(quantile).map_err(refused)?.map(estimated);
+                Ok(v1::estimate_quantiles_response::Quantile { quantile, value })
+            };
+            Ok(v1::EstimateQuantilesResponse {
+                window: Some(window_message(board, &window)),
+                elements: window.task().elements(),
+                count: window.total().unwrap_or(0),
+                quantiles: asked.into_iter().map(value).collect::<Result<_, Status>>()?,
+            })
+        });
+        answer.await.map(Response::new)
+    }
+}
+
+impl Sketches {
+    /// A task that is asked for its window as a whole.
+    fn whole(&self, from: Option<v1::SketchSelector>, metric: Metric) -> Result<From, Status> {
+        From::new(&self.board, from, "", &KeySpec::nothing(), Some(metric))
+    }
+}
+
+/// Sends the window being filled at each interval, and each window once more when it is over.
+async fn watch(
+    sketches: Sketches,
+    top: Top,
+    sender: mpsc::Sender<Result<v1::TopKResponse, Status>>,
+) -> Result<(), Status> {
+    let with = |asked| Top { from: From { asked, ..top.from.clone() }, ..top.clone() };
+    let (last, running) = (with(Asked::Last), with(Asked::Running));
+    let interval = Duration::from_nanos(top.from.task.config().snapshot_interval.0);
+    let (mut told, mut next) = (None, Instant::now());
+    loop {
+        let from = last.from.clone();
+        let over = sketches.read(move |board| Ok(from.get(board, Which::Last)?.map(|window| window.times()))).await?;
+        if over != told {
+            if over.is_some() {
+                let answer = sketches.top(&last).await?;
+                sender.send(Ok(answer)).await.map_err(reader_gone)?;
+            }
+            told = over;
+        }
+        if Instant::now() >= next {
+            next += interval;
+            match sketches.top(&running).await {
+                Ok(answer) => sender.send(Ok(answer)).await.map_err(reader_gone)?,
+                // Nothing has begun yet.
+                Err(status) if status.code() == tonic::Code::FailedPrecondition => {}
+                Err(status) => return Err(status),
+            }
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn refused(error: TaskError) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn key_spec(by: &[String]) -> Result<KeySpec, Status> {
+    if by.is_empty() || by.len() > FIELDS_MAX {
+        let told = format!("by has {} fields, wanted are 1 to {FIELDS_MAX}, such as src_ip", by.len());
+        return Err(Status::invalid_argument(told));
+    }
+    KeySpec::new(by).map_err(refused)
+}
+
+fn limit(asked: i32) -> Result<usize, Status> {
+    match usize::try_from(asked) {
+        Ok(0) => Ok(LIMIT_DEFAULT),
+        Ok(limit) => Ok(limit.min(LIMIT_MAX)),
+        Err(_) => Err(Status::invalid_argument(format!(
+            "limit is {asked}, allowed are 0 (which stands for {LIMIT_DEFAULT}) to {LIMIT_MAX}"
+        ))),
+    }
+}
+
+fn task_message(task: &Task) -> v1::SketchTask {
+    let config = task.config();
+    let duration = |time: wire::Nanos| prost_types::Duration {
+        seconds: (time.0 / 1_000_000_000) as i64,
+        nanos: (time.0 % 1_000_000_000) as i32,
+    };
+    v1::SketchTask {
+        name: task.name().to_owned(),
+        kind: config.kind.name().to_owned(),
+        metric: task.metric().name().to_owned(),
+        key: task.key().to_string(),
+        elements: task.elements(),
+        window: Some(duration(config.window)),
+        snapshot_interval: Some(duration(config.snapshot_interval)),
+        threshold: config.threshold,
+        memory_bytes: task.memory_bytes().unwrap_or(0) as u64,
+    }
+}
+
+fn window_message(board: &Board, window: &Window) -> v1::SketchWindow {
+    let (start, end) = window.times();
+    let tap = window.tap().and_then(|tap| board.taps().get(usize::from(tap.0)));
+    v1::SketchWindow {
+        task: window.task().name().to_owned(),
+        tap: tap.cloned().unwrap_or_default(),
+        start_time: Some(timestamp(start)),
+        end_time: Some(timestamp(end)),
+        running: window.is_running(),
+    }
+}
+
+fn talker(key: &KeyFields, known: Known) -> v1::Talker {
+    v1::Talker { key: Some(key_message(key)), estimated: Some(estimated(known)), exact: None }
+}
+
+fn estimated(known: Known) -> v1::Estimated {
+    v1::Estimated { estimate: known.estimate, lower: known.lower, upper: known.upper }
+}
+
+fn key_message(key: &KeyFields) -> v1::TalkerKey {
+    let address = |address: Option<Addr>| address.map(|address| address.to_string());
+    v1::TalkerKey {
+        src_ip: address(key.src_ip),
+        dst_ip: address(key.dst_ip),
+        src_port: key.src_port.map(u32::from),
+        dst_port: key.dst_port.map(u32::from),
+        proto: key.proto.map(u32::from),
+        vlan: key.vlan.map(u32::from),
+        originator: address(key.originator),
+        responder: address(key.responder),
+        originator_port: key.originator_port.map(u32::from),
+        responder_port: key.responder_port.map(u32::from),
+    }
+}
+
+fn key_fields(key: Option<&v1::TalkerKey>) -> Result<KeyFields, Status> {
+    let Some(key) = key else { return Ok(KeyFields::default()) };
+    let address = |field: &str, text: &Option<String>| match text {
+        None => Ok(None),
+        Some(text) => match text.parse::<std::net::IpAddr>() {
+            Ok(address) => Ok(Some(Addr::from(address))),
+            Err(_) => Err(Status::invalid_argument(format!("key.{field} is '{text}', which is no IP address"))),
+        },
+    };
+    fn number<T: TryFrom<u32>>(field: &str, most: u32, value: Option<u32>) -> Result<Option<T>, Status> {
+        let refuse = |value| Status::invalid_argument(format!("key.{field} is {value}, allowed are 0 to {most}"));
+        value.map(|value| T::try_from(value).map_err(|_| refuse(value))).transpose()
+    }
+    Ok(KeyFields {
+        src_ip: address("src_ip", &key.src_ip)?,
+        dst_ip: address("dst_ip", &key.dst_ip)?,
+        src_port: number("src_port", 65_535, key.src_port)?,
+        dst_port: number("dst_port", 65_535, key.dst_port)?,
+        proto: number("proto", 255, key.proto)?,
+        vlan: number("vlan", 65_535, key.vlan)?,
+        originator: address("originator", &key.originator)?,
+        responder: address("responder", &key.responder)?,
+        originator_port: number("originator_port", 65_535, key.originator_port)?,
+        responder_port: number("responder_port", 65_535, key.responder_port)?,
+    })
+}

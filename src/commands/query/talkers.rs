@@ -1,0 +1,499 @@
+//! `taphouse talkers`: what the sketches estimate. One window comes from a server's memory, everything else from table
+//! `talkers`.
+
+use super::answer::Question;
+use super::shape::Shape;
+use super::{ask, remote, usage};
+use crate::cli::{Output, TalkersArgs};
+use crate::failure::{Code, Failure};
+use arrow::array::{
+    ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, UInt8Array, UInt16Array,
+};
+use query::render::{Renderer, TableLayout};
+use rpc::client::Client;
+use rpc::v1;
+use std::io::Write;
+use std::sync::Arc;
+use std::time::SystemTime;
+use talkers::{Estimand, Flows, KeySpec, Metric, View};
+use wire::Nanos;
+
+pub(crate) fn talkers(args: &TalkersArgs, output: Output) -> Result<(), Failure> {
+    let asked = Asked::new(args)?;
+    if asked.by.is_empty() {
+        return ask(&args.answer, output, Question::Sql(asked.wholes()), Shape::Rows);
+    }
+    if args.follow {
+        return follow(&asked, output);
+    }
+    let is_live = args.answer.from.data_dir.is_none() && (args.window.is_some() || args.running || args.changes);
+    // Without shares where elements of two keys may be the same ones.
+    let shape = if args.changes { Shape::Rows } else { Shape::Top };
+    if is_live {
+        return ask(&args.answer, output, Question::Talkers(Box::new(asked.live())), shape);
+    }
+    ask(&args.answer, output, Question::Stored(Box::new(asked.stored()?)), shape)
+}
+
+/// The options, understood.
+struct Asked<'a> {
+    args: &'a TalkersArgs,
+    by: KeySpec,
+    metric: Option<Metric>,
+    window_us: Option<u64>,
+    since: Option<i64>,
+    until: Option<i64>,
+}
+
+impl<'a> Asked<'a> {
+    fn new(args: &'a TalkersArgs) -> Result<Asked<'a>, Failure> {
+        let now = SystemTime::now();
+        let time = |option: &'static str, text: &Option<String>| {
+            let time = text.as_deref().map(|text| rpc::parse_time(text, now)).transpose();
+            time.map_err(anyhow::Error::msg).map_err(usage(option))
+        };
+        let metric = |name: &String| {
+            let allowed = "is no metric: use bytes, packets, flows or distinct";
+            let counts = Metric::of_name(name).filter(|m| !matches!(m, Metric::Entropy | Metric::Quantile));
+            counts.ok_or_else(|| Failure::new(Code::Usage, anyhow::anyhow!("--metric: '{name}' {allowed}")))
+        };
+        let window = |text: &String| {
+            let window = humantime::parse_duration(text).ok().and_then(|window| u64::try_from(window.as_micros()).ok());
+            window.filter(|us| *us > 0).ok_or_else(|| {
+                let told = "is no length of a window: use one of a task's, such as 1m";
+                Failure::new(Code::Usage, anyhow::anyhow!("--window: '{text}' {told}"))
+            })
+        };
+        Ok(Asked {
+            args,
+            by: KeySpec::new(&args.by).map_err(usage("--by"))?,
+            metric: args.metric.as_ref().map(metric).transpose()?,
+            window_us: args.window.as_ref().map(window).transpose()?,
+            since: time("--since", &args.since)?,
+            until: time("--until", &args.until)?,
+        })
+    }
+
+    fn live(&self) -> Live {
+        let args = self.args;
+        let window = if args.running { v1::sketch_selector::Window::Running } else { Default::default() };
+        let limit = if args.limit == 0 { i32::MAX } else { i32::try_from(args.limit).unwrap_or(i32::MAX) };
+        Live {
+            changes: args.changes,
+            by: self.by.clone(),
+            window_us: self.window_us,
+            request: v1::TopKRequest {
+                from: Some(v1::SketchSelector {
+                    task: args.task.clone().unwrap_or_default(),
+                    tap: args.tap.clone().unwrap_or_default(),
+                    window: window.into(),
+                }),
+                by: args.by.clone(),
+                metric: self.metric.map_or(String::new(), |metric| metric.name().to_owned()),
+                threshold: None,
+                limit,
+                exact: args.exact,
+            },
+        }
+    }
+
+    fn stored(&self) -> Result<Stored, Failure> {
+        if self.args.exact && self.by.has_prefix() {
+            let told = "--exact: flows do not tell of keys with a prefix; leave one of them out";
+            return Err(Failure::new(Code::Usage, anyhow::anyhow!(told)));
+        }
+        Ok(Stored {
+            by: self.by.clone(),
+            metric: self.metric,
+            task: self.args.task.clone(),
+            tap: self.args.tap.clone(),
+            window_us: self.window_us,
+            since: self.since,
+            until: self.until,
+            limit: self.args.limit,
+            exact: self.args.exact,
+        })
+    }
+
+    /// What the latest windows of tasks without a key say.
+    fn wholes(&self) -> String {
+        let mut only = "rank IS NULL AND key_fields IS NULL".to_owned();
+        for (column, value) in [("task", &self.args.task), ("tap", &self.args.tap)] {
+            if let Some(value) = value {
+                only.push_str(&format!(" AND {column} = {}", quoted(value)));
+            }
+        }
+        only.push_str(&within(self.since, self.until));
+        let limit = if self.args.limit == 0 { String::new() } else { format!(" LIMIT {}", self.args.limit) };
+        format!(
+            "SELECT t.task, t.tap, t.metric, t.elements, t.quantile, round(t.estimate, 3) AS estimate, \
+             round(t.lower, 3) AS lower, round(t.upper, 3) AS upper, t.t_end FROM talkers t JOIN \
+             (SELECT task AS of_task, tap AS of_tap, max(t_end) AS last FROM talkers WHERE {only} GROUP BY task, tap) l ON \
+             t.task = l.of_task AND t.tap = l.of_tap AND t.t_end = l.last WHERE rank IS NULL AND key_fields IS NULL ORDER BY \
+             t.task, t.tap, t.quantile{limit}"
+        )
+    }
+}
+
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+fn within(since: Option<i64>, until: Option<i64>) -> String {
+    let mut only = String::new();
+    if let Some(since) = since {
+        only.push_str(&format!(" AND t_end > to_timestamp_micros({since})"));
+    }
+    if let Some(until) = until {
+        only.push_str(&format!(" AND t_start < to_timestamp_micros({until})"));
+    }
+    only
+}
+
+/// A question about what is stored.
+pub(super) struct Stored {
+    by: KeySpec,
+    metric: Option<Metric>,
+    task: Option<String>,
+    tap: Option<String>,
+    window_us: Option<u64>,
+    since: Option<i64>,
+    until: Option<i64>,
+    limit: u64,
+    exact: bool,
+}
+
+/// A list that history has: of which task, by which key, of what, in windows of which length.
+#[derive(Clone)]
+struct List {
+    task: String,
+    key_fields: String,
+    metric: Metric,
+    elements: String,
+    window_us: u64,
+    /// End of its latest window, in µs since 1970.
+    last: u64,
+}
+
+impl Stored {
+    /// The lists that there are: those of the last day, since a list may have been given up long ago.
+    pub(super) fn lists(&self) -> String {
+        "SELECT task, key_fields, metric, elements, dur_us, CAST(max(t_end) AS BIGINT) AS last FROM talkers WHERE rank IS NULL AND \
+         key_fields IS NOT NULL AND t_end > (SELECT max(t_end) FROM talkers) - INTERVAL '1 day' GROUP BY task, key_fields, \
+         metric, elements, dur_us ORDER BY task, key_fields, last DESC"
+            .to_owned()
+    }
+
+    /// The question, of the list that answers it.
+    ///
+    /// # Errors
+    /// There is no such list, or more than one.
+    pub(super) fn sql(&self, lists: &[RecordBatch]) -> Result<String, Failure> {
+        let text = |batch: &RecordBatch, at: usize, row: usize| {
+            query::render::cell(batch.column(at), row).to_text().into_owned()
+        };
+        let rows = lists.iter().flat_map(|batch| (0..batch.num_rows()).map(move |row| (batch, row)));
+        let mut all: Vec<List> = rows
+            .filter_map(|(batch, row)| {
+                let [task, key_fields, metric, elements, window_us, last] =
+                    [0, 1, 2, 3, 4, 5].map(|at| text(batch, at, row));
+                let (window_us, last) = (window_us.parse().ok()?, last.parse().ok()?);
+                Some(List { task, key_fields, metric: Metric::of_name(&metric)?, elements, window_us, last })
+            })
+            .filter(|list| self.window_us.is_none_or(|window| window == list.window_us))
+            .collect();
+        // Of one whose windows had other lengths before.
+        all.dedup_by(|a, b| (&a.task, &a.key_fields) == (&b.task, &b.key_fields));
+        let answers = |list: &&List| {
+            let same = list
+                .key_fields
+                .parse::<KeySpec>()
+                .is_ok_and(|key| key.is_part_of(&self.by) && self.by.is_part_of(&key));
+            same && self.metric.is_none_or(|metric| metric == list.metric)
+                && self.task.as_ref().is_none_or(|task| *task == list.task)
+        };
+        let found: Vec<&List> = all.iter().filter(answers).collect();
+        let told = |lists: &mut dyn Iterator<Item = &List>| {
+            lists
+                .map(|l| format!("{} ({} by {})", l.task, l.metric.name(), l.key_fields))
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        match found[..] {
+            [list] => Ok(self.of(list)),
+            [] if all.is_empty() && self.window_us.is_some() => {
+                let told = "no window of this length is stored; without --window the answer is over all there are";
+                Err(Failure::new(Code::Usage, anyhow::anyhow!("--window: {told}")))
+            }
+            [] if all.is_empty() => {
+                let told = "no window of the sketches is stored yet: a window is written when it is over, or the sketches are \
+                            switched off (sketches.enabled)";
+                Err(Failure::new(Code::Usage, anyhow::anyhow!(told)))
+            }
+            [] => {
+                let (by, all) = (&self.by, told(&mut all.iter()));
+                let metric = self.metric.map_or(String::new(), |metric| format!("{} ", metric.name()));
+                let told = format!(
+                    "history has no list of {metric}by {by}; there are {all}; more can be set under sketches.tasks"
+                );
+                Err(Failure::new(Code::Usage, anyhow::anyhow!(told)))
+            }
+            _ => {
+                let told =
+                    format!("several lists answer: {}; name one with --task or --metric", told(&mut found.into_iter()));
+                Err(Failure::new(Code::Usage, anyhow::anyhow!(told)))
+            }
+        }
+    }
+
+    fn of(&self, list: &List) -> String {
+        let mut only = format!("task = {} AND key_fields = {}", quoted(&list.task), quoted(&list.key_fields));
+        if let Some(tap) = &self.tap {
+            only.push_str(&format!(" AND tap = {}", quoted(tap)));
+        }
+        only.push_str(&within(self.since, self.until));
+        let mut times = match (self.since, self.until) {
+            (None, None) => None,
+            (since, until) => Some((since.unwrap_or(0), until.unwrap_or(i64::MAX / 1_000))),
+        };
+        if let Some(window) = self.window_us {
+            let last = list.last;
+            only.push_str(&format!(" AND dur_us = {window} AND t_end = to_timestamp_micros({last})"));
+            times = Some((last.saturating_sub(window) as i64, last as i64));
+        }
+        let names: Vec<String> = self.by.names().into_iter().map(str::to_owned).collect();
+        let names = names.join(", ");
+        let whole = |name: &str| format!("CAST(round({name}) AS BIGINT)");
+        // Of windows in which a key is not listed all that is known is how much one that is not listed had at most. What was
+        // distinct in each window may have been the same again.
+        let (estimate, lower, share) = match list.metric {
+            Metric::Distinct => ("max(w.estimate)", "max(w.lower)", String::new()),
+            _ => {
+                let share = "coalesce(100.0 * sum(w.estimate) / nullif((SELECT sum(estimate) FROM w), 0), 0.0)";
+                ("sum(w.estimate)", "sum(w.lower)", format!(", {share} AS share"))
+            }
+        };
+        let upper = "sum(w.upper) + (SELECT coalesce(sum(upper), 0) FROM w WHERE rank IS NULL) - sum(o.unlisted)";
+        let (estimate, lower, upper) = (whole(estimate), whole(lower), whole(upper));
+        let limit = if self.limit == 0 { String::new() } else { format!(" LIMIT {}", self.limit) };
+        let top = format!(
+            "WITH w AS (SELECT * FROM talkers WHERE {only}), o AS (SELECT t_end AS o_end, dur_us AS o_dur, tap AS o_tap, upper AS \
+             unlisted FROM w WHERE rank IS NULL) SELECT {names}, {estimate} AS estimate, {lower} AS lower, {upper} AS \
+             upper{share} FROM w JOIN o ON w.t_end = o.o_end AND w.dur_us = o.o_dur AND w.tap = o.o_tap WHERE w.rank IS NOT NULL \
+             GROUP BY {names} ORDER BY estimate DESC, {names}{limit}"
+        );
+        if !self.exact {
+            return top;
+        }
+        let elements = match list.metric {
+            Metric::Distinct => list.elements.parse().unwrap_or(KeySpec::nothing()),
+            _ => KeySpec::nothing(),
+        };
+        let view = self.by.view().or(elements.view()).unwrap_or(match list.metric {
+            Metric::Flows => View::Flows,
+            _ => View::Packets,
+        });
+        let estimand = Estimand { view, metric: list.metric, by: &self.by, elements: &elements };
+        let nanos = |us: i64| Nanos(u64::try_from(us).unwrap_or(0).saturating_mul(1_000));
+        let times = times.map(|(since, until)| (nanos(since), nanos(until)));
+        let Some(proof) = estimand.proof(&[], times, Flows::Stored) else { return top };
+        let on: Vec<String> = self.by.names().iter().map(|name| format!("t.{name} = e.{name}")).collect();
+        let listed: Vec<String> = self.by.names().iter().map(|name| format!("t.{name}")).collect();
+        let share = if list.metric == Metric::Distinct { "" } else { ", t.share" };
+        format!(
+            "SELECT {}, t.estimate, t.lower, t.upper, coalesce(e.exact, 0) AS exact{share} FROM ({top}) t LEFT JOIN ({proof}) e ON \
+             {} ORDER BY t.estimate DESC, {}",
+            listed.join(", "),
+            on.join(" AND "),
+            listed.join(", ")
+        )
+    }
+}
+
+/// A question to a server's memory.
+pub(super) struct Live {
+    request: v1::TopKRequest,
+    by: KeySpec,
+    window_us: Option<u64>,
+    changes: bool,
+}
+
+impl Live {
+    /// The task with a window of the length that is wanted.
+    async fn choose(&mut self, client: &mut Client) -> Result<(), Failure> {
+        let Some(window_us) = self.window_us else { return Ok(()) };
+        let tasks = client.sketches.list_tasks(v1::ListTasksRequest {}).await.map_err(|s| remote(s.into()))?;
+        let tasks = tasks.into_inner().tasks;
+        let length = |task: &v1::SketchTask| {
+            task.window.map_or(0, |w| u64::try_from(w.seconds).unwrap_or(0) * 1_000_000 + w.nanos as u64 / 1_000)
+        };
+        let Some(from) = &mut self.request.from else { return Ok(()) };
+        let answers = |task: &&v1::SketchTask| {
+            let key = task.key.parse::<KeySpec>().unwrap_or(KeySpec::nothing());
+            let whole = task.kind == "heavy_hitters" || key.is_part_of(&self.by);
+            length(task) == window_us
+                && (from.task.is_empty() || from.task == task.name)
+                && (self.request.metric.is_empty() || self.request.metric == task.metric)
+                && whole
+                && self.by.is_part_of(&key)
+        };
+        if let Some(task) = tasks.iter().find(answers) {
+            from.task.clone_from(&task.name);
+            return Ok(());
+        }
+        let shown = |us| humantime::format_duration(std::time::Duration::from_micros(us)).to_string();
+        let keyed = tasks.iter().filter(|task| !task.key.is_empty());
+        let all: Vec<String> =
+            keyed.map(|t| format!("{} ({} by {}, {})", t.name, t.metric, t.key, shown(length(t)))).collect();
+        let told =
+            format!("no task answers by {} in windows of {}; there are {}", self.by, shown(window_us), all.join(", "));
+        Err(Failure::new(Code::Usage, anyhow::anyhow!("{told}; more can be set under sketches.tasks")))
+    }
+
+    /// Asks.
+    pub(super) async fn ask(mut self, client: &mut Client) -> Result<RecordBatch, Failure> {
+        self.choose(client).await?;
+        if self.changes {
+            let v1::TopKRequest { from, by, metric, limit, .. } = self.request;
+            let request = v1::ListChangersRequest { from, by, metric, limit };
+            let answer = client.sketches.list_changers(request).await.map_err(|s| remote(s.into()))?.into_inner();
+            return Ok(changed(&self.by, &answer)?);
+        }
+        let answer = client.sketches.top_k(self.request).await.map_err(|s| remote(s.into()))?.into_inner();
+        Ok(listed(&self.by, &answer)?)
+    }
+}
+
+type Columns = Vec<(&'static str, ArrayRef)>;
+
+/// The columns of keys.
+fn keys<'k>(by: &KeySpec, keys: impl Iterator<Item = Option<&'k v1::TalkerKey>>) -> Columns {
+    let keys: Vec<v1::TalkerKey> = keys.map(|key| key.cloned().unwrap_or_default()).collect();
+    let texts = |of: fn(&v1::TalkerKey) -> &Option<String>| -> ArrayRef {
+        Arc::new(keys.iter().map(|key| of(key).as_deref()).collect::<StringArray>())
+    };
+    let ports = |of: fn(&v1::TalkerKey) -> Option<u32>| -> ArrayRef {
+        Arc::new(keys.iter().map(|key| of(key).and_then(|n| u16::try_from(n).ok())).collect::<UInt16Array>())
+    };
+    let column = |name: &'static str| {
+        let column = match name {
+            "src_ip" => texts(|key| &key.src_ip),
+            "dst_ip" => texts(|key| &key.dst_ip),
+            "originator" => texts(|key| &key.originator),
+            "responder" => texts(|key| &key.responder),
+            "src_port" => ports(|key| key.src_port),
+            "dst_port" => ports(|key| key.dst_port),
+            "originator_port" => ports(|key| key.originator_port),
+            "responder_port" => ports(|key| key.responder_port),
+            "proto" => {
+                let protos = keys.iter().map(|key| key.proto.and_then(|n| u8::try_from(n).ok()));
+                Arc::new(protos.collect::<UInt8Array>())
+            }
+            _ => ports(|key| key.vlan),
+        };
+        (name, column)
+    };
+    by.names().into_iter().map(column).collect()
+}
+
+fn whole(values: impl Iterator<Item = f64>) -> ArrayRef {
+    Arc::new(Int64Array::from_iter_values(values.map(|value| value.round() as i64)))
+}
+
+fn times(window: Option<&v1::SketchWindow>, rows: usize) -> Columns {
+    let time = |time: Option<prost_types::Timestamp>| -> ArrayRef {
+        let us = time.map_or(0, |time| time.seconds * 1_000_000 + i64::from(time.nanos) / 1_000);
+        Arc::new(TimestampMicrosecondArray::from_value(us, rows).with_timezone("UTC"))
+    };
+    vec![("t_start", time(window.and_then(|w| w.start_time))), ("t_end", time(window.and_then(|w| w.end_time)))]
+}
+
+/// A list as rows.
+fn listed(by: &KeySpec, answer: &v1::TopKResponse) -> anyhow::Result<RecordBatch> {
+    let talkers = || answer.talkers.iter();
+    let of = |of: fn(&v1::Estimated) -> f64| whole(talkers().map(move |t| t.estimated.as_ref().map_or(0.0, of)));
+    let mut columns = keys(by, talkers().map(|talker| talker.key.as_ref()));
+    columns.push(("estimate", of(|e| e.estimate)));
+    columns.push(("lower", of(|e| e.lower)));
+    columns.push(("upper", of(|e| e.upper)));
+    if talkers().any(|talker| talker.exact.is_some()) {
+        columns.push(("exact", whole(talkers().map(|talker| talker.exact.unwrap_or(0.0)))));
+    }
+    columns.extend(times(answer.window.as_ref(), answer.talkers.len()));
+    if let Some(total) = answer.total {
+        let share = |t: &v1::Talker| 100.0 * t.estimated.as_ref().map_or(0.0, |e| e.estimate) / total.max(1.0);
+        columns.push(("share", Arc::new(talkers().map(share).collect::<Float64Array>())));
+    }
+    Ok(RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, column)| (name, column, true)))?)
+}
+
+/// Changes as rows.
+fn changed(by: &KeySpec, answer: &v1::ListChangersResponse) -> anyhow::Result<RecordBatch> {
+    let changers = || answer.changers.iter();
+    let of = |pick: fn(&v1::Changer) -> Option<&v1::Estimated>, of: fn(&v1::Estimated) -> f64| {
+        whole(changers().map(move |changer| pick(changer).map_or(0.0, of)))
+    };
+    let mut columns = keys(by, changers().map(|changer| changer.key.as_ref()));
+    columns.push(("before", of(|c| c.before.as_ref(), |e| e.estimate)));
+    columns.push(("after", of(|c| c.after.as_ref(), |e| e.estimate)));
+    columns.push(("change", of(|c| c.change.as_ref(), |e| e.estimate)));
+    columns.push(("lower", of(|c| c.change.as_ref(), |e| e.lower)));
+    columns.push(("upper", of(|c| c.change.as_ref(), |e| e.upper)));
+    columns.extend(times(answer.after.as_ref(), answer.changers.len()));
+    Ok(RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, column)| (name, column, true)))?)
+}
+
+/// Prints a list for every snapshot until a signal ends it: a table of its own each time, or more lines.
+fn follow(asked: &Asked<'_>, output: Output) -> Result<(), Failure> {
+    if output == Output::Json {
+        let told = "--follow does not end, and a JSON array would never close: use --output ndjson";
+        return Err(Failure::new(Code::Usage, anyhow::anyhow!(told)));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut client = rpc::client::connect(&asked.args.answer.from.server).await.map_err(remote)?;
+        let mut live = asked.live();
+        live.choose(&mut client).await?;
+        let stream = client.sketches.watch_top_k(live.request).await.map_err(|s| remote(s.into()))?;
+        let mut stream = stream.into_inner();
+        let mut lines: Option<Renderer<std::io::Stdout>> = None;
+        while let Some(answer) = stream.message().await.map_err(|s| remote(s.into()))? {
+            let rows = listed(&asked.by, &answer)?;
+            if output == Output::Table {
+                table(&answer, &rows)?;
+                continue;
+            }
+            let renderer = match &mut lines {
+                Some(renderer) => renderer,
+                None => {
+                    let schema = rows.schema();
+                    lines.insert(Renderer::new(super::text_format(output), &schema, std::io::stdout())?)
+                }
+            };
+            renderer.write(&rows)?;
+            std::io::stdout().flush()?;
+        }
+        Ok(())
+    })
+}
+
+fn table(answer: &v1::TopKResponse, rows: &RecordBatch) -> anyhow::Result<()> {
+    let window = answer.window.clone().unwrap_or_default();
+    let time = |time: Option<prost_types::Timestamp>| {
+        let nanos = time.map_or(0, |time| time.seconds as u64 * 1_000_000_000 + time.nanos as u64);
+        detect::format_time(Nanos(nanos))
+    };
+    let state = if window.running { "so far" } else { "over" };
+    let total = answer.total.map_or(String::new(), |total| format!("; all together {total}"));
+    println!("{} to {}, {state}{total}", time(window.start_time), time(window.end_time));
+    let shown: Vec<usize> =
+        (0..rows.num_columns()).filter(|at| !rows.schema().field(*at).name().starts_with("t_")).collect();
+    let rows = rows.project(&shown)?;
+    let layout = TableLayout { width: super::screen::Size::of_stdout().map(|size| size.width), row_count: false };
+    let format = super::text_format(Output::Table);
+    let mut renderer = Renderer::with_layout(format, layout, &rows.schema(), std::io::stdout())?;
+    renderer.write(&rows)?;
+    renderer.finish()?;
+    println!();
+    Ok(())
+}
