@@ -109,7 +109,7 @@ pub(crate) fn is_first(part: &u8) -> bool {
     *part == 0
 }
 
-/// An immutable Parquet file of flow records. As long as an `Arc` of it lives, its file stays: retention and compaction
+/// An immutable Parquet file of rows of one table. As long as an `Arc` of it lives, its file stays: retention and compaction
 /// only mark it, and the last owner removes it.
 #[derive(Debug)]
 pub struct Segment {
@@ -131,7 +131,7 @@ pub struct Segment {
     pub t_start_min: i64,
     /// Names of all taps in it, sorted; empty if not known.
     pub taps: Vec<String>,
-    /// All values of `proto` in it, sorted; empty if not known.
+    /// All values of `proto` in it, sorted; empty if not known, and where no row has one.
     pub protos: Vec<u8>,
     zones: Zones,
     blooms: Blooms,

@@ -80,7 +80,8 @@ pub(crate) struct TableInfo {
     pub(crate) folder: &'static str,
     /// Name of the thread that encodes its segments.
     pub(crate) encoder: &'static str,
-    /// Its columns, in order. The first is the time rows are sorted by; `tap` and `proto` are among them.
+    /// Its columns, in order. The first is the time rows are sorted by; `tap` is among them, and `proto`, which may be
+    /// missing from rows.
     pub(crate) schema: fn() -> SchemaRef,
     pub(crate) columns: &'static [ColumnInfo],
     /// Column of the µs from a row's start to its time, in a table whose rows last.
