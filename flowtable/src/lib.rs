@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod config;
+mod deltas;
 mod expiry;
 mod extras;
 mod fragments;
@@ -18,6 +19,7 @@ mod tcp;
 mod walk;
 
 pub use config::{FlowTableConfig, FlowTableError, Timeouts};
+pub use deltas::FlowDelta;
 pub use fragments::{FragmentCache, FragmentCounts};
 pub use record::{ConnState, EndReason, FlowRecord, RttLife, TcpState};
 pub use sink::{FlowInView, FlowSink, HintOwner, HintSlot, TcpOpening};

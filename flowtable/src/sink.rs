@@ -1,4 +1,4 @@
-use crate::FlowRecord;
+use crate::{FlowDelta, FlowRecord};
 use hints::{App, Hint, Progress};
 use wire::{Addr, Direction, Nanos, PacketMeta, TapId};
 
@@ -11,6 +11,12 @@ pub trait FlowSink {
     /// many parts it is exported in.
     fn begun(&mut self, first: &PacketMeta, originator: Direction) {
         let _ = (first, originator);
+    }
+
+    /// A flow tells what it sent since it told last, `is_before` the last turn of time, or after it; if that is wanted
+    /// ([`FlowTable::want_deltas`](crate::FlowTable::want_deltas)).
+    fn delta(&mut self, delta: &FlowDelta<'_>, is_before: bool) {
+        let _ = (delta, is_before);
     }
 
     /// A flow began with a SYN (without ACK). Called once a flow.

@@ -117,6 +117,10 @@ pub(crate) mod bits {
     pub(crate) const LATE: u8 = 1 << 3;
     /// A counter is full: the part ends before the next packet.
     pub(crate) const FULL: u8 = 1 << 4;
+    /// `Deltas::told` holds what had been counted when the flow last told.
+    pub(crate) const TOLD: u8 = 1 << 5;
+    /// On which side of the last turn the flow has told, or begun.
+    pub(crate) const TURN: u8 = 1 << 6;
 }
 
 /// No entry in the side arena.
@@ -290,7 +294,7 @@ impl FlowState {
         birth.start = p.ts;
         birth.end = p.ts;
         self.part_clock = p.clock;
-        self.bits &= !(bits::FULL | bits::LATE);
+        self.bits &= !(bits::FULL | bits::LATE | bits::TOLD);
         let icmp = [self.sides[0].flags, self.sides[1].flags];
         for side in &mut self.sides {
             *side = side.next_part();

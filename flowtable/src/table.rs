@@ -1,3 +1,4 @@
+use crate::deltas::Deltas;
 use crate::extras::{Extras, TEXTS_MAX};
 use crate::hash::KeyHasher;
 use crate::index::Index;
@@ -50,7 +51,7 @@ pub struct FlowTableCounts {
 /// borders, sweep speed or the number of shards, as long as the table has room.
 pub struct FlowTable {
     timeouts: crate::Timeouts,
-    flows_max: u32,
+    pub(crate) flows_max: u32,
     pub(crate) patience: Patience,
     hasher: KeyHasher,
     index: Index,
@@ -65,6 +66,7 @@ pub struct FlowTable {
     pub(crate) expiry: crate::expiry::Expiry,
     pub(crate) clock: Nanos,
     counts: FlowTableCounts,
+    pub(crate) deltas: Deltas,
 }
 
 impl FlowTable {
@@ -87,6 +89,7 @@ impl FlowTable {
             expiry: crate::expiry::Expiry::new(config.flows_max),
             clock: Nanos::ZERO,
             counts: FlowTableCounts::default(),
+            deltas: Deltas::default(),
         })
     }
 
@@ -98,7 +101,10 @@ impl FlowTable {
     /// Bytes of memory this shard may come to hold.
     pub fn memory_bytes_max(&self) -> usize {
         let flow = size_of::<FlowState>() + size_of::<Birth>() + size_of::<u32>();
-        self.index.memory_bytes() + self.flows_max as usize * flow + self.extras.memory_bytes()
+        self.index.memory_bytes()
+            + self.flows_max as usize * flow
+            + self.extras.memory_bytes()
+            + self.deltas.memory_bytes()
     }
 
     /// Replaces the timeouts; flows already in the table follow from their next packet or sweep on.
@@ -207,13 +213,14 @@ impl FlowTable {
             Some(state) if !self.over(state, p) => found,
             _ => self.begin(found, p, hash, sink),
         };
-        let (state, birth) = (&mut self.states[slot as usize], &mut self.births[slot as usize]);
-        if state.part_is_over(p, self.patience.active()) {
-            self.counts.exported[EndReason::Active as usize - 1] += 1;
-            deliver(state, birth, &self.extras, EndReason::Active, sink);
-            self.extras.next_part(state.extra);
-            state.next_part(p, birth);
+        let state = &self.states[slot as usize];
+        if state.is_before_turn(self.deltas.turn) {
+            self.tell(slot as usize, sink);
         }
+        if self.states[slot as usize].part_is_over(p, self.patience.active()) {
+            self.end_part(slot as usize, p, sink);
+        }
+        let (state, birth) = (&mut self.states[slot as usize], &mut self.births[slot as usize]);
         let side = state.side_of(p);
         if side == 1 && !state.answered() {
             self.expiry.answered(slot);
@@ -233,6 +240,18 @@ impl FlowTable {
             let (progress, extra, app) = (&mut state.hint, &mut state.extra, &mut state.sides[1].mark);
             sink.payload(at, p, flow, HintSlot { progress, flow: HintOwner { extra, app, extras: &mut self.extras } });
         }
+    }
+
+    /// Exports a part of a flow; the next one begins with `p`.
+    fn end_part(&mut self, slot: usize, p: &PacketMeta, sink: &mut impl FlowSink) {
+        if self.deltas.wanted {
+            self.tell_rest(slot, sink);
+        }
+        let (state, birth) = (&mut self.states[slot], &mut self.births[slot]);
+        self.counts.exported[EndReason::Active as usize - 1] += 1;
+        deliver(state, birth, &self.extras, EndReason::Active, sink);
+        self.extras.next_part(state.extra);
+        state.next_part(p, birth);
     }
 
     /// The slot of the packet's flow when it is not where it was looked for first, or `NO_SLOT`.
@@ -258,7 +277,8 @@ impl FlowTable {
         } else if self.counts.active == u64::from(self.flows_max) {
             self.evict(sink);
         }
-        let state = FlowState::new(p);
+        let mut state = FlowState::new(p);
+        state.bits |= self.deltas.turn;
         let birth = Birth::new(p, state.bits & bits::FROM_HI != 0);
         self.expiry.epoch(p.clock);
         let slot = match self.states.get_mut(self.free as usize) {
@@ -298,6 +318,9 @@ impl FlowTable {
 
     /// Exports a flow and frees its slot. The index still knows it.
     fn export(&mut self, slot: usize, reason: EndReason, sink: &mut impl FlowSink) {
+        if self.deltas.wanted {
+            self.tell_rest(slot, sink);
+        }
         let state = &mut self.states[slot];
         deliver(state, &self.births[slot], &self.extras, reason, sink);
         self.counts.count_sides(state);

@@ -1,6 +1,6 @@
 //! The table against a naive model: a `HashMap`, no batches, no sweep, every timeout checked by a scan.
 
-use flowtable::{EndReason, FlowRecord, FlowSink, FlowTable, FlowTableConfig, FlowWalk, Timeouts};
+use flowtable::{EndReason, FlowDelta, FlowRecord, FlowSink, FlowTable, FlowTableConfig, FlowWalk, Timeouts};
 use hashbrown::{HashMap, HashSet};
 use proptest::prelude::*;
 use wire::{Addr, Direction, FlowKey, Nanos, PacketMeta, TcpFlags, proto};
@@ -11,6 +11,30 @@ struct Records(Vec<FlowRecord>);
 impl FlowSink for Records {
     fn record(&mut self, record: &FlowRecord, _text: &[u8]) {
         self.0.push(*record);
+    }
+}
+
+/// What flows told, by turn and (key, direction): packets and bytes.
+struct Told(Vec<HashMap<(FlowKey, bool), (u64, u64)>>);
+
+impl Default for Told {
+    fn default() -> Told {
+        Told(vec![HashMap::new()])
+    }
+}
+
+impl FlowSink for Told {
+    fn record(&mut self, _: &FlowRecord, _: &[u8]) {}
+
+    fn delta(&mut self, delta: &FlowDelta<'_>, is_before: bool) {
+        let turn = self.0.len() - 1 - usize::from(is_before);
+        for side in 0..2 {
+            let forward = (delta.originator == Direction::LoToHi) == (side == 0);
+            if delta.pkts[side] > 0 {
+                let told = self.0[turn].entry((*delta.key, forward)).or_default();
+                *told = (told.0 + u64::from(delta.pkts[side]), told.1 + delta.bytes[side]);
+            }
+        }
     }
 }
 
@@ -214,6 +238,42 @@ proptest! {
         prop_assert_eq!(counts.active, 0);
         prop_assert_eq!(counts.exported.iter().sum::<u64>(), records.len() as u64);
         prop_assert_eq!(counts.created, records.iter().filter(|r| r.end_reason != EndReason::Active).count() as u64);
+    }
+
+    /// What flows tell adds up, on each side of every turn, to the packets that came there: with the sweep anywhere between
+    /// two turns, timeouts, parts and evictions.
+    #[test]
+    fn flows_tell_what_was_sent_between_two_turns(
+        steps in steps(),
+        turns in proptest::collection::vec((1usize..80, 0usize..40), 1..40),
+        flows_max in prop_oneof![Just(1024u32), 16u32..24],
+    ) {
+        let timeouts = Timeouts { active: Nanos::from_secs(20), ..Timeouts::default() };
+        let packets = packets(&steps);
+        let mut table = FlowTable::new(FlowTableConfig { flows_max, timeouts, side_bytes_max: 1 << 12 }).unwrap();
+        table.want_deltas();
+        let mut out = Told::default();
+        // By turn and (key, direction): packets and bytes.
+        let mut wanted: Vec<HashMap<(FlowKey, bool), (u64, u64)>> = vec![HashMap::new()];
+        let (mut turns, mut left) = (turns.into_iter().cycle(), 0);
+        let mut slots = 0;
+        for packet in &packets {
+            if left == 0 {
+                // What is swept before the turn depends on how far the sweep had come.
+                while !table.sweep_deltas(3, &mut out) {}
+                (left, slots) = turns.next().unwrap();
+                table.turn();
+                out.0.push(HashMap::new());
+                wanted.push(HashMap::new());
+            }
+            left -= 1;
+            table.process(std::slice::from_ref(packet), &mut out);
+            table.sweep_deltas(slots, &mut out);
+            let sent = wanted.last_mut().unwrap().entry((packet.key, packet.direction == Direction::LoToHi)).or_default();
+            *sent = (sent.0 + 1, sent.1 + u64::from(packet.ip_bytes));
+        }
+        table.finish(packets.last().unwrap().clock, &mut out);
+        prop_assert_eq!(out.0, wanted);
     }
 
     /// At the cap flows are cut short, never lost: packets and bytes add up, and each eviction is a record.

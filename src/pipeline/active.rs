@@ -20,9 +20,9 @@ use std::time::{Duration, Instant};
 
 /// Flows copied between two batches: some 50 µs, no more than the batch itself takes.
 const SLICE_FLOWS: usize = 256;
-/// How long a worker copies when no packets came: they may come any moment, and a ring of 4,096 frames is full after
+/// How long a worker copies, or sweeps, when no packets came: they may come any moment, and a ring of 4,096 frames is full after
 /// 276 µs at 10 Gbit/s.
-const IDLE_TIME: Duration = Duration::from_micros(200);
+pub(super) const IDLE_TIME: Duration = Duration::from_micros(200);
 /// Flows that may wait between a worker and the query.
 const RING_FLOWS: usize = 4096;
 /// How long the query sleeps when no worker has anything for it.

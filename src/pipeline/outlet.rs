@@ -4,7 +4,7 @@
 use super::shared::WorkerGauges;
 use capture::ledger::QueueLedger;
 use detect::{OpeningKind, Tick, TickFeed};
-use flowtable::{FlowRecord, FlowSink, TcpOpening};
+use flowtable::{FlowDelta, FlowRecord, FlowSink, TcpOpening};
 use hints::DnsRecord;
 use sketches::HyperLogLog;
 use std::sync::Arc;
@@ -135,12 +135,15 @@ impl Outlet {
         }
     }
 
-    /// Time has come to `clock`: hands over the tick and the windows that it closes, if it does.
+    /// The sketches, where there are any.
+    #[inline]
+    pub(super) fn talkers(&mut self) -> Option<&mut talkers::Feed> {
+        self.talkers.as_mut()
+    }
+
+    /// Time has come to `clock`: hands over the tick that it closes, if it does.
     #[inline]
     pub(super) fn advance(&mut self, clock: Nanos) {
-        if let Some(talkers) = &mut self.talkers {
-            talkers.advance(clock);
-        }
         if let Some(tick) = self.feed.advance(clock) {
             self.send(tick);
         }
@@ -207,6 +210,13 @@ impl FlowSink for Outlet {
         }
         if let Err(record) = self.records.push(*record, text) {
             self.ring_full(record, text);
+        }
+    }
+
+    #[inline]
+    fn delta(&mut self, delta: &FlowDelta<'_>, is_before: bool) {
+        if let Some(talkers) = &mut self.talkers {
+            talkers.delta(delta, is_before);
         }
     }
 

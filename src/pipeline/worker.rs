@@ -1,15 +1,21 @@
 //! One worker: flow table, hints, sketches and detector feed over decoded packets, run to completion.
 
-use super::active::TableCopy;
+use super::active::{IDLE_TIME, TableCopy};
 use super::ingest::Stage;
 use super::outlet::Outlet;
 use super::payloads::{From, Payloads};
 use super::settings::LiveSettings;
 use super::shared::{WorkerGauges, WorkerView};
-use flowtable::{FlowInView, FlowRecord, FlowSink, FlowTable, FlowTableConfig, FlowTableError, HintSlot, TcpOpening};
+use flowtable::{
+    FlowDelta, FlowInView, FlowRecord, FlowSink, FlowTable, FlowTableConfig, FlowTableError, HintSlot, TcpOpening,
+};
 use hints::{DnsRecord, Hint, HintSink, InspectLimits, Inspector, Payload};
 use std::sync::Arc;
+use std::time::Instant;
 use wire::{Direction, Nanos, PacketMeta};
+
+/// Flows that tell what they sent between two batches, when time has turned: some 50 µs where all of them have something to tell.
+const SWEEP_SLOTS: usize = 512;
 
 pub(crate) struct Worker {
     table: FlowTable,
@@ -32,7 +38,10 @@ impl Worker {
         view: &WorkerView,
         settings: Arc<LiveSettings>,
     ) -> Result<Worker, FlowTableError> {
-        let table = FlowTable::new(config)?;
+        let (mut table, mut outlet) = (FlowTable::new(config)?, outlet);
+        if outlet.talkers().is_some_and(|talkers| talkers.wants_deltas()) {
+            table.want_deltas();
+        }
         let (gauges, copy) = (view.gauges.clone(), TableCopy::new(view.desk.clone()));
         gauges.capacity(u64::from(config.flows_max));
         let inspector = Inspector::new(limits);
@@ -44,6 +53,7 @@ impl Worker {
         // A whole table is far more than a ring holds.
         self.outlet.wait_when_full();
         self.outlet.advance(clock);
+        self.turn_if_due(clock);
         self.table.finish(clock, &mut self.outlet);
         self.inspector.finish(&mut DnsOnly(&mut self.outlet));
         self.published_tick = 0;
@@ -57,6 +67,44 @@ impl Worker {
         self.outlet.traffic(packets);
         let mut sink = Looking { outlet: &mut self.outlet, inspector: &mut self.inspector, payloads };
         self.table.process(packets, &mut sink);
+    }
+
+    /// Windows of the sketches end, or are refreshed, where time has come to that.
+    #[inline]
+    fn turn_if_due(&mut self, clock: Nanos) {
+        if self.outlet.talkers().is_some_and(|talkers| talkers.is_due(clock)) {
+            self.turn(clock);
+        }
+    }
+
+    #[cold]
+    fn turn(&mut self, clock: Nanos) {
+        self.sweep(usize::MAX);
+        let Some(talkers) = self.outlet.talkers() else { return };
+        talkers.turn(clock);
+        let mut slots = if talkers.has_time() { usize::MAX } else { 0 };
+        if talkers.wants_deltas() {
+            self.table.turn();
+        } else {
+            slots = 0;
+        }
+        if self.table.sweep_deltas(slots, &mut self.outlet)
+            && let Some(talkers) = self.outlet.talkers()
+        {
+            talkers.swept();
+        }
+    }
+
+    /// Has some flows tell what they sent before time turned. Gives whether others are left.
+    fn sweep(&mut self, slots: usize) -> bool {
+        if self.table.is_swept() {
+            return false;
+        }
+        let is_swept = self.table.sweep_deltas(slots, &mut self.outlet);
+        if let Some(talkers) = self.outlet.talkers().filter(|_| is_swept) {
+            talkers.swept();
+        }
+        !is_swept
     }
 
     fn publish(&mut self, clock: Nanos) {
@@ -78,16 +126,22 @@ impl Stage for Worker {
         }
         if detect::tick_of(first.clock) == detect::tick_of(last.clock) {
             self.outlet.advance(first.clock);
+            self.turn_if_due(first.clock);
             self.run(packets, payloads);
         } else {
             let mut from = 0;
             for run in packets.chunk_by(|a, b| detect::tick_of(a.clock) == detect::tick_of(b.clock)) {
                 self.outlet.advance(run[0].clock);
+                self.turn_if_due(run[0].clock);
                 self.run(run, &From { all: payloads, from });
                 from += run.len();
             }
         }
         self.inspector.advance(last.clock, &mut DnsOnly(&mut self.outlet));
+        if let Some(talkers) = self.outlet.talkers() {
+            talkers.flush();
+        }
+        self.sweep(SWEEP_SLOTS);
         self.publish(last.clock);
         if self.copy.is_wanted() {
             self.copy.slice(&self.table, self.outlet.ledger());
@@ -97,8 +151,13 @@ impl Stage for Worker {
 
     fn advance(&mut self, clock: Nanos) {
         self.outlet.advance(clock);
+        self.turn_if_due(clock);
         self.table.advance(clock, &mut self.outlet);
         self.inspector.advance(clock, &mut DnsOnly(&mut self.outlet));
+        if !self.table.is_swept() {
+            let since = Instant::now();
+            while self.sweep(SWEEP_SLOTS) && since.elapsed() < IDLE_TIME {}
+        }
         self.publish(clock);
         if self.copy.is_wanted() {
             self.copy.idle_slices(&self.table, self.outlet.ledger());
@@ -117,6 +176,11 @@ impl<P: Payloads> FlowSink for Looking<'_, P> {
     #[inline]
     fn record(&mut self, record: &FlowRecord, text: &[u8]) {
         self.outlet.record(record, text);
+    }
+
+    #[inline]
+    fn delta(&mut self, delta: &FlowDelta<'_>, is_before: bool) {
+        self.outlet.delta(delta, is_before);
     }
 
     #[inline]

@@ -1,23 +1,33 @@
 //! What a worker counts into.
 
-use crate::WhenBehind;
 use crate::field::{Hasher, Key, key_of, whole_key};
 use crate::sketch::Sketch;
 use crate::slots::Slots;
 use crate::task::{Event, Task};
-use flowtable::FlowRecord;
+use crate::{Metric, WhenBehind};
+use flowtable::{FlowDelta, FlowRecord};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use wire::{Direction, FlowKey, Nanos, PacketMeta};
 
 /// A worker's side of all tasks.
+///
+/// What packets brought is told by their flows ([`FlowDelta`]), a few times for each flow instead of once for each packet: when it
+/// ends, and at every turn of time. A turn ends a window, or refreshes the one being filled. After it what was sent before still
+/// comes in until all flows have told it; so a task then fills two sketches, and hands the older one over once that is done.
 pub struct Feed {
     packets: Vec<Lane>,
+    deltas: Vec<Lane>,
     begins: Vec<Lane>,
     ends: Vec<Lane>,
-    /// Earliest end of a window that is being filled.
+    /// When time turns next.
     until: Nanos,
+    /// How often it turns at least, where flows tell of packets.
+    refresh: Option<Nanos>,
+    /// Flows that have begun and are not counted yet: many at a time wait for memory together.
+    begun: Vec<Key>,
+    spreads: Vec<(u64, Key, u64)>,
     when_behind: WhenBehind,
     /// Nobody collects any more.
     abandoned: Arc<AtomicBool>,
@@ -32,14 +42,20 @@ struct Lane {
     element_hasher: Hasher,
     slot: usize,
     window: u64,
-    /// The window has ended, and the collector still had the other slot.
-    is_late: bool,
     /// Something was counted in the window.
     is_used: bool,
+    /// The window that has ended, until all flows have told what they sent in it; whether something was counted in it.
+    before: Option<(u64, bool)>,
+    /// The window has ended, and the collector still had the other slot.
+    is_late: bool,
 }
 
 /// How long a replay waits for the collector between two looks.
 const PAUSE: Duration = Duration::from_micros(100);
+/// How often a window that could not end tries again.
+const RETRY: Nanos = Nanos::from_millis(100);
+/// Flows that begin and are counted together.
+const BEGUN_MAX: usize = 256;
 
 impl Feed {
     pub(crate) fn new(
@@ -52,35 +68,58 @@ impl Feed {
             let lanes = tasks.iter().zip(slots).filter(|(task, _)| task.event == event);
             lanes.map(|(task, slots)| Lane::new(task, slots)).collect()
         };
+        let deltas = of(Event::FlowDelta);
         Feed {
             packets: of(Event::Packet),
             begins: of(Event::FlowBegin),
             ends: of(Event::FlowEnd),
             until: Nanos::ZERO,
+            refresh: deltas.iter().map(|lane| lane.task.config.snapshot_interval).min(),
+            deltas,
+            begun: Vec::with_capacity(BEGUN_MAX),
+            spreads: Vec::with_capacity(BEGUN_MAX),
             when_behind,
             abandoned,
         }
     }
 
-    /// Time has come to `clock`: windows that end by then are handed over. To be called before what happened at `clock` is
-    /// counted.
-    #[inline]
-    pub fn advance(&mut self, clock: Nanos) {
-        if clock >= self.until {
-            self.turn(clock);
-        }
+    /// Whether flows are to tell what they sent ([`flowtable::FlowTable::want_deltas`]).
+    pub fn wants_deltas(&self) -> bool {
+        !self.deltas.is_empty()
     }
 
-    #[cold]
-    fn turn(&mut self, clock: Nanos) {
+    /// Whether flows are to be swept at once when time turns: nobody loses packets by that.
+    pub fn has_time(&self) -> bool {
+        self.when_behind == WhenBehind::Wait
+    }
+
+    /// Whether time turns at `clock`. To be asked before what happened at `clock` is counted.
+    #[inline]
+    pub fn is_due(&self, clock: Nanos) -> bool {
+        clock >= self.until
+    }
+
+    /// Time turns: windows that end by `clock` take nothing any more but what was sent before. All flows must have told since the
+    /// last turn ([`swept`](Feed::swept)), and are to tell from here on what was sent before and after this one.
+    pub fn turn(&mut self, clock: Nanos) {
+        self.flush();
         let (when_behind, abandoned) = (self.when_behind, &self.abandoned);
-        let mut until = Nanos(u64::MAX);
-        for lane in [&mut self.packets, &mut self.begins, &mut self.ends].into_iter().flatten() {
-            lane.turn(clock, when_behind, abandoned);
-            // A late one tries again at the next call.
-            until = if lane.is_late { Nanos::ZERO } else { until.min(lane.end()) };
+        let mut until = match self.refresh {
+            Some(every) => Nanos((clock.0 / every.0 + 1).saturating_mul(every.0)),
+            None => Nanos(u64::MAX),
+        };
+        let with_flows = self.deltas.iter_mut().map(|lane| (lane, true));
+        let lanes = [&mut self.packets, &mut self.begins, &mut self.ends].into_iter().flatten();
+        for (lane, of_flows) in lanes.map(|lane| (lane, false)).chain(with_flows) {
+            lane.turn(clock, of_flows, when_behind, abandoned);
+            until = until.min(if lane.is_late { clock + RETRY } else { lane.end() });
         }
         self.until = until;
+    }
+
+    /// All flows have told what they sent before the last turn.
+    pub fn swept(&mut self) {
+        self.deltas.iter_mut().for_each(Lane::swept);
     }
 
     /// Counts packets, all of one window.
@@ -91,11 +130,41 @@ impl Feed {
         }
     }
 
-    /// Counts a flow that has begun, with a packet of its originator in this direction.
+    /// Counts what a flow has sent, before the last turn or after it.
+    pub fn delta(&mut self, delta: &FlowDelta<'_>, is_before: bool) {
+        let answer = match delta.originator {
+            Direction::LoToHi => Direction::HiToLo,
+            Direction::HiToLo => Direction::LoToHi,
+        };
+        for (side, from) in [delta.originator, answer].into_iter().enumerate() {
+            if delta.pkts[side] > 0 {
+                let key = whole_key(delta.key, from);
+                for lane in &mut self.deltas {
+                    lane.sent(&key, delta.bytes[side], delta.pkts[side], is_before);
+                }
+            }
+        }
+    }
+
+    /// Counts a flow that has begun; its originator sends in this direction.
     #[inline]
     pub fn begun(&mut self, flow: &FlowKey, originator: Direction) {
-        for lane in &mut self.begins {
-            lane.flow(&whole_key(flow, originator), 1);
+        if self.begins.is_empty() {
+            return;
+        }
+        self.begun.push(whole_key(flow, originator));
+        if self.begun.len() == BEGUN_MAX {
+            self.flush();
+        }
+    }
+
+    /// Counts the flows that have begun, if some wait for it. Once a batch.
+    pub fn flush(&mut self) {
+        if !self.begun.is_empty() {
+            for lane in &mut self.begins {
+                lane.begun(&self.begun, &mut self.spreads);
+            }
+            self.begun.clear();
         }
     }
 
@@ -109,22 +178,29 @@ impl Feed {
             };
             if let Some(value) = value {
                 let (from, to) = ((record.src_ip, record.src_port), (record.dst_ip, record.dst_port));
-                lane.flow(&key_of(from, to, record.proto, record.vlan), value);
+                lane.is_used = true;
+                lane.count(lane.slot, &key_of(from, to, record.proto, record.vlan), value);
             }
         }
     }
 
-    /// Hands over what was counted up to now. There will be no more.
-    pub fn finish(self) {
-        let used = [&self.packets, &self.begins, &self.ends].into_iter().flatten().filter(|lane| lane.is_used);
+    /// Hands over what was counted up to now. There will be no more: all flows have ended.
+    pub fn finish(mut self) {
+        self.flush();
+        self.swept();
+        let used = self.lanes().filter(|lane| lane.is_used);
         used.for_each(|lane| lane.slots.hand_over(lane.slot, lane.window));
+    }
+
+    fn lanes(&self) -> impl Iterator<Item = &Lane> {
+        [&self.packets, &self.deltas, &self.begins, &self.ends].into_iter().flatten()
     }
 }
 
 /// Also of a worker that panicked: nobody is to wait for it.
 impl Drop for Feed {
     fn drop(&mut self) {
-        [&self.packets, &self.begins, &self.ends].into_iter().flatten().for_each(|lane| lane.slots.end());
+        self.lanes().for_each(|lane| lane.slots.end());
     }
 }
 
@@ -137,8 +213,9 @@ impl Lane {
             element_hasher: task.element_hasher(),
             slot: 0,
             window: 0,
-            is_late: false,
             is_used: false,
+            before: None,
+            is_late: false,
         }
     }
 
@@ -147,12 +224,14 @@ impl Lane {
         Nanos((self.window + 1).saturating_mul(self.task.config.window.0))
     }
 
-    fn turn(&mut self, clock: Nanos, when_behind: WhenBehind, abandoned: &AtomicBool) {
+    /// Goes over to the window of `clock`. `of_flows`: what was sent before may still come in.
+    fn turn(&mut self, clock: Nanos, of_flows: bool, when_behind: WhenBehind, abandoned: &AtomicBool) {
         let window = self.task.window_of(clock);
         if window <= self.window {
             return;
         }
-        if self.is_used {
+        // Before the first packet there were none.
+        if self.is_used || (of_flows && self.window > 0) {
             let other = 1 - self.slot;
             while !self.slots.is_clean(other) {
                 if when_behind == WhenBehind::GoOn || abandoned.load(Ordering::Relaxed) {
@@ -163,56 +242,86 @@ impl Lane {
                 }
                 std::thread::sleep(PAUSE);
             }
-            self.slots.hand_over(self.slot, self.window);
+            self.before = Some((self.window, self.is_used));
             (self.slot, self.is_used) = (other, false);
         }
         (self.window, self.is_late) = (window, false);
-        self.slots.fill(self.slot, window);
+        if !of_flows {
+            self.swept();
+        }
+    }
+
+    /// Nothing of the window before comes in any more.
+    fn swept(&mut self) {
+        if let Some((window, true)) = self.before.take() {
+            self.slots.hand_over(1 - self.slot, window);
+        }
+        self.slots.fill(self.slot, self.window);
     }
 
     fn packets(&mut self, packets: &[PacketMeta]) {
         self.is_used |= !packets.is_empty();
-        let (task, sketch) = (&*self.task, self.slots.sketch(self.slot));
-        match sketch {
-            Sketch::HeavyHitters(sketch) => {
-                for packet in packets {
-                    let key = task.key.cut(&whole_key(&packet.key, packet.direction));
-                    sketch.update(self.hasher.hash(&key), &key, task.packet_weight(packet));
-                }
-            }
-            Sketch::Quantiles(sketch) => {
-                packets.iter().for_each(|packet| sketch.insert(u64::from(packet.ip_bytes), 1));
-            }
-            sketch => {
-                for packet in packets {
-                    let key = whole_key(&packet.key, packet.direction);
-                    self.count(sketch, &key, task.packet_weight(packet));
-                }
-            }
+        if let Sketch::Quantiles(sketch) = self.slots.sketch(self.slot) {
+            packets.iter().for_each(|packet| sketch.insert(u64::from(packet.ip_bytes), 1));
         }
     }
 
-    /// Counts `n` of a flow.
+    /// Counts what was sent under a key.
     #[inline]
-    fn flow(&mut self, key: &Key, n: u64) {
-        self.is_used = true;
-        self.count(self.slots.sketch(self.slot), key, n);
+    fn sent(&mut self, key: &Key, bytes: u64, packets: u32, is_before: bool) {
+        let slot = match &mut self.before {
+            Some((_, is_used)) if is_before => {
+                *is_used = true;
+                1 - self.slot
+            }
+            _ => {
+                self.is_used = true;
+                self.slot
+            }
+        };
+        let n = if self.task.config.metric == Metric::Bytes { bytes } else { u64::from(packets) };
+        self.count(slot, key, n);
     }
 
+    /// Counts flows that have begun. `spreads` is room for them.
+    fn begun(&mut self, keys: &[Key], spreads: &mut Vec<(u64, Key, u64)>) {
+        self.is_used = true;
+        let Sketch::Spreaders(sketch) = self.slots.sketch(self.slot) else {
+            keys.iter().for_each(|key| self.count(self.slot, key, 1));
+            return;
+        };
+        spreads.clear();
+        spreads.extend(keys.iter().map(|whole| {
+            let key = self.task.key.cut(whole);
+            (self.hasher.hash(&key), key, self.element_hasher.hash(&self.task.elements.cut(whole)))
+        }));
+        sketch.insert_all(spreads);
+    }
+
+    /// Counts `n` of a key, or of an element.
     #[inline]
-    fn count(&self, sketch: &Sketch, whole: &Key, n: u64) {
+    fn count(&self, slot: usize, whole: &Key, n: u64) {
         let task = &*self.task;
         let element = || self.element_hasher.hash(&task.elements.cut(whole));
-        match sketch {
-            Sketch::HeavyHitters(_) | Sketch::TopK(_) => {
+        match self.slots.sketch(slot) {
+            Sketch::HeavyHitters(sketch) => {
                 let key = task.key.cut(whole);
-                sketch.count(self.hasher.hash(&key), &key, n);
+                sketch.update(self.hasher.hash(&key), &key, n);
+            }
+            Sketch::TopK(sketch) => {
+                let key = task.key.cut(whole);
+                sketch.update(self.hasher.hash(&key), &key, n);
             }
             Sketch::Spreaders(sketch) => {
                 let key = task.key.cut(whole);
                 sketch.insert(self.hasher.hash(&key), &key, element());
             }
-            Sketch::Cardinality(_) | Sketch::Entropy(..) => sketch.count(element(), whole, n),
+            Sketch::Cardinality(sketch) => sketch.insert(element()),
+            Sketch::Entropy(sample, head) => {
+                let hash = element();
+                sample.update(hash, n);
+                head.update(hash, &[hash], n);
+            }
             Sketch::Quantiles(sketch) => sketch.insert(n, 1),
         }
     }

@@ -1,7 +1,7 @@
 //! The sketch of a task, whatever its kind.
 
 use crate::TaskError;
-use crate::field::{Key, WORDS};
+use crate::field::WORDS;
 use crate::task::{Kind, Size, Task};
 use sketches::{Bits, CocoSketch, Entropy, Estimate, HyperLogLog, Quantiles, SketchError, Spreaders, TopK};
 
@@ -67,21 +67,6 @@ impl Sketch {
             Sketch::Cardinality(sketch) => sketch.memory_bytes(),
             Sketch::Entropy(sample, head) => sample.memory_bytes() + head.memory_bytes(),
             Sketch::Quantiles(sketch) => sketch.memory_bytes(),
-        }
-    }
-
-    /// Counts `n` of a key, of an element, or of a value.
-    #[inline]
-    pub(crate) fn count(&self, hash: u64, key: &Key, n: u64) {
-        match self {
-            Sketch::HeavyHitters(sketch) => sketch.update(hash, key, n),
-            Sketch::TopK(sketch) => sketch.update(hash, key, n),
-            Sketch::Entropy(sample, head) => {
-                sample.update(hash, n);
-                head.update(hash, &[hash], n);
-            }
-            Sketch::Cardinality(sketch) => sketch.insert(hash),
-            Sketch::Spreaders(_) | Sketch::Quantiles(_) => {}
         }
     }
 

@@ -3,9 +3,11 @@
 //! ```text
 //!            worker                                  collector
 //!  fills slot 0 in window w
-//!  window w ends: state[0] = w + 1 ──────────────→ merges slot 0 into what other workers had of w
+//!  window w ends: fills slot 1 too
+//!  all of w has come:
+//!                 state[0] = w + 1 ──────────────→ merges slot 0 into what other workers had of w
 //!                 filling = (w + 1, slot 1)         resets it
-//!  fills slot 1                   ←─────────────── state[0] = clean
+//!                                 ←─────────────── state[0] = clean
 //! ```
 //!
 //! Whoever writes a sketch is thus always one thread: the worker while it fills it, the collector between the two stores to

@@ -4,7 +4,7 @@ use crate::field::{Hasher, KeySpec, View};
 use crate::sketch::Sketch;
 use crate::{Metric, TaskError};
 use flowtable::FlowRecord;
-use wire::{Nanos, PacketMeta};
+use wire::Nanos;
 
 /// Which sketch a task keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,6 +151,7 @@ pub struct TaskConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
     Packet,
+    FlowDelta,
     FlowBegin,
     FlowEnd,
 }
@@ -254,12 +255,6 @@ impl Task {
         clock.0 / self.config.window.0
     }
 
-    /// What a packet adds to a count.
-    #[inline]
-    pub(crate) fn packet_weight(&self, packet: &PacketMeta) -> u64 {
-        if self.config.metric == Metric::Bytes { u64::from(packet.ip_bytes) } else { 1 }
-    }
-
     /// What a flow adds to a count at its end.
     pub(crate) fn flow_weight(&self, record: &FlowRecord) -> u64 {
         match self.config.metric {
@@ -277,7 +272,7 @@ fn check(config: TaskConfig, seed: u64) -> Result<Task, TaskError> {
         return Err(TaskError::new("name", name, "wanted are 1 to 64 letters, digits, _ and -"));
     }
     let window = config.window;
-    if window < Nanos(TENTH) || window > WINDOW_MAX || window.0 % TENTH != 0 {
+    if window < Nanos(TENTH) || window > WINDOW_MAX || !window.0.is_multiple_of(TENTH) {
         return Err(TaskError::new("window", seconds(window), "wanted are whole tenths of a second up to a day"));
     }
     if config.snapshot_interval < Nanos(TENTH) || config.snapshot_interval > window {
@@ -358,7 +353,8 @@ fn check(config: TaskConfig, seed: u64) -> Result<Task, TaskError> {
     };
     let event = match (config.kind, view) {
         (Kind::Quantiles, View::Flows) => Event::FlowEnd,
-        (_, View::Packets) => Event::Packet,
+        (Kind::Quantiles, View::Packets) => Event::Packet,
+        (_, View::Packets) => Event::FlowDelta,
         (Kind::Spreaders | Kind::Cardinality, View::Flows) => Event::FlowBegin,
         (_, View::Flows) if config.metric == Metric::Flows => Event::FlowBegin,
         (_, View::Flows) => Event::FlowEnd,

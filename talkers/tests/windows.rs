@@ -1,83 +1,33 @@
 //! Windows of several workers against plain counting of the same packets and flows.
 
-use flowtable::FlowRecord;
-use std::collections::{BTreeMap, HashMap};
+mod common;
+
+use common::*;
+use flowtable::{FlowDelta, FlowRecord};
 use std::sync::Arc;
 use talkers::{
     Board, Collector, Feed, KeyFields, KeySpec, Kind, Measure, Metric, Size, TalkerRow, TaskConfig, WhenBehind, Which,
     Window, default_tasks, start,
 };
-use wire::{Addr, Direction, FlowKey, Nanos, PacketMeta, TapId};
-
-const SECOND: u64 = 1_000_000_000;
-
-fn task(name: &str, kind: Kind, key: &[&str], size: Size) -> TaskConfig {
-    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-    TaskConfig {
-        name: name.to_owned(),
-        kind,
-        metric: Metric::Bytes,
-        key: names(key),
-        elements: Vec::new(),
-        measure: None,
-        quantiles: Vec::new(),
-        lists: Vec::new(),
-        size,
-        window: Nanos(10 * SECOND),
-        snapshot_interval: Nanos(SECOND),
-        threshold: 0,
-        rows_max: 100,
-    }
-}
+use wire::{Direction, Nanos, PacketMeta};
 
 fn elements(config: TaskConfig, elements: &[&str]) -> TaskConfig {
     TaskConfig { elements: elements.iter().map(|name| (*name).to_owned()).collect(), ..config }
 }
 
-/// Numbers that look random and are the same each time.
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(1);
-        sketches::mix(self.0) % n
+/// Time comes to `clock`. Flows tell at once: what they do not know yet is for `tests/flows.rs`.
+fn advance(feed: &mut Feed, clock: Nanos) {
+    if feed.is_due(clock) {
+        feed.turn(clock);
+        feed.swept();
     }
 }
 
-fn host(n: u64) -> Addr {
-    // Every fourth speaks IPv6.
-    match n % 4 {
-        0 => Addr([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, (n >> 8) as u8, n as u8]),
-        _ => Addr::v4([10, (n >> 16) as u8, (n >> 8) as u8, n as u8]),
-    }
-}
-
-fn packet(from: (u64, u16), to: (u64, u16), clock: u64, bytes: u32, tap: u16) -> PacketMeta {
-    let ((from, from_port), (to, to_port)) = ((host(from.0), from.1), (host(to.0), to.1));
-    let is_lo = (from, from_port) <= (to, to_port);
-    let ((lo, lo_port), (hi, hi_port)) =
-        if is_lo { ((from, from_port), (to, to_port)) } else { ((to, to_port), (from, from_port)) };
-    PacketMeta {
-        key: FlowKey { lo, hi, lo_port, hi_port, proto: 6, vlan: 7, tap: TapId(tap), ..FlowKey::default() },
-        clock: Nanos(clock),
-        ip_bytes: bytes,
-        direction: if is_lo { Direction::LoToHi } else { Direction::HiToLo },
-        ..PacketMeta::EMPTY
-    }
-}
-
-/// Packets of some seconds, few senders with much.
-fn stream(seed: u64, seconds: u64, packets: u64, hosts: u64) -> Vec<PacketMeta> {
-    let mut numbers = Numbers(seed << 32);
-    (0..packets)
-        .map(|n| {
-            let from = numbers.below(hosts).min(numbers.below(hosts));
-            let to = numbers.below(hosts);
-            let bytes = 40 + numbers.below(1460) as u32;
-            let clock = 1_000 * SECOND + n * seconds * SECOND / packets;
-            packet((from, numbers.below(4) as u16 + 1024), (to, 443), clock, bytes, 0)
-        })
-        .collect()
+/// A packet, told by its flow at once.
+fn count(feed: &mut Feed, packet: &PacketMeta) {
+    feed.packets(std::slice::from_ref(packet));
+    let (pkts, bytes) = ([1, 0], [u64::from(packet.ip_bytes), 0]);
+    feed.delta(&FlowDelta { key: &packet.key, originator: packet.direction, pkts, bytes }, false);
 }
 
 /// Deals packets to workers by their flow, and lets all of them hear of the time.
@@ -85,9 +35,9 @@ fn deal(feeds: &mut [Feed], packets: &[PacketMeta]) {
     let workers = feeds.len() as u64;
     for packet in packets {
         for (k, feed) in feeds.iter_mut().enumerate() {
-            feed.advance(packet.clock);
+            advance(feed, packet.clock);
             if packet.key.stable_hash() % workers == k as u64 {
-                feed.packets(std::slice::from_ref(packet));
+                count(feed, packet);
             }
         }
     }
@@ -115,49 +65,6 @@ fn windows(tasks: Vec<TaskConfig>, workers: usize, packets: &[PacketMeta]) -> (V
     }
     over.extend(finish(feeds, &mut collector));
     (over, board)
-}
-
-type Truth = BTreeMap<u64, HashMap<KeyFields, u64>>;
-
-/// Bytes by window and key.
-fn truth(packets: &[PacketMeta], key: impl Fn(&PacketMeta) -> KeyFields) -> Truth {
-    let mut truth = Truth::new();
-    for packet in packets {
-        let of_window = truth.entry(packet.clock.0 / (10 * SECOND)).or_default();
-        *of_window.entry(key(packet)).or_default() += u64::from(packet.ip_bytes);
-    }
-    truth
-}
-
-fn ends(packet: &PacketMeta) -> ((Addr, u16), (Addr, u16)) {
-    let k = &packet.key;
-    match packet.direction {
-        Direction::LoToHi => ((k.lo, k.lo_port), (k.hi, k.hi_port)),
-        Direction::HiToLo => ((k.hi, k.hi_port), (k.lo, k.lo_port)),
-    }
-}
-
-fn by_source(packet: &PacketMeta) -> KeyFields {
-    KeyFields { src_ip: Some(ends(packet).0.0), ..KeyFields::default() }
-}
-
-fn by_pair(packet: &PacketMeta) -> KeyFields {
-    let (from, to) = ends(packet);
-    KeyFields { src_ip: Some(from.0), dst_ip: Some(to.0), ..KeyFields::default() }
-}
-
-fn by_port(packet: &PacketMeta) -> KeyFields {
-    let (from, _) = ends(packet);
-    KeyFields { src_port: Some(from.1), proto: Some(6), vlan: Some(7), ..KeyFields::default() }
-}
-
-fn by_net(packet: &PacketMeta) -> KeyFields {
-    let cut = |mut address: Addr| {
-        let from = if address.is_v4() { 15 } else { 6 };
-        address.0[from..].fill(0);
-        address
-    };
-    KeyFields { src_ip: Some(cut(ends(packet).0.0)), ..KeyFields::default() }
 }
 
 const FULL: [&str; 6] = ["src_ip", "dst_ip", "src_port", "dst_port", "proto", "vlan"];
@@ -284,7 +191,7 @@ fn flows_are_counted_by_who_began_them() {
     let (mut feeds, mut collector, board) = start(tasks, &taps(1), &[0, 0], 1 << 30, 3, WhenBehind::GoOn).unwrap();
     // Host 1 contacts 500 others on one port; hosts 2 to 101 contact one, on 100 ports.
     for feed in &mut feeds {
-        feed.advance(Nanos(1_000 * SECOND));
+        advance(feed, Nanos(1_000 * SECOND));
     }
     for n in 0..500 {
         let first = packet((1, 4_000), (1_000 + n, 443), 1_000 * SECOND, 60, 0);
@@ -302,6 +209,7 @@ fn flows_are_counted_by_who_began_them() {
         feeds[0].begun(&answer.key, originator);
         feeds[0].ended(&record(n, (5_000, n as u16), 7, None));
     }
+    feeds.iter_mut().for_each(Feed::flush);
     let by: KeySpec = "originator".parse().unwrap();
     let one = KeyFields { originator: Some(host(1)), ..KeyFields::default() };
     let running = board.find(None, Some(Metric::Distinct), &by).unwrap();
@@ -403,8 +311,8 @@ fn taps_are_counted_apart() {
     let all = task("all", Kind::HeavyHitters, &FULL, Size::Memory(1 << 20));
     let (mut feeds, mut collector, board) = start(vec![all], &taps(2), &[0, 1], 1 << 30, 5, WhenBehind::GoOn).unwrap();
     for (tap, feed) in feeds.iter_mut().enumerate() {
-        feed.advance(Nanos(1_000 * SECOND));
-        feed.packets(&[packet((1, 1), (2, 2), 1_000 * SECOND, 100 << tap, tap as u16)]);
+        advance(feed, Nanos(1_000 * SECOND));
+        count(feed, &packet((1, 1), (2, 2), 1_000 * SECOND, 100 << tap, tap as u16));
     }
     assert_eq!(finish(feeds, &mut collector).len(), 2);
     let total = |tap| board.window(&board.tasks()[0], tap, Which::Last).unwrap().unwrap().total();
@@ -436,8 +344,8 @@ fn a_straggler_is_left_behind_and_counted() {
     for second in (1_000..1_100).step_by(10) {
         let worker = if second == 1_000 { &mut feeds[..] } else { &mut feeds[..1] };
         for feed in worker {
-            feed.advance(Nanos(second * SECOND));
-            feed.packets(&[one(second)]);
+            advance(feed, Nanos(second * SECOND));
+            count(feed, &one(second));
         }
         over.extend(collector.poll().unwrap());
     }
@@ -464,9 +372,9 @@ fn threads_lose_nothing() {
             let (packets, mut feed) = (&packets, feed);
             scope.spawn(move || {
                 for packet in packets {
-                    feed.advance(packet.clock);
+                    advance(&mut feed, packet.clock);
                     if packet.key.stable_hash() % 2 == k as u64 {
-                        feed.packets(std::slice::from_ref(packet));
+                        count(&mut feed, packet);
                     }
                 }
                 feed.finish();
