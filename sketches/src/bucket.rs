@@ -68,6 +68,29 @@ pub(crate) fn cells(count: usize) -> Box<[AtomicU64]> {
     (0..count).map(|_| AtomicU64::new(0)).collect()
 }
 
+/// Cells that are zero, the first at the beginning of a cache line of 64 bytes.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    /// Some more than are asked for, since an allocation begins anywhere.
+    cells: Box<[AtomicU64]>,
+    start: usize,
+}
+
+impl Lines {
+    const MORE: usize = 7;
+
+    pub(crate) fn new(count: usize) -> Lines {
+        let cells = cells(count + Self::MORE);
+        let start = cells.as_ptr().align_offset(64).min(Self::MORE);
+        Lines { cells, start }
+    }
+
+    #[inline]
+    pub(crate) fn words(&self) -> &[AtomicU64] {
+        &self.cells[self.start..][..self.cells.len() - Self::MORE]
+    }
+}
+
 /// A plain read-modify-write: cells have one writer, so no locked instruction is needed.
 #[inline]
 pub(crate) fn add(cell: &AtomicU64, n: u64) {
