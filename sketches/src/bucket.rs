@@ -18,16 +18,19 @@ const LOW: u64 = 0x0101_0101_0101_0101;
 const HIGH: u64 = LOW << 7;
 
 /// The bucket of a hash, by its upper bits.
+#[inline]
 pub(crate) fn bucket_of(hash: u64, buckets: usize) -> usize {
     ((u128::from(hash) * buckets as u128) >> 64) as usize
 }
 
 /// The tag of a hash, by its lowest byte. 0 is that of an empty entry.
+#[inline]
 pub(crate) fn tag_of(hash: u64) -> u8 {
     (((hash & 0xff) * 255) >> 8) as u8 + 1
 }
 
 /// Entries whose tag is `tag`, the first one lowest.
+#[inline]
 pub(crate) fn with_tag(tags: u64, tag: u8) -> Lanes {
     let different = tags ^ (LOW * u64::from(tag));
     // Exactly the bytes that are zero: no carry leaves a byte of which the highest bit has been taken out.
@@ -40,6 +43,7 @@ pub(crate) struct Lanes(u64);
 impl Iterator for Lanes {
     type Item = usize;
 
+    #[inline]
     fn next(&mut self) -> Option<usize> {
         (self.0 != 0).then(|| {
             let lane = self.0.trailing_zeros() as usize / 8;
@@ -49,10 +53,12 @@ impl Iterator for Lanes {
     }
 }
 
+#[inline]
 pub(crate) fn tag_at(tags: u64, lane: usize) -> u8 {
     (tags >> (8 * lane)) as u8
 }
 
+#[inline]
 pub(crate) fn with_tag_at(tags: u64, lane: usize, tag: u8) -> u64 {
     tags & !(0xff << (8 * lane)) | u64::from(tag) << (8 * lane)
 }
@@ -62,7 +68,31 @@ pub(crate) fn cells(count: usize) -> Box<[AtomicU64]> {
     (0..count).map(|_| AtomicU64::new(0)).collect()
 }
 
+/// Cells that are zero, the first at the beginning of a cache line of 64 bytes.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    /// Some more than are asked for, since an allocation begins anywhere.
+    cells: Box<[AtomicU64]>,
+    start: usize,
+}
+
+impl Lines {
+    const MORE: usize = 7;
+
+    pub(crate) fn new(count: usize) -> Lines {
+        let cells = cells(count + Self::MORE);
+        let start = cells.as_ptr().align_offset(64).min(Self::MORE);
+        Lines { cells, start }
+    }
+
+    #[inline]
+    pub(crate) fn words(&self) -> &[AtomicU64] {
+        &self.cells[self.start..][..self.cells.len() - Self::MORE]
+    }
+}
+
 /// A plain read-modify-write: cells have one writer, so no locked instruction is needed.
+#[inline]
 pub(crate) fn add(cell: &AtomicU64, n: u64) {
     cell.store(cell.load(Relaxed).saturating_add(n), Relaxed);
 }
@@ -76,6 +106,7 @@ impl Random {
         Random(AtomicU64::new(crate::mix(seed) | 1))
     }
 
+    #[inline]
     pub(crate) fn next(&self) -> u64 {
         let mut x = self.0.load(Relaxed);
         x ^= x >> 12;
@@ -86,12 +117,14 @@ impl Random {
     }
 
     /// True with probability `part / whole`, of which `whole` is not 0.
+    #[inline]
     pub(crate) fn chance(&self, part: u64, whole: u64) -> bool {
         ((u128::from(self.next()) * u128::from(whole)) >> 64) < u128::from(part)
     }
 }
 
 /// Changes what readers must see as one. For the one writer.
+#[inline]
 pub(crate) fn write<T>(version: &AtomicU64, change: impl FnOnce() -> T) -> T {
     let before = version.load(Relaxed);
     version.store(before.wrapping_add(1), Relaxed);
@@ -103,6 +136,7 @@ pub(crate) fn write<T>(version: &AtomicU64, change: impl FnOnce() -> T) -> T {
 }
 
 /// Reads what [`write`] changes: again where it was changed meanwhile.
+#[inline]
 pub(crate) fn read<T>(version: &AtomicU64, mut look: impl FnMut() -> T) -> T {
     loop {
         let before = version.load(Acquire);

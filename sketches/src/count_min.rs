@@ -122,27 +122,52 @@ impl CountMin {
     /// Adds `n` to the item that hashes to `hash`. For the one writer.
     #[inline]
     pub fn update(&self, hash: u64, n: u64) {
-        match self.rule {
-            UpdateRule::Plain => {
-                for cell in self.cells_of(hash) {
-                    add(cell, n);
-                }
-            }
-            UpdateRule::Conservative => {
-                let target = self.estimate(hash).saturating_add(n);
-                for cell in self.cells_of(hash) {
-                    if cell.load(Relaxed) < target {
-                        cell.store(target, Relaxed);
-                    }
-                }
-            }
+        self.update_all([(hash, n)]);
+    }
+
+    /// Adds many, each a hash and what is added to its item: the same as [`CountMin::update`] of each in order, in less time.
+    /// For the one writer; what it adds is in the total at the end.
+    #[inline]
+    pub fn update_all(&self, items: impl IntoIterator<Item = (u64, u64)>) {
+        match self.depth() {
+            1 => self.update_rows::<1>(items),
+            2 => self.update_rows::<2>(items),
+            3 => self.update_rows::<3>(items),
+            4 => self.update_rows::<4>(items),
+            5 => self.update_rows::<5>(items),
+            _ => self.update_any(items),
         }
-        add(&self.total, n);
+    }
+
+    /// [`CountMin::update_all`] of `DEPTH` rows. Against [`CountMin::update_any`]: rows and multipliers are loaded once, the loop
+    /// over rows is unrolled, and cells are looked up once where the rule needs them twice.
+    #[inline]
+    fn update_rows<const DEPTH: usize>(&self, items: impl IntoIterator<Item = (u64, u64)>) {
+        let mut rows = self.cells.chunks_exact(self.width()).zip(&self.multipliers);
+        let rows: [(&[AtomicU64], u64); DEPTH] =
+            std::array::from_fn(|_| rows.next().map(|(row, multiplier)| (row, *multiplier)).unwrap_or_default());
+        let (shift, rule) = (self.shift, self.rule);
+        // In a register: in memory every update would wait for what the one before it stores.
+        let mut sum: u64 = 0;
+        for (hash, n) in items {
+            let cells = rows.map(|(row, multiplier)| &row[(hash.wrapping_mul(multiplier) >> shift) as usize]);
+            put(rule, cells.into_iter(), n);
+            sum = sum.saturating_add(n);
+        }
+        add(&self.total, sum);
+    }
+
+    /// [`CountMin::update_all`] of any number of rows.
+    fn update_any(&self, items: impl IntoIterator<Item = (u64, u64)>) {
+        for (hash, n) in items {
+            put(self.rule, self.cells_of(hash), n);
+            add(&self.total, n);
+        }
     }
 
     /// At least the count of the item that hashes to `hash`.
     pub fn estimate(&self, hash: u64) -> u64 {
-        self.cells_of(hash).map(|cell| cell.load(Relaxed)).min().unwrap_or(0)
+        least(self.cells_of(hash))
     }
 
     /// Adds what `other` counted, as if its stream had followed this one's. A sum of conservative sketches still never
@@ -215,7 +240,7 @@ impl CountMin {
     /// The item's cell in each row. Multiply-shift (Dietzfelbinger et al., *A reliable randomized algorithm for the
     /// closest-pair problem*, 1997): one odd multiplier a row, top bits of the product.
     #[inline]
-    fn cells_of(&self, hash: u64) -> impl Iterator<Item = &AtomicU64> {
+    fn cells_of(&self, hash: u64) -> impl Iterator<Item = &AtomicU64> + Clone {
         // Taken out of the sketch once: a store to a cell might change it, for all the compiler knows.
         let (shift, cells) = (self.shift, &*self.cells);
         self.multipliers.iter().enumerate().map(move |(row, multiplier)| {
@@ -223,6 +248,23 @@ impl CountMin {
             &cells[(row << (64 - shift)) + index]
         })
     }
+}
+
+/// Adds `n` to an item that owns `cells`.
+#[inline]
+fn put<'a>(rule: UpdateRule, cells: impl Iterator<Item = &'a AtomicU64> + Clone, n: u64) {
+    match rule {
+        UpdateRule::Plain => cells.for_each(|cell| add(cell, n)),
+        UpdateRule::Conservative => {
+            let target = least(cells.clone()).saturating_add(n);
+            cells.filter(|cell| cell.load(Relaxed) < target).for_each(|cell| cell.store(target, Relaxed));
+        }
+    }
+}
+
+#[inline]
+fn least<'a>(cells: impl Iterator<Item = &'a AtomicU64>) -> u64 {
+    cells.map(|cell| cell.load(Relaxed)).min().unwrap_or(0)
 }
 
 impl ErrorBound {

@@ -2,6 +2,7 @@
 ///
 /// A bijection, so distinct inputs stay distinct. Constants: "Mix13" of David Stafford, *Better Bit Mixing* (2011), as
 /// used by SplitMix64. Not keyed: whoever can choose inputs can choose outputs.
+#[inline]
 pub const fn mix(x: u64) -> u64 {
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -53,6 +53,23 @@ fn count_min_keeps_its_bound_on_zipf_and_uniform_streams() {
 }
 
 #[test]
+fn many_counts_at_a_time_are_the_same_as_one_by_one() {
+    for depth in 1..=7 {
+        for rule in [UpdateRule::Plain, UpdateRule::Conservative] {
+            let [one, many] = [0, 1].map(|_| CountMin::new(64, depth, rule).unwrap());
+            let mut rng = Rng(depth as u64);
+            let mut stream: Vec<(u64, u64)> =
+                zipf(3, 0.9, 300, 5_000).into_iter().map(|hash| (hash, rng.next() % 9)).collect();
+            // Near the end of what a cell holds.
+            stream.extend([(1, u64::MAX - 7), (1, 9), (2, u64::MAX)]);
+            stream.iter().for_each(|(hash, n)| one.update(*hash, *n));
+            stream.chunks(37).for_each(|items| many.update_all(items.iter().copied()));
+            assert_eq!(one.to_bytes(), many.to_bytes(), "{depth} rows, {rule:?}");
+        }
+    }
+}
+
+#[test]
 fn hyper_log_log_keeps_its_standard_error_without_bias() {
     // From counts far below the number of registers through the range where the first estimators were biased.
     for (precision, n) in

@@ -61,6 +61,49 @@ fn coco_bounds_hold_always_and_estimates_are_right_on_average() {
     }
 }
 
+/// The parts of a five-tuple that the CocoSketch paper asks for (section 7.1): the whole, both addresses, each address with its port,
+/// each address.
+const PARTS: [(&str, [u64; 2]); 6] = [
+    ("five-tuple", [u64::MAX, u64::MAX]),
+    ("source and destination", [u64::MAX, 0]),
+    ("source and its port", [u64::MAX << 32, 0xffff << 16]),
+    ("destination and its port", [u64::MAX >> 32, 0xffff]),
+    ("source", [u64::MAX << 32, 0]),
+    ("destination", [u64::MAX >> 32, 0]),
+];
+
+/// A flow of a network in which a few addresses and ports have most flows: `source, destination`, then `protocol, ports`.
+fn five_tuple(flow: u64) -> [u64; 2] {
+    // Of `n` the first ones are likelier, as in a Zipf distribution of exponent 1.
+    let skewed = |n: f64, salt: u64| n.powf((mix(flow ^ salt << 40) >> 11) as f64 / (1_u64 << 53) as f64) as u64;
+    let (source, destination) = (0x0a00_0000 + skewed(20_000.0, 1), 0xc0a8_0000 + skewed(5_000.0, 2));
+    let (source_port, port) = (1_024 + mix(flow ^ 3) % 60_000, skewed(1_000.0, 4));
+    [source << 32 | destination, 6 << 32 | source_port << 16 | port]
+}
+
+/// Heavy is what has a thousandth of all packets or more. One sketch of 512 KiB, with room for 15,400 of 30,000 flows, is asked
+/// for all six.
+#[test]
+fn one_sketch_finds_the_heavy_hitters_of_six_keys() {
+    const PACKETS: usize = 300_000;
+    const HEAVY: u64 = PACKETS as u64 / 1_000;
+    for seed in 1..=5 {
+        let sketch = CocoSketch::<2>::new(512 << 10, seed).unwrap();
+        let stream: Vec<[u64; 2]> = zipf(seed, 1.0, 30_000, PACKETS).into_iter().map(five_tuple).collect();
+        stream.iter().for_each(|key| sketch.update(hash(key[0] ^ mix(key[1])), key, 1));
+        for (name, mask) in PARTS {
+            let part = |key: &[u64; 2]| [key[0] & mask[0], key[1] & mask[1]];
+            let truth = exact(stream.iter().map(|key| (part(key), 1)));
+            let heavy = truth.values().filter(|n| **n >= HEAVY).count();
+            let told: Vec<[u64; 2]> =
+                sketch.by(part).into_iter().filter(|(_, n)| n.value >= HEAVY).map(|(key, _)| key).collect();
+            let hits = told.iter().filter(|key| truth.get(*key).is_some_and(|n| *n >= HEAVY)).count();
+            let f1 = 2.0 * hits as f64 / (told.len() + heavy) as f64;
+            assert!(heavy >= 20 && f1 >= 0.97, "seed {seed}, {name}: {heavy} heavy ones, F1 {f1}");
+        }
+    }
+}
+
 #[test]
 fn a_frequent_key_is_counted_exactly_once_it_is_held() {
     for seed in 1..=20 {
@@ -251,7 +294,7 @@ fn merged_spreads_are_those_of_both_streams() {
         for (source, spread) in truth.iter().filter(|(_, spread)| **spread >= 100) {
             let estimate = a.estimate(hash(*source), &key(*source)).unwrap();
             let error = estimate / *spread as f64 - 1.0;
-            assert!(error.abs() < 6.0 * 0.106, "seed {seed}: {spread} estimated as {estimate}");
+            assert!(error.abs() < 6.0 * 0.116, "seed {seed}: {spread} estimated as {estimate}");
         }
     }
 }
@@ -265,6 +308,53 @@ fn many_at_a_time_are_the_same_as_one_by_one() {
     items.iter().for_each(|(hash, key, element)| one.insert(*hash, key, *element));
     items.chunks(37).for_each(|items| many.insert_all(items));
     assert_eq!(one.list(0.0), many.list(0.0));
+}
+
+/// Readers ask in a loop beside a writer: what they are told is of a moment between the one before they ask and the one after.
+#[test]
+fn readers_are_told_of_a_moment_while_one_thread_writes() {
+    use sketches::{CountMin, UpdateRule};
+    use std::sync::atomic::{
+        AtomicU64,
+        Ordering::{Acquire, Release},
+    };
+    let (coco, top) = (CocoSketch::<2>::new(8 << 10, 1).unwrap(), TopK::<2>::new(8 << 10, 1).unwrap());
+    let count_min = CountMin::new(256, 3, UpdateRule::Plain).unwrap();
+    const ROUNDS: u64 = 40_000;
+    // How often each of two frequent keys has come. Four others come with them.
+    let done = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut before = done.load(Acquire);
+                while before < ROUNDS {
+                    let told = [0, 1].map(|item| {
+                        let (hash, key) = (hash(item), key(item));
+                        (coco.estimate(hash, &key), top.estimate(hash, &key), count_min.estimate(hash))
+                    });
+                    let of_part: u64 = coco.by(|key| key[0]).iter().map(|(_, part)| part.lower).sum();
+                    let after = done.load(Acquire) + 1;
+                    for (coco, top, count) in told {
+                        assert!(coco.upper >= before && coco.lower <= after, "{coco:?}, {before} to {after}");
+                        assert!(top.upper >= before && top.lower <= after, "{top:?}, {before} to {after}");
+                        assert!(count >= before, "{count}, {before} to {after}");
+                    }
+                    assert!(of_part <= 6 * after, "{of_part} at {after}");
+                    before = after - 1;
+                }
+            });
+        }
+        let mut rng = Rng(5);
+        for round in 1..=ROUNDS {
+            let others = [0; 4].map(|_| 2 + rng.next() % 3_000);
+            for item in [0, 1].into_iter().chain(others) {
+                coco.update(hash(item), &key(item), 1);
+                top.update(hash(item), &key(item), 1);
+                count_min.update(hash(item), 1);
+            }
+            done.store(round, Release);
+        }
+    });
 }
 
 /// Keys never mix: a reader sees none that was not put in, with what belongs to it, while one thread writes.

@@ -55,7 +55,7 @@ fn row(n: u64) -> (TalkerRow, String) {
         end: Nanos::from_secs(n) + Nanos::from_secs(10),
         tap: TapId((n % 2) as u16),
         metric,
-        rank: (fields != "").then_some(n as u32 % 100 + 1),
+        rank: (!fields.is_empty()).then_some(n as u32 % 100 + 1),
         key,
         quantile: (metric == Metric::Quantile).then_some(0.95),
         estimate,

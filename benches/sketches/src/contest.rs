@@ -17,6 +17,8 @@ use std::time::Duration;
 const HEAVY_BYTES: usize = 512 << 10;
 /// Of superspreaders.
 const SPREAD_BYTES: usize = 84_000_000;
+/// As many are given at a time, where a sketch takes many.
+const BATCH: usize = 1_024;
 /// A key is heavy from this share of the stream on.
 const HEAVY: f64 = 1e-4;
 /// Sources of the stream of contacts, and what makes one of them a superspreader.
@@ -90,6 +92,15 @@ pub(crate) fn all() -> Vec<Contestant> {
     vec![
         one(COUNTS, "Count-Min, 4 x 32768", |data| count_min(&data.items, data, 4, 1 << 15, UpdateRule::Plain)),
         one(COUNTS, "Count-Min, 2 x 65536", |data| count_min(&data.items, data, 2, 1 << 16, UpdateRule::Plain)),
+        one(COUNTS, "Count-Min, 4 x 32768, many at a time", |data| {
+            count_min_many(&data.items, data, 4, 1 << 15, UpdateRule::Plain)
+        }),
+        one(COUNTS, "Count-Min, 2 x 65536, many at a time", |data| {
+            count_min_many(&data.items, data, 2, 1 << 16, UpdateRule::Plain)
+        }),
+        one(COUNTS, "Count-Min, conservative, 4 x 32768, many at a time", |data| {
+            count_min_many(&data.items, data, 4, 1 << 15, UpdateRule::Conservative)
+        }),
         one(COUNTS, "Count-Min, conservative, 4 x 32768", |data| {
             count_min(&data.items, data, 4, 1 << 15, UpdateRule::Conservative)
         }),
@@ -208,6 +219,15 @@ fn count_min(stream: &[u64], data: &Data, depth: usize, width: usize, rule: Upda
     Outcome { updates: stream.len(), cpu, memory_bytes: sketch.memory_bytes(), errors }
 }
 
+fn count_min_many(stream: &[u64], data: &Data, depth: usize, width: usize, rule: UpdateRule) -> Outcome {
+    let sketch = CountMin::new(width, depth, rule).expect("a good shape");
+    let cpu = timed(|| {
+        stream.chunks(BATCH).for_each(|items| sketch.update_all(items.iter().map(|item| (mix(*item), 1))));
+    });
+    let errors = of_counts(data, |item| sketch.estimate(mix(item)));
+    Outcome { updates: stream.len(), cpu, memory_bytes: sketch.memory_bytes(), errors }
+}
+
 /// A key of `WORDS` words of an item, as different as those of flows: in some of them.
 fn key<const WORDS: usize>(item: u64) -> [u64; WORDS] {
     std::array::from_fn(|word| if word % 2 == 0 { item } else { 0x1bb_0006 })
@@ -252,8 +272,8 @@ fn spreaders(data: &Data, many: bool) -> Outcome {
     let sketch = Spreaders::<2>::new(SPREAD_BYTES, 1).expect("a good size");
     let key = |source: u64| [source, !source];
     let cpu = timed(|| {
-        let mut batch = Vec::with_capacity(1_024);
-        for contacts in data.contacts.chunks(1_024) {
+        let mut batch = Vec::with_capacity(BATCH);
+        for contacts in data.contacts.chunks(BATCH) {
             let items = contacts.iter().map(|(source, peer)| (mix(*source), key(*source), mix(!*peer)));
             if many {
                 batch.clear();
