@@ -87,7 +87,7 @@ const PARTS: [(&str, [u64; 2]); 6] = [
 fn five_tuple(flow: u64) -> [u64; 2] {
     let (a, b) = (mix(flow), mix(!flow));
     // Of `2^bits` the first ones are likelier, about as in a Zipf distribution of exponent 1.
-    let skewed = |word: u64, bits: u64| (word & ((1 << bits) - 1)) >> ((word >> 40 & 0xff) * bits >> 8);
+    let skewed = |word: u64, bits: u64| (word & ((1 << bits) - 1)) >> (((word >> 40 & 0xff) * bits) >> 8);
     let (source, destination) = (0x0a00_0000 | skewed(a, 18), 0xc0a8_0000 | skewed(b, 14));
     [source << 32 | destination, 6 << 32 | (1_024 + (a >> 48) / 2) << 16 | skewed(b >> 14, 10)]
 }

@@ -1,4 +1,5 @@
-//! What a reader that asks in a loop costs the one that writes.
+//! What a reader that asks in a loop costs the one that writes. Without a pause it takes the cache lines of the most frequent items
+//! away as often as it can: the worst there is. Questions a person or a poll asks come between.
 
 use crate::contest::{Contestant, Data, HEAVY_BYTES, Outcome, timed};
 use sketches::{CocoSketch, CountMin, UpdateRule, mix};
