@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 /// whole range without tables or switching between estimators.
 ///
 /// `m = 2^p` registers of one byte. The top `p` bits of a hash choose a register; it keeps the largest position of the
-/// first one bit in the other `q = 64 - p`. Relative standard error is `1.04 / sqrt(m)`: 26 % at p = 4, 3.3 % at 10,
+/// lowest one bit in the other `q = 64 - p`: the lowest, since every x86-64 has an instruction of one cycle for it. Relative standard error is `1.04 / sqrt(m)`: 26 % at p = 4, 3.3 % at 10,
 /// 0.8 % at 14, 0.2 % at 18.
 ///
 /// One writer, any number of readers, relaxed order: a reader sees each item entirely or not at all.
@@ -52,8 +52,8 @@ impl HyperLogLog {
     pub fn insert(&self, hash: u64) {
         let p = u32::from(self.precision);
         let index = (hash >> (64 - p)) as usize;
-        // The guard bit below the q useful ones bounds the rank at q + 1.
-        let rank = (((hash << p) | (1 << (p - 1))).leading_zeros() + 1) as u8;
+        // The guard bit above the q useful ones bounds the rank at q + 1.
+        let rank = ((hash | 1 << (64 - p)).trailing_zeros() + 1) as u8;
         let register = &self.registers[index];
         if register.load(Relaxed) < rank {
             register.store(rank, Relaxed);
@@ -126,8 +126,8 @@ impl HyperLogLog {
     }
 }
 
-/// Of how its bytes are laid out.
-const BODY: u8 = 1;
+/// Of how its bytes are laid out. 1 had the position of the highest one bit.
+const BODY: u8 = 2;
 
 /// The estimate of registers of which `counts` says how many have each value, from 0 to the largest there can be (Ertl,
 /// algorithm 6).
@@ -198,10 +198,10 @@ mod tests {
     }
 
     #[test]
-    fn ranks_follow_the_first_one_bit() {
+    fn ranks_follow_the_lowest_one_bit() {
         let sketch = HyperLogLog::new(4).unwrap();
-        sketch.insert(0x3800_0000_0000_0000);
-        sketch.insert(0x5100_0000_0000_0000);
+        sketch.insert(0x3800_0000_0000_0001);
+        sketch.insert(0x5100_0000_0000_0008);
         assert_eq!(sketch.registers[3].load(Relaxed), 1);
         assert_eq!(sketch.registers[5].load(Relaxed), 4);
     }

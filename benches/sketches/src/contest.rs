@@ -8,17 +8,18 @@ use datasketches::hll::{HllSketch, HllType};
 use datasketches::tdigest::TDigestMut;
 use hashbrown::HashMap;
 use sketches::{
-    Bloom, CocoSketch, CountMin, CountSketch, Entropy, HyperLogLog, Quantiles, Spreaders, TopK, UpdateRule, mix,
+    Bloom, CocoSketch, CountMin, CountSketch, Entropy, Estimate, HyperLogLog, Quantiles, Spreaders, TopK, UpdateRule,
+    mix,
 };
 use std::hint::black_box;
 use std::time::Duration;
 
 /// Memory of sketches of heavy hitters, bytes.
-const HEAVY_BYTES: usize = 512 << 10;
+pub(crate) const HEAVY_BYTES: usize = 512 << 10;
 /// Of superspreaders.
 const SPREAD_BYTES: usize = 84_000_000;
 /// As many are given at a time, where a sketch takes many.
-const BATCH: usize = 1_024;
+pub(crate) const BATCH: usize = 1_024;
 /// A key is heavy from this share of the stream on.
 const HEAVY: f64 = 1e-4;
 /// Sources of the stream of contacts, and what makes one of them a superspreader.
@@ -34,7 +35,9 @@ pub(crate) struct Data {
     /// How often each item of the first is in it.
     pub(crate) truth: HashMap<u64, u64>,
     /// Who contacted whom.
-    contacts: Vec<(u64, u64)>,
+    pub(crate) contacts: Vec<(u64, u64)>,
+    /// How often each source is in it.
+    pub(crate) sources: HashMap<u64, u64>,
     /// How many distinct ones each contacted.
     spreads: HashMap<u64, u64>,
     /// Values such as round-trip times, and the same in order.
@@ -51,6 +54,8 @@ impl Data {
         stream.iter().for_each(|item| *truth.entry(*item).or_default() += 1);
         let sources = Zipf::new(SOURCES, 1.0);
         let contacts: Vec<(u64, u64)> = (0..length).map(|_| (sources.next(&mut rng), rng.next() % 1_000_000)).collect();
+        let mut of_sources = HashMap::new();
+        contacts.iter().for_each(|(source, _)| *of_sources.entry(*source).or_default() += 1);
         let mut distinct = contacts.clone();
         distinct.sort_unstable();
         distinct.dedup();
@@ -60,7 +65,7 @@ impl Data {
         let mut sorted = values.clone();
         sorted.sort_unstable();
         let uniform = (0..length).map(|_| rng.next() % items).collect();
-        Data { items: stream, uniform, truth, contacts, spreads, values, sorted }
+        Data { items: stream, uniform, truth, contacts, sources: of_sources, spreads, values, sorted }
     }
 }
 
@@ -107,13 +112,13 @@ pub(crate) fn all() -> Vec<Contestant> {
         one(COUNTS, "Count-Sketch, 3 x 32768", |data| {
             let sketch = CountSketch::new(1 << 15, 3).expect("a good shape");
             let cpu = timed(|| data.items.iter().for_each(|item| sketch.update(mix(*item), 1)));
-            let errors = of_counts(data, |item| sketch.estimate(mix(item)).max(0) as u64);
+            let errors = of_counts(&data.truth, |item| sketch.estimate(mix(item)).max(0) as u64);
             Outcome { updates: data.items.len(), cpu, memory_bytes: sketch.memory_bytes(), errors }
         }),
         one(COUNTS, "datasketches CountMin, 4 x 32768", |data| {
             let mut sketch: CountMinSketch<i64> = CountMinSketch::new(4, 1 << 15).expect("a good shape");
             let cpu = timed(|| data.items.iter().for_each(|item| sketch.update(*item)));
-            let errors = of_counts(data, |item| sketch.estimate(item) as u64);
+            let errors = of_counts(&data.truth, |item| sketch.estimate(item) as u64);
             Outcome { updates: data.items.len(), cpu, memory_bytes: sketch.estimated_size(), errors }
         }),
         one(COUNTS, "exact (hashbrown)", |data| {
@@ -133,7 +138,7 @@ pub(crate) fn all() -> Vec<Contestant> {
             let mut sketch: FrequentItemsSketch<u64> = FrequentItemsSketch::new(1 << 14).expect("a power of two");
             let cpu = timed(|| data.items.iter().for_each(|item| sketch.update(*item)));
             let held = data.truth.keys().map(|item| (*item, sketch.estimate(item))).filter(|(_, n)| *n > 0);
-            let errors = of_heavy(data, held.collect());
+            let errors = of_heavy(&data.truth, held.collect());
             Outcome { updates: data.items.len(), cpu, memory_bytes: sketch.estimated_size(), errors }
         }),
         one(HEAVY_SHORT, "heavykeeper", |data| {
@@ -141,7 +146,7 @@ pub(crate) fn all() -> Vec<Contestant> {
             let mut sketch: heavykeeper::TopK<u64> = heavykeeper::TopK::new(2_000, 1 << 13, 4, 0.9);
             let cpu = timed(|| data.items.iter().for_each(|item| sketch.add(item, 1)));
             let held = sketch.list().into_iter().map(|node| (node.item, node.count));
-            let errors = of_heavy(data, held.collect());
+            let errors = of_heavy(&data.truth, held.collect());
             Outcome { updates: data.items.len(), cpu, memory_bytes: HEAVY_BYTES, errors }
         }),
         one(HEAVY_LONG, "CocoSketch", |data| coco::<5>(&data.items, data)),
@@ -206,7 +211,7 @@ pub(crate) fn all() -> Vec<Contestant> {
     ]
 }
 
-fn timed(work: impl FnOnce()) -> Duration {
+pub(crate) fn timed(work: impl FnOnce()) -> Duration {
     let before = cpu::of_this_thread();
     work();
     cpu::of_this_thread() - before
@@ -215,7 +220,7 @@ fn timed(work: impl FnOnce()) -> Duration {
 fn count_min(stream: &[u64], data: &Data, depth: usize, width: usize, rule: UpdateRule) -> Outcome {
     let sketch = CountMin::new(width, depth, rule).expect("a good shape");
     let cpu = timed(|| stream.iter().for_each(|item| sketch.update(mix(*item), 1)));
-    let errors = of_counts(data, |item| sketch.estimate(mix(item)));
+    let errors = of_counts(&data.truth, |item| sketch.estimate(mix(item)));
     Outcome { updates: stream.len(), cpu, memory_bytes: sketch.memory_bytes(), errors }
 }
 
@@ -224,17 +229,17 @@ fn count_min_many(stream: &[u64], data: &Data, depth: usize, width: usize, rule:
     let cpu = timed(|| {
         stream.chunks(BATCH).for_each(|items| sketch.update_all(items.iter().map(|item| (mix(*item), 1))));
     });
-    let errors = of_counts(data, |item| sketch.estimate(mix(item)));
+    let errors = of_counts(&data.truth, |item| sketch.estimate(mix(item)));
     Outcome { updates: stream.len(), cpu, memory_bytes: sketch.memory_bytes(), errors }
 }
 
 /// A key of `WORDS` words of an item, as different as those of flows: in some of them.
-fn key<const WORDS: usize>(item: u64) -> [u64; WORDS] {
+pub(crate) fn key<const WORDS: usize>(item: u64) -> [u64; WORDS] {
     std::array::from_fn(|word| if word % 2 == 0 { item } else { 0x1bb_0006 })
 }
 
 /// A hash of all words.
-fn hash<const WORDS: usize>(key: &[u64; WORDS]) -> u64 {
+pub(crate) fn hash<const WORDS: usize>(key: &[u64; WORDS]) -> u64 {
     match &key[..] {
         [one] => mix(*one),
         words => words.iter().fold(0x9e37_79b9_7f4a_7c15, |state, word| {
@@ -252,8 +257,13 @@ fn coco<const WORDS: usize>(stream: &[u64], data: &Data) -> Outcome {
             sketch.update(hash(&key), &key, 1);
         }
     });
-    let held = sketch.entries().into_iter().map(|(key, estimate)| (key[0], estimate.value)).collect();
-    Outcome { updates: stream.len(), cpu, memory_bytes: sketch.memory_bytes(), errors: of_heavy(data, held) }
+    let held = |of: fn(Estimate) -> u64| sketch.entries().into_iter().map(|(key, told)| (key[0], of(told))).collect();
+    let errors = format!(
+        "{}; by `lower` {}",
+        of_heavy(&data.truth, held(|told| told.value)),
+        of_heavy(&data.truth, held(|told| told.lower))
+    );
+    Outcome { updates: stream.len(), cpu, memory_bytes: sketch.memory_bytes(), errors }
 }
 
 fn top_k<const WORDS: usize>(data: &Data) -> Outcome {
@@ -265,10 +275,10 @@ fn top_k<const WORDS: usize>(data: &Data) -> Outcome {
         }
     });
     let held = sketch.entries().into_iter().map(|(key, estimate)| (key[0], estimate.value)).collect();
-    Outcome { updates: data.items.len(), cpu, memory_bytes: sketch.memory_bytes(), errors: of_heavy(data, held) }
+    Outcome { updates: data.items.len(), cpu, memory_bytes: sketch.memory_bytes(), errors: of_heavy(&data.truth, held) }
 }
 
-fn spreaders(data: &Data, many: bool) -> Outcome {
+pub(crate) fn spreaders(data: &Data, many: bool) -> Outcome {
     let sketch = Spreaders::<2>::new(SPREAD_BYTES, 1).expect("a good size");
     let key = |source: u64| [source, !source];
     let cpu = timed(|| {
@@ -297,7 +307,7 @@ fn spreaders(data: &Data, many: bool) -> Outcome {
     Outcome { updates: data.contacts.len(), cpu, memory_bytes: sketch.memory_bytes(), errors }
 }
 
-fn f1(hits: usize, said: usize, there: usize) -> f64 {
+pub(crate) fn f1(hits: usize, said: usize, there: usize) -> f64 {
     2.0 * hits as f64 / (said + there) as f64
 }
 
@@ -305,11 +315,15 @@ fn relative(told: f64, truth: f64) -> String {
     format!("{:.2} %", 100.0 * (told / truth - 1.0).abs())
 }
 
+/// What an item must have had to be heavy.
+fn heavy_of(truth: &HashMap<u64, u64>) -> u64 {
+    (truth.values().sum::<u64>() as f64 * HEAVY) as u64
+}
+
 /// Of heavy items, on average.
-fn of_counts(data: &Data, estimate: impl Fn(u64) -> u64) -> String {
-    let heavy = (data.items.len() as f64 * HEAVY) as u64;
-    let errors: Vec<f64> = data
-        .truth
+pub(crate) fn of_counts(truth: &HashMap<u64, u64>, estimate: impl Fn(u64) -> u64) -> String {
+    let heavy = heavy_of(truth);
+    let errors: Vec<f64> = truth
         .iter()
         .filter(|(_, n)| **n >= heavy)
         .map(|(item, n)| estimate(*item).abs_diff(*n) as f64 / *n as f64)
@@ -317,9 +331,9 @@ fn of_counts(data: &Data, estimate: impl Fn(u64) -> u64) -> String {
     format!("ARE {:.5}", errors.iter().sum::<f64>() / errors.len() as f64)
 }
 
-fn of_heavy(data: &Data, held: HashMap<u64, u64>) -> String {
-    let heavy = (data.items.len() as f64 * HEAVY) as u64;
-    let truth: Vec<(&u64, &u64)> = data.truth.iter().filter(|(_, n)| **n >= heavy).collect();
+pub(crate) fn of_heavy(truth: &HashMap<u64, u64>, held: HashMap<u64, u64>) -> String {
+    let heavy = heavy_of(truth);
+    let truth: Vec<(&u64, &u64)> = truth.iter().filter(|(_, n)| **n >= heavy).collect();
     let told = |item: &u64| held.get(item).copied().unwrap_or(0);
     let hits = truth.iter().filter(|(item, _)| told(item) >= heavy).count();
     let said = held.values().filter(|n| **n >= heavy).count();

@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 mod contest;
+mod published;
+mod readers;
 mod stream;
 
 use benches::capture::cpu;
@@ -55,7 +57,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         Some(only) => contestant.group.contains(only.as_str()) || contestant.name.contains(only.as_str()),
         None => true,
     };
-    let contestants: Vec<Contestant> = contest::all().into_iter().filter(wanted).collect();
+    let contestants: Vec<Contestant> =
+        [contest::all(), published::all(), readers::all()].into_iter().flatten().filter(wanted).collect();
     if contestants.is_empty() {
         return Err(format!("no sketch has {:?} in its name", options.only.unwrap_or_default()).into());
     }
