@@ -104,6 +104,30 @@ impl<const WORDS: usize> CocoSketch<WORDS> {
         }
     }
 
+    /// Adds to many; memory is waited for once, not each time. The same as [`CocoSketch::update`] of each in order.
+    pub fn update_all(&self, items: &[(u64, [u64; WORDS], u64)]) {
+        /// So many buckets are asked for at a time.
+        const AHEAD: usize = 32;
+        for items in items.chunks(AHEAD) {
+            // Loads that do not depend on each other are waited for together; nothing is decided by what they give.
+            let mut tags = [0; AHEAD];
+            let mut touched = 0;
+            for (tags, (hash, ..)) in tags.iter_mut().zip(items) {
+                let bucket = self.bucket(*hash);
+                *tags = bucket[TAGS].load(Relaxed);
+                touched ^= bucket[COUNTS + WAYS - 1].load(Relaxed);
+            }
+            for (tags, (hash, ..)) in tags.iter().zip(items) {
+                let lane = with_tag(*tags, tag_of(*hash)).next().unwrap_or(0);
+                touched ^= self.bucket(*hash)[KEYS + lane * WORDS].load(Relaxed);
+            }
+            std::hint::black_box(touched);
+            for (hash, key, n) in items {
+                self.update(*hash, key, *n);
+            }
+        }
+    }
+
     /// Adds `n` to the smallest entry, which `key` then may own; of `n` it surely had `sure`.
     fn put(bucket: &[AtomicU64], tag: u8, key: &[u64; WORDS], n: u64, sure: u64, random: &Random) {
         let counts = &bucket[COUNTS..SLACKS];

@@ -312,6 +312,16 @@ fn many_at_a_time_are_the_same_as_one_by_one() {
 
 /// Readers ask in a loop beside a writer: what they are told is of a moment between the one before they ask and the one after.
 #[test]
+fn many_counts_at_a_time_are_the_same_as_one_by_one() {
+    let (one, many) = (CocoSketch::<2>::new(16 << 10, 7).unwrap(), CocoSketch::<2>::new(16 << 10, 7).unwrap());
+    let items: Vec<(u64, [u64; 2], u64)> =
+        (0..20_000_u64).map(|n| n * n % 3_001).map(|item| (hash(item), key(item), 1 + item % 9)).collect();
+    items.iter().for_each(|(hash, key, n)| one.update(*hash, key, *n));
+    items.chunks(101).for_each(|items| many.update_all(items));
+    assert_eq!(one.to_bytes(), many.to_bytes());
+}
+
+#[test]
 fn readers_are_told_of_a_moment_while_one_thread_writes() {
     use sketches::{CountMin, UpdateRule};
     use std::sync::atomic::{

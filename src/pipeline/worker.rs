@@ -114,6 +114,9 @@ impl Worker {
             self.published_tick = tick;
             let counts = self.inspector.counts();
             self.gauges.publish_rare(|rare| rare.hints = counts);
+            if let Some(talkers) = self.outlet.talkers() {
+                talkers.flush();
+            }
         }
     }
 }
@@ -138,9 +141,6 @@ impl Stage for Worker {
             }
         }
         self.inspector.advance(last.clock, &mut DnsOnly(&mut self.outlet));
-        if let Some(talkers) = self.outlet.talkers() {
-            talkers.flush();
-        }
         self.sweep(SWEEP_SLOTS);
         self.publish(last.clock);
         if self.copy.is_wanted() {

@@ -25,12 +25,24 @@ pub struct Feed {
     until: Nanos,
     /// How often it turns at least, where flows tell of packets.
     refresh: Option<Nanos>,
-    /// Flows that have begun and are not counted yet: many at a time wait for memory together.
+    /// What flows have told and is not counted yet: many at a time wait for memory together.
+    sent: Vec<Sent>,
+    /// Flows that have begun and are not counted yet.
     begun: Vec<Key>,
-    spreads: Vec<(u64, Key, u64)>,
+    /// Room for what is made of them.
+    hashed: Vec<(u64, Key, u64)>,
     when_behind: WhenBehind,
     /// Nobody collects any more.
     abandoned: Arc<AtomicBool>,
+}
+
+/// What one side of a flow has sent.
+#[derive(Clone, Copy)]
+struct Sent {
+    key: Key,
+    bytes: u64,
+    pkts: u32,
+    is_before: bool,
 }
 
 /// One task.
@@ -54,8 +66,8 @@ struct Lane {
 const PAUSE: Duration = Duration::from_micros(100);
 /// How often a window that could not end tries again.
 const RETRY: Nanos = Nanos::from_millis(100);
-/// Flows that begin and are counted together.
-const BEGUN_MAX: usize = 256;
+/// What is counted together.
+const TOGETHER: usize = 256;
 
 impl Feed {
     pub(crate) fn new(
@@ -76,8 +88,9 @@ impl Feed {
             until: Nanos::ZERO,
             refresh: deltas.iter().map(|lane| lane.task.config.snapshot_interval).min(),
             deltas,
-            begun: Vec::with_capacity(BEGUN_MAX),
-            spreads: Vec::with_capacity(BEGUN_MAX),
+            sent: Vec::with_capacity(TOGETHER + 1),
+            begun: Vec::with_capacity(TOGETHER),
+            hashed: Vec::with_capacity(TOGETHER + 1),
             when_behind,
             abandoned,
         }
@@ -119,6 +132,7 @@ impl Feed {
 
     /// All flows have told what they sent before the last turn.
     pub fn swept(&mut self) {
+        self.flush_sent();
         self.deltas.iter_mut().for_each(Lane::swept);
     }
 
@@ -138,11 +152,12 @@ impl Feed {
         };
         for (side, from) in [delta.originator, answer].into_iter().enumerate() {
             if delta.pkts[side] > 0 {
-                let key = whole_key(delta.key, from);
-                for lane in &mut self.deltas {
-                    lane.sent(&key, delta.bytes[side], delta.pkts[side], is_before);
-                }
+                let (bytes, pkts) = (delta.bytes[side], delta.pkts[side]);
+                self.sent.push(Sent { key: whole_key(delta.key, from), bytes, pkts, is_before });
             }
+        }
+        if self.sent.len() >= TOGETHER {
+            self.flush_sent();
         }
     }
 
@@ -153,16 +168,30 @@ impl Feed {
             return;
         }
         self.begun.push(whole_key(flow, originator));
-        if self.begun.len() == BEGUN_MAX {
-            self.flush();
+        if self.begun.len() >= TOGETHER {
+            self.flush_begun();
         }
     }
 
-    /// Counts the flows that have begun, if some wait for it. Once a batch.
+    /// Counts what waits for being counted together with more. A few times a second.
     pub fn flush(&mut self) {
+        self.flush_sent();
+        self.flush_begun();
+    }
+
+    fn flush_sent(&mut self) {
+        if !self.sent.is_empty() {
+            for lane in &mut self.deltas {
+                lane.sent(&self.sent, &mut self.hashed);
+            }
+            self.sent.clear();
+        }
+    }
+
+    fn flush_begun(&mut self) {
         if !self.begun.is_empty() {
             for lane in &mut self.begins {
-                lane.begun(&self.begun, &mut self.spreads);
+                lane.begun(&self.begun, &mut self.hashed);
             }
             self.begun.clear();
         }
@@ -266,36 +295,47 @@ impl Lane {
         }
     }
 
-    /// Counts what was sent under a key.
-    #[inline]
-    fn sent(&mut self, key: &Key, bytes: u64, packets: u32, is_before: bool) {
-        let slot = match &mut self.before {
-            Some((_, is_used)) if is_before => {
-                *is_used = true;
-                1 - self.slot
-            }
-            _ => {
-                self.is_used = true;
-                self.slot
-            }
-        };
-        let n = if self.task.config.metric == Metric::Bytes { bytes } else { u64::from(packets) };
-        self.count(slot, key, n);
+    /// Counts what was sent. `hashed` is room for it.
+    fn sent(&mut self, sent: &[Sent], hashed: &mut Vec<(u64, Key, u64)>) {
+        for sent in sent.chunk_by(|a, b| a.is_before == b.is_before) {
+            let slot = match &mut self.before {
+                Some((_, is_used)) if sent[0].is_before => {
+                    *is_used = true;
+                    1 - self.slot
+                }
+                _ => {
+                    self.is_used = true;
+                    self.slot
+                }
+            };
+            let is_bytes = self.task.config.metric == Metric::Bytes;
+            let weight = |sent: &Sent| if is_bytes { sent.bytes } else { u64::from(sent.pkts) };
+            let Sketch::HeavyHitters(sketch) = self.slots.sketch(slot) else {
+                sent.iter().for_each(|sent| self.count(slot, &sent.key, weight(sent)));
+                continue;
+            };
+            hashed.clear();
+            hashed.extend(sent.iter().map(|sent| {
+                let key = self.task.key.cut(&sent.key);
+                (self.hasher.hash(&key), key, weight(sent))
+            }));
+            sketch.update_all(hashed);
+        }
     }
 
-    /// Counts flows that have begun. `spreads` is room for them.
-    fn begun(&mut self, keys: &[Key], spreads: &mut Vec<(u64, Key, u64)>) {
+    /// Counts flows that have begun. `hashed` is room for them.
+    fn begun(&mut self, keys: &[Key], hashed: &mut Vec<(u64, Key, u64)>) {
         self.is_used = true;
         let Sketch::Spreaders(sketch) = self.slots.sketch(self.slot) else {
             keys.iter().for_each(|key| self.count(self.slot, key, 1));
             return;
         };
-        spreads.clear();
-        spreads.extend(keys.iter().map(|whole| {
+        hashed.clear();
+        hashed.extend(keys.iter().map(|whole| {
             let key = self.task.key.cut(whole);
             (self.hasher.hash(&key), key, self.element_hasher.hash(&self.task.elements.cut(whole)))
         }));
-        sketch.insert_all(spreads);
+        sketch.insert_all(hashed);
     }
 
     /// Counts `n` of a key, or of an element.

@@ -403,7 +403,7 @@ pub fn default_tasks() -> Vec<TaskConfig> {
             key: names(&["originator"]),
             elements: names(&["responder", "responder_port"]),
             size: Size::Memory(2 << 20),
-            threshold: 16,
+            rows_max: 200,
             ..base.clone()
         },
         TaskConfig {
@@ -412,7 +412,7 @@ pub fn default_tasks() -> Vec<TaskConfig> {
             key: names(&["responder"]),
             elements: names(&["originator"]),
             size: Size::Memory(2 << 20),
-            threshold: 16,
+            rows_max: 200,
             ..base.clone()
         },
         TaskConfig {

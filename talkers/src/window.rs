@@ -54,8 +54,9 @@ pub struct Changed {
 
 /// Of twice the standard error 95 % are within.
 const CONFIDENCE: f64 = 1.96;
-/// Of a spreader's estimate after a merge: HyperLogLog with 96 registers.
-const MERGED_ERROR: f64 = 0.106;
+/// By how much the error of a spreader's estimate grows in a merge: from that of counting on, sqrt(ln 2 / m), to HyperLogLog's,
+/// 1.04 / sqrt(m).
+const MERGED: f64 = 1.25;
 
 /// Counts by key, and what a key that is not among them may have had.
 struct Counts {
@@ -107,6 +108,7 @@ impl Window {
     pub fn list(&self, by: &KeySpec, least: u64, rows_max: usize) -> Result<Listing, TaskError> {
         if let Sketch::Spreaders(sketch) = &self.sketch {
             self.check(by)?;
+            let spread = |estimate| spread(estimate, sketch.standard_error());
             let mut keys = sketch.list(least as f64);
             let unlisted = keys.get(rows_max).map_or(0.0, |(_, estimate)| *estimate);
             let all = sketch.list(0.0);
@@ -142,7 +144,8 @@ impl Window {
             self.check(by)?;
             // One that is not held may have had as many as the least of its bucket.
             let none = || Known { upper: f64::INFINITY, ..Known::default() };
-            return Ok(sketch.estimate(self.task.hasher().hash(&key), &key).map_or_else(none, spread));
+            let held = sketch.estimate(self.task.hasher().hash(&key), &key);
+            return Ok(held.map_or_else(none, |estimate| spread(estimate, sketch.standard_error())));
         }
         if *by == self.task.key {
             let hash = self.task.hasher().hash(&key);
@@ -323,7 +326,7 @@ fn known(estimate: Estimate) -> Known {
     Known { estimate: estimate.value as f64, lower: estimate.lower as f64, upper: estimate.upper as f64 }
 }
 
-fn spread(estimate: f64) -> Known {
-    let error = MERGED_ERROR * CONFIDENCE;
+fn spread(estimate: f64, standard_error: f64) -> Known {
+    let error = standard_error * MERGED * CONFIDENCE;
     Known { estimate, lower: (estimate * (1.0 - error)).max(1.0), upper: estimate * (1.0 + error) }
 }
