@@ -180,7 +180,12 @@ impl Window {
             // No key had more than all of them.
             known.upper = known.upper.min(total.max(known.lower));
         }
-        keys.sort_unstable_by(|(a, x), (b, y)| y.value.cmp(&x.value).then_with(|| a.cmp(b)));
+        // A key that took over a crowded entry has the count of those before it: of whole keys those first that surely had most. In a
+        // part of a key that evens out.
+        let order = |known: &Estimate| {
+            if *by == self.task.key { (known.lower, known.value) } else { (known.value, known.lower) }
+        };
+        keys.sort_unstable_by(|(a, x), (b, y)| order(y).cmp(&order(x)).then_with(|| a.cmp(b)));
         Ok(Counts { keys, unheld, total })
     }
 
