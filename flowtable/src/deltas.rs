@@ -9,6 +9,7 @@
 //! counted by then lies in an array beside the states, which flows that do not live to see a turn never touch.
 
 use crate::state::{FlowState, bits};
+use crate::walk::FREE_SLOTS_A_FLOW;
 use crate::{FlowSink, FlowTable};
 use wire::{Direction, FlowKey};
 
@@ -66,15 +67,21 @@ impl FlowTable {
         self.deltas.at == self.deltas.end
     }
 
-    /// Has the flows in the next `slots` slots tell. Gives [`is_swept`](FlowTable::is_swept).
-    pub fn sweep_deltas(&mut self, slots: usize, sink: &mut impl FlowSink) -> bool {
-        let until = self.deltas.at.saturating_add(slots).min(self.deltas.end);
-        for slot in self.deltas.at..until {
-            if !self.expiry.is_free(slot) && self.states[slot].is_before_turn(self.deltas.turn) {
-                self.tell(slot, sink);
+    /// Has up to `flows` flows tell, the next ones. 16 free slots count as one. Gives [`is_swept`](FlowTable::is_swept).
+    pub fn sweep_deltas(&mut self, flows: usize, sink: &mut impl FlowSink) -> bool {
+        let mut left = flows.saturating_mul(FREE_SLOTS_A_FLOW);
+        while left > 0 && self.deltas.at < self.deltas.end {
+            let slot = self.deltas.at;
+            self.deltas.at += 1;
+            if self.expiry.is_free(slot) {
+                left -= 1;
+            } else {
+                left = left.saturating_sub(FREE_SLOTS_A_FLOW);
+                if self.states[slot].is_before_turn(self.deltas.turn) {
+                    self.tell(slot, sink);
+                }
             }
         }
-        self.deltas.at = until;
         self.is_swept()
     }
 

@@ -5,7 +5,7 @@ use crate::{EndReason, FlowRecord, FlowTable};
 
 /// Free slots that may be looked at for each flow that may be shown: four bytes each, in sequence, against the lines of a
 /// flow and the making of its record.
-const FREE_SLOTS_A_FLOW: usize = 16;
+pub(crate) const FREE_SLOTS_A_FLOW: usize = 16;
 
 /// How far a walk over the flows of a table has come.
 ///

@@ -458,7 +458,7 @@ fn task_message(task: &Task) -> v1::SketchTask {
         window: Some(duration(config.window)),
         snapshot_interval: Some(duration(config.snapshot_interval)),
         threshold: config.threshold,
-        memory_bytes: task.memory_bytes().unwrap_or(0) as u64,
+        memory_bytes: task.memory_bytes() as u64,
     }
 }
 

@@ -271,7 +271,7 @@ impl SketchesSection {
         if !self.enabled {
             return Ok(None);
         }
-        // A replay gives the same estimates each time; where a live server puts a key is for nobody to know.
+        // A replay with one worker gives the same estimates each time; where a live server puts a key is for nobody to know.
         let (seed, when_behind) = match when_full {
             WhenFull::Wait => (0, WhenBehind::Wait),
             WhenFull::Drop => (std::hash::RandomState::new().build_hasher().finish(), WhenBehind::GoOn),

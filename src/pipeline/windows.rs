@@ -26,7 +26,10 @@ pub(super) fn run(mut collector: Collector, writer: &SyncSender<TalkerRows>) {
             Ok(0) if is_over => return,
             Ok(0) => std::thread::sleep(IDLE),
             Ok(_) => {}
-            Err(error) => tracing::error!("a window of the sketches is lost: {error}"),
+            Err(error) => {
+                tracing::error!("a window of the sketches is lost: {error}");
+                std::thread::sleep(IDLE);
+            }
         }
     }
 }

@@ -79,6 +79,10 @@ impl Worker {
 
     #[cold]
     fn turn(&mut self, clock: Nanos) {
+        let is_swept = self.table.is_swept();
+        if !self.outlet.talkers().is_some_and(|talkers| talkers.must_turn(clock, is_swept)) {
+            return;
+        }
         self.sweep(usize::MAX);
         let Some(talkers) = self.outlet.talkers() else { return };
         talkers.turn(clock);

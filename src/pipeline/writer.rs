@@ -69,7 +69,7 @@ pub(super) fn run(
         match windows.try_recv() {
             Ok(TalkerRows { rows, texts }) => {
                 store.append_talkers(&rows, &texts)?;
-                moved += rows.len();
+                (moved, last_round) = (moved + rows.len(), false);
             }
             Err(TryRecvError::Empty) => last_round = false,
             Err(TryRecvError::Disconnected) => {}

@@ -2,7 +2,7 @@
 
 use crate::feed::Feed;
 use crate::sketch::Sketch;
-use crate::slots::Slots;
+use crate::slots::{Filling, Slots};
 use crate::task::{Task, TaskConfig};
 use crate::window::Window;
 use crate::{KeySpec, Metric, TaskError};
@@ -20,12 +20,12 @@ pub enum WhenBehind {
     GoOn,
 }
 
-/// Windows of one tap and task that wait for their slowest worker.
-const PENDING_MAX: usize = 4;
+/// By how many windows a worker may be behind another one of its tap.
+const BEHIND_MAX: u64 = 4;
 /// Sketches of each tap and task in windows that are over: pending ones, and two that are answered from.
-const COLLECTED_MAX: usize = PENDING_MAX + 2;
+const COLLECTED_MAX: usize = BEHIND_MAX as usize + 2;
 /// How often the window being filled is read again because it ended meanwhile.
-const ATTEMPTS: usize = 4;
+const ATTEMPTS: usize = 16;
 
 /// Which window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,9 +46,18 @@ pub struct Board {
     /// Of each worker its tap, and its slots by task.
     workers: Vec<(usize, Vec<Arc<Slots>>)>,
     /// By tap and task: the last window and the one before.
-    published: Mutex<Vec<[Option<Arc<Window>>; 2]>>,
+    published: Mutex<Vec<Published>>,
     windows: AtomicU64,
     stragglers: AtomicU64,
+}
+
+/// The windows of one tap and task that are over.
+#[derive(Debug, Default)]
+struct Published {
+    last: Option<Arc<Window>>,
+    previous: Option<Arc<Window>>,
+    /// No window before this one will come any more.
+    past: u64,
 }
 
 /// What became of windows.
@@ -105,7 +114,7 @@ pub fn start(
         let spares = (0..COLLECTED_MAX).map(|_| Sketch::new(task)).collect::<Result<_, _>>()?;
         lanes.push(Collected { spares, ..Collected::default() });
     }
-    let published = Mutex::new(lanes.iter().map(|_| [None, None]).collect());
+    let published = Mutex::new(lanes.iter().map(|_| Published::default()).collect());
     let (windows, stragglers) = (AtomicU64::new(0), AtomicU64::new(0));
     let board = Arc::new(Board { tasks, taps: taps.to_vec(), workers, published, windows, stragglers });
     Ok((feeds, Collector { board: board.clone(), lanes, when_behind, abandoned }, board))
@@ -128,16 +137,21 @@ pub fn check(
         if checked.iter().any(|task| task.name() == config.name) {
             return Err(TaskError::new("name", &config.name, "there twice; give each task its own").of(&config.name));
         }
-        let task = Task::new(config, sketches::mix(seed ^ (number as u64 + 1)))?;
-        bytes = bytes.saturating_add(task.memory_bytes()?.saturating_mul(copies));
+        let name = config.name.clone();
+        let room = memory_max.saturating_sub(bytes) / copies.max(1);
+        let task = Task::new(config, sketches::mix(seed ^ (number as u64 + 1)), room).map_err(|error| match error {
+            TaskError::Memory { bytes: more } => {
+                let all = bytes.saturating_add(more.saturating_mul(copies));
+                let allowed = format!(
+                    "tasks take at least {all} bytes with {workers} worker(s) and {taps} tap(s), two windows a worker and \
+                     {COLLECTED_MAX} a tap; raise it, or make tasks smaller"
+                );
+                TaskError::new("memory_max", memory_max.to_string(), allowed).of(&name)
+            }
+            error => error,
+        })?;
+        bytes = bytes.saturating_add(task.memory_bytes().saturating_mul(copies));
         checked.push(Arc::new(task));
-    }
-    if bytes > memory_max {
-        let allowed = format!(
-            "all tasks take {bytes} bytes with {workers} worker(s) and {taps} tap(s), two windows a worker and {COLLECTED_MAX} a \
-             tap; raise it, or make tasks smaller"
-        );
-        return Err(TaskError::new("memory_max", memory_max.to_string(), allowed));
     }
     Ok(checked)
 }
@@ -156,7 +170,7 @@ impl Board {
     /// Bytes of all sketches.
     pub fn memory_bytes(&self) -> usize {
         let workers = self.workers.iter().flat_map(|(_, slots)| slots).map(|slots| slots.memory_bytes()).sum::<usize>();
-        let one: usize = self.tasks.iter().filter_map(|task| task.memory_bytes().ok()).sum();
+        let one: usize = self.tasks.iter().map(|task| task.memory_bytes()).sum();
         workers + one * COLLECTED_MAX * self.taps.len()
     }
 
@@ -228,34 +242,41 @@ impl Board {
         let task = &self.tasks[at];
         let workers = || self.workers.iter().filter(|(tap, _)| taps.contains(tap)).map(|(_, slots)| &slots[at]);
         for _ in 0..ATTEMPTS {
-            let before: Vec<_> = workers().map(|slots| slots.filling()).collect();
-            let number = before.iter().flatten().map(|(number, _)| *number).max();
-            let Some(number) = number.filter(|number| *number > 0) else { return Ok(None) };
+            let before: Vec<Filling> = workers().map(|slots| slots.filling()).collect();
+            let numbers = before.iter().filter_map(|filling| match filling {
+                Filling::Window(number, _) => Some(*number),
+                Filling::Nothing | Filling::Ended => None,
+            });
+            let Some(number) = numbers.max() else { return Ok(None) };
             let merged = Sketch::new(task)?;
             for (slots, filling) in workers().zip(&before) {
                 // Of one that is behind there is nothing in this window yet.
-                if let Some((_, slot)) = filling.filter(|(window, _)| *window == number) {
-                    merged.merge(slots.sketch(slot))?;
+                if let Filling::Window(window, slot) = filling
+                    && *window == number
+                {
+                    merged.merge(slots.sketch(*slot))?;
                 }
             }
-            if workers().map(|slots| slots.filling()).eq(before) {
+            if workers().map(|slots| slots.filling_still()).eq(before) {
                 return Ok(Some(Window::new(task.clone(), one_of(taps), number, true, merged)));
             }
         }
-        Err(TaskError::Question("windows end faster than they can be read; ask for the last one".to_owned()))
+        Err(TaskError::Busy)
     }
 
     /// The latest window that is over, or the one before that.
     fn over(&self, at: usize, taps: &[usize], age: usize) -> Result<Option<Arc<Window>>, TaskError> {
         let found: Vec<Arc<Window>> = {
             let published = self.published();
-            let of_tap = |tap: &usize| published[tap * self.tasks.len() + at].clone();
-            let all: Vec<_> = taps.iter().map(of_tap).collect();
-            let mut numbers: Vec<u64> = all.iter().flatten().flatten().map(|window| window.number).collect();
+            let all: Vec<&Published> = taps.iter().map(|tap| &published[tap * self.tasks.len() + at]).collect();
+            let windows = || all.iter().flat_map(|of_tap| [&of_tap.last, &of_tap.previous]).flatten();
+            // Not one that a tap may still bring its part of.
+            let past = all.iter().map(|of_tap| of_tap.past).min().unwrap_or(0);
+            let mut numbers: Vec<u64> = windows().map(|window| window.number).filter(|number| *number < past).collect();
             numbers.sort_unstable_by(|a, b| b.cmp(a));
             numbers.dedup();
             let Some(number) = numbers.get(age) else { return Ok(None) };
-            all.into_iter().flatten().flatten().filter(|window| window.number == *number).collect()
+            windows().filter(|window| window.number == *number).cloned().collect()
         };
         let (Some(first), [_, _, ..]) = (found.first(), &found[..]) else { return Ok(found.into_iter().next()) };
         let merged = Sketch::new(&first.task)?;
@@ -265,7 +286,7 @@ impl Board {
         Ok(Some(Arc::new(Window::new(first.task.clone(), None, first.number, false, merged))))
     }
 
-    fn published(&self) -> MutexGuard<'_, Vec<[Option<Arc<Window>>; 2]>> {
+    fn published(&self) -> MutexGuard<'_, Vec<Published>> {
         self.published.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -300,7 +321,7 @@ impl Collector {
     pub fn is_over(&self) -> bool {
         let mut slots = self.board.workers.iter().flat_map(|(_, slots)| slots);
         // First the end, then what was handed over before it.
-        slots.all(|slots| slots.filling().is_none() && slots.handed_over().next().is_none())
+        slots.all(|slots| slots.filling() == Filling::Ended && slots.is_clear())
             && self.lanes.iter().all(|lane| lane.pending.is_empty())
     }
 
@@ -308,42 +329,45 @@ impl Collector {
         let board = self.board.clone();
         let lane = &mut self.lanes[tap * board.tasks.len() + task];
         let spec = &board.tasks[task];
-        let mut all_are_past = u64::MAX;
+        let (mut past, mut handed_over) = (u64::MAX, Vec::new());
         for (_, slots) in board.workers.iter().filter(|(of, _)| *of == tap) {
             let slots = &slots[task];
             // First this, so that what was handed over before is seen.
-            let filling = slots.filling().map_or(u64::MAX, |(window, _)| window);
-            all_are_past = all_are_past.min(filling);
-            let mut handed_over: Vec<(usize, u64)> = slots.handed_over().collect();
-            handed_over.sort_by_key(|(_, window)| *window);
-            for (slot, window) in handed_over {
-                if window < lane.next {
-                    board.stragglers.fetch_add(1, Ordering::Relaxed);
-                }
-                let window = window.max(lane.next);
-                if !lane.pending.contains_key(&window) {
-                    if lane.pending.len() >= PENDING_MAX {
-                        if self.when_behind == WhenBehind::Wait {
-                            all_are_past = all_are_past.min(window);
-                            continue;
-                        }
-                        over.extend(lane.publish(&board, tap, task));
-                    }
-                    let sketch = match lane.spares.pop() {
-                        Some(spare) => spare,
-                        None => Sketch::new(spec)?,
-                    };
-                    lane.pending.insert(window, sketch);
-                }
-                if let Some(merged) = lane.pending.get(&window) {
-                    merged.merge(slots.sketch(slot))?;
-                }
-                slots.give_back(slot);
-            }
+            past = past.min(slots.filling().past());
+            handed_over.extend(slots.handed_over().map(|(slot, window)| (window, slot, slots)));
         }
-        while lane.pending.first_key_value().is_some_and(|(window, _)| *window < all_are_past) {
+        handed_over.sort_by_key(|(window, ..)| *window);
+        let newest = handed_over.last().map_or(0, |(window, ..)| *window);
+        if self.when_behind == WhenBehind::GoOn {
+            // Whoever is further behind is not waited for.
+            past = past.max(newest.saturating_sub(BEHIND_MAX));
+        }
+        for (window, slot, slots) in handed_over {
+            // It stays with its worker, who waits.
+            if window >= past.saturating_add(BEHIND_MAX) && self.when_behind == WhenBehind::Wait {
+                continue;
+            }
+            if window < lane.next {
+                board.stragglers.fetch_add(1, Ordering::Relaxed);
+            }
+            let window = window.max(lane.next);
+            if !lane.pending.contains_key(&window) {
+                let sketch = match lane.spares.pop() {
+                    Some(spare) => spare,
+                    None => Sketch::new(spec)?,
+                };
+                lane.pending.insert(window, sketch);
+            }
+            let merged = lane.pending.get(&window).map_or(Ok(()), |merged| merged.merge(slots.sketch(slot)));
+            slots.give_back(slot);
+            merged?;
+        }
+        while lane.pending.first_key_value().is_some_and(|(window, _)| *window < past) {
             over.extend(lane.publish(&board, tap, task));
         }
+        // After them: who sees it finds them.
+        let published = &mut board.published()[tap * board.tasks.len() + task];
+        published.past = published.past.max(past);
         Ok(())
     }
 }
@@ -362,8 +386,8 @@ impl Collected {
         let window = Arc::new(Window::new(board.tasks[task].clone(), Some(tap_id(tap)), number, false, sketch));
         let oldest = {
             let place = &mut board.published()[tap * board.tasks.len() + task];
-            let last = place[0].replace(window.clone());
-            std::mem::replace(&mut place[1], last)
+            let last = place.last.replace(window.clone());
+            std::mem::replace(&mut place.previous, last)
         };
         board.windows.fetch_add(1, Ordering::Relaxed);
         // Somebody may still be answered from it; then a new one is made.

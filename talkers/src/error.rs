@@ -24,6 +24,15 @@ pub enum TaskError {
         /// Why.
         source: SketchError,
     },
+    /// Windows end faster than they can be read.
+    #[error("windows end faster than they can be read; ask for the last one, or again")]
+    Busy,
+    /// More memory than there is room for.
+    #[error("it takes {bytes} bytes")]
+    Memory {
+        /// How much.
+        bytes: usize,
+    },
     /// Nothing answers this.
     #[error("{0}")]
     Question(String),

@@ -21,10 +21,11 @@ pub struct Feed {
     deltas: Vec<Lane>,
     begins: Vec<Lane>,
     ends: Vec<Lane>,
-    /// When time turns next.
+    /// When to look whether time turns.
     until: Nanos,
-    /// How often it turns at least, where flows tell of packets.
+    /// How often it turns at least, where flows tell of packets; and when it does next.
     refresh: Option<Nanos>,
+    refresh_at: Nanos,
     /// What flows have told and is not counted yet: many at a time wait for memory together.
     sent: Vec<Sent>,
     /// Flows that have begun and are not counted yet.
@@ -53,7 +54,8 @@ struct Lane {
     /// For elements, so that a key and an element of the same fields have different hashes.
     element_hasher: Hasher,
     slot: usize,
-    window: u64,
+    /// The window that is being filled; `None` before the first packet.
+    window: Option<u64>,
     /// Something was counted in the window.
     is_used: bool,
     /// The window that has ended, until all flows have told what they sent in it; whether something was counted in it.
@@ -87,6 +89,7 @@ impl Feed {
             ends: of(Event::FlowEnd),
             until: Nanos::ZERO,
             refresh: deltas.iter().map(|lane| lane.task.config.snapshot_interval).min(),
+            refresh_at: Nanos::ZERO,
             deltas,
             sent: Vec::with_capacity(TOGETHER + 1),
             begun: Vec::with_capacity(TOGETHER),
@@ -106,10 +109,21 @@ impl Feed {
         self.when_behind == WhenBehind::Wait
     }
 
-    /// Whether time turns at `clock`. To be asked before what happened at `clock` is counted.
+    /// Whether time may turn at `clock`. To be asked before what happened at `clock` is counted; then [`must_turn`](Feed::must_turn).
     #[inline]
     pub fn is_due(&self, clock: Nanos) -> bool {
         clock >= self.until
+    }
+
+    /// Whether time turns at `clock`: a window ends that can, or what is being filled is to be refreshed. `is_swept`: whether all
+    /// flows have told since the last turn; what is only a refresh waits for that.
+    pub fn must_turn(&mut self, clock: Nanos, is_swept: bool) -> bool {
+        let can = |lane: &Lane| lane.is_over(clock) && (!lane.is_late || lane.slots.is_clean(1 - lane.slot));
+        if self.lanes().any(can) || (clock >= self.refresh_at && is_swept) {
+            return true;
+        }
+        self.until = self.next_look(clock);
+        false
     }
 
     /// Time turns: windows that end by `clock` take nothing any more but what was sent before. All flows must have told since the
@@ -117,17 +131,23 @@ impl Feed {
     pub fn turn(&mut self, clock: Nanos) {
         self.flush();
         let (when_behind, abandoned) = (self.when_behind, &self.abandoned);
-        let mut until = match self.refresh {
-            Some(every) => Nanos((clock.0 / every.0 + 1).saturating_mul(every.0)),
-            None => Nanos(u64::MAX),
-        };
         let with_flows = self.deltas.iter_mut().map(|lane| (lane, true));
         let lanes = [&mut self.packets, &mut self.begins, &mut self.ends].into_iter().flatten();
         for (lane, of_flows) in lanes.map(|lane| (lane, false)).chain(with_flows) {
             lane.turn(clock, of_flows, when_behind, abandoned);
-            until = until.min(if lane.is_late { clock + RETRY } else { lane.end() });
         }
-        self.until = until;
+        self.refresh_at = match self.refresh {
+            Some(every) => Nanos((clock.0 / every.0 + 1).saturating_mul(every.0)),
+            None => Nanos(u64::MAX),
+        };
+        self.until = self.next_look(clock);
+    }
+
+    /// When something may be due next: later than `clock`.
+    fn next_look(&self, clock: Nanos) -> Nanos {
+        let next = self.lanes().map(Lane::end).fold(self.refresh_at, Nanos::min);
+        // What could not be is tried again.
+        if next > clock { next } else { clock + RETRY }
     }
 
     /// All flows have told what they sent before the last turn.
@@ -217,8 +237,9 @@ impl Feed {
     pub fn finish(mut self) {
         self.flush();
         self.swept();
-        let used = self.lanes().filter(|lane| lane.is_used);
-        used.for_each(|lane| lane.slots.hand_over(lane.slot, lane.window));
+        for lane in self.lanes().filter(|lane| lane.is_used) {
+            lane.slots.hand_over(lane.slot, lane.window.unwrap_or(0));
+        }
     }
 
     fn lanes(&self) -> impl Iterator<Item = &Lane> {
@@ -241,7 +262,7 @@ impl Lane {
             hasher: task.hasher(),
             element_hasher: task.element_hasher(),
             slot: 0,
-            window: 0,
+            window: None,
             is_used: false,
             before: None,
             is_late: false,
@@ -250,17 +271,23 @@ impl Lane {
 
     /// The end of the window that is being filled.
     fn end(&self) -> Nanos {
-        Nanos((self.window + 1).saturating_mul(self.task.config.window.0))
+        Nanos(self.window.map_or(0, |window| (window + 1).saturating_mul(self.task.config.window.0)))
+    }
+
+    /// Whether that lies behind.
+    fn is_over(&self, clock: Nanos) -> bool {
+        self.window.is_none_or(|window| self.task.window_of(clock) > window)
     }
 
     /// Goes over to the window of `clock`. `of_flows`: what was sent before may still come in.
     fn turn(&mut self, clock: Nanos, of_flows: bool, when_behind: WhenBehind, abandoned: &AtomicBool) {
-        let window = self.task.window_of(clock);
-        if window <= self.window {
+        if !self.is_over(clock) {
             return;
         }
-        // Before the first packet there were none.
-        if self.is_used || (of_flows && self.window > 0) {
+        let window = self.task.window_of(clock);
+        if let Some(ended) = self.window
+            && (self.is_used || of_flows)
+        {
             let other = 1 - self.slot;
             while !self.slots.is_clean(other) {
                 if when_behind == WhenBehind::GoOn || abandoned.load(Ordering::Relaxed) {
@@ -271,10 +298,10 @@ impl Lane {
                 }
                 std::thread::sleep(PAUSE);
             }
-            self.before = Some((self.window, self.is_used));
+            self.before = Some((ended, self.is_used));
             (self.slot, self.is_used) = (other, false);
         }
-        (self.window, self.is_late) = (window, false);
+        (self.window, self.is_late) = (Some(window), false);
         if !of_flows {
             self.swept();
         }
@@ -285,7 +312,9 @@ impl Lane {
         if let Some((window, true)) = self.before.take() {
             self.slots.hand_over(1 - self.slot, window);
         }
-        self.slots.fill(self.slot, self.window);
+        if let Some(window) = self.window {
+            self.slots.fill(self.slot, window);
+        }
     }
 
     fn packets(&mut self, packets: &[PacketMeta]) {

@@ -26,19 +26,22 @@ pub struct Estimand<'a> {
     pub by: &'a KeySpec,
     /// What was told apart, of distinct elements.
     pub elements: &'a KeySpec,
+    /// Where it was seen, if that is one tap.
+    pub tap: Option<&'a str>,
 }
 
 impl<'a> Estimand<'a> {
     /// What a task says by a key.
-    pub fn of(task: &'a Task, by: &'a KeySpec) -> Estimand<'a> {
-        Estimand { view: task.view(), metric: task.metric(), by, elements: &task.elements }
+    pub fn of(task: &'a Task, by: &'a KeySpec, tap: Option<&'a str>) -> Estimand<'a> {
+        Estimand { view: task.view(), metric: task.metric(), by, elements: &task.elements, tap }
     }
 
     /// A SQL query whose rows are the key's fields, named as they are, and `exact`. `keys` restricts it, if there are any.
     /// `times`: when the window began and ended; without them it is all there is.
     ///
-    /// Of packets it counts whole flows that overlap the window; of flows exactly what was counted. `None` where flows do not
-    /// tell: of keys with a prefix, and of what has no key.
+    /// Of flows that begin it is exactly what was counted. Of packets it counts whole flows that overlap the window; of flows that
+    /// end those whose last packet lies in the window, while the sketch has them when they are over, a timeout later. `None` where
+    /// flows do not tell: of keys with a prefix, and of what has no key.
     pub fn proof(&self, keys: &[KeyFields], times: Option<(Nanos, Nanos)>, flows: Flows) -> Option<String> {
         if self.by.is_empty() || self.by.has_prefix() || self.elements.has_prefix() {
             return None;
@@ -55,12 +58,15 @@ impl<'a> Estimand<'a> {
             Metric::Flows => (columns, "count(*)", true),
             Metric::Entropy | Metric::Quantile => return None,
         };
-        let (sides, when): (&[&str], _) = match self.view {
-            // Each side of a flow sends.
-            View::Packets => (&[FORTH, BACK], When::Overlaps),
-            View::Flows => (&[WHOLE], if begins { When::Begins } else { When::Ends }),
+        let (sides, when): (&[(&str, &str)], _) = match self.view {
+            // Each side of a flow sends, if it does.
+            View::Packets => (&[(FORTH, "pkts_o > 0"), (BACK, "pkts_r > 0")], When::Overlaps),
+            View::Flows => (&[(WHOLE, "pkts_o >= 0")], if begins { When::Begins } else { When::Ends }),
         };
-        let when = when.sql(times);
+        let mut when = when.sql(times);
+        if let Some(tap) = self.tap {
+            when.push(format!("tap = '{}'", tap.replace('\'', "''")));
+        }
         let tables: &[&str] = match (flows, self.view, begins) {
             // What counts at a flow's end has not happened to those in progress.
             (Flows::Stored, ..) | (_, View::Flows, false) => &["flows"],
@@ -69,7 +75,10 @@ impl<'a> Estimand<'a> {
         let parts: Vec<String> = tables
             .iter()
             .flat_map(|table| sides.iter().map(move |side| (table, side)))
-            .map(|(table, side)| format!("SELECT {side} FROM {table}{when}"))
+            .map(|(table, (side, has_sent))| {
+                let only: Vec<&str> = when.iter().map(String::as_str).chain([*has_sent]).collect();
+                format!("SELECT {side} FROM {table} WHERE {}", only.join(" AND "))
+            })
             .collect();
         let only = match keys.is_empty() {
             true => String::new(),
@@ -97,17 +106,21 @@ enum When {
 }
 
 impl When {
-    fn sql(&self, times: Option<(Nanos, Nanos)>) -> String {
-        let Some((start, end)) = times else {
-            return if matches!(self, When::Begins) { " WHERE part = 0".to_owned() } else { String::new() };
+    fn sql(&self, times: Option<(Nanos, Nanos)>) -> Vec<String> {
+        let mut all = match self {
+            When::Begins => vec!["part = 0".to_owned()],
+            When::Overlaps | When::Ends => Vec::new(),
         };
-        let time = |time: Nanos| format!("to_timestamp_micros({})", time.0 / 1_000);
-        let (start, end) = (time(start), time(end));
-        match self {
-            When::Overlaps => format!(" WHERE t_end >= {start} AND t_start < {end}"),
-            When::Begins => format!(" WHERE part = 0 AND t_start >= {start} AND t_start < {end}"),
-            When::Ends => format!(" WHERE t_end >= {start} AND t_end < {end}"),
+        if let Some((start, end)) = times {
+            let time = |time: Nanos| format!("to_timestamp_micros({})", time.0 / 1_000);
+            let (start, end) = (time(start), time(end));
+            all.push(match self {
+                When::Overlaps => format!("t_end >= {start} AND t_start < {end}"),
+                When::Begins => format!("t_start >= {start} AND t_start < {end}"),
+                When::Ends => format!("t_end >= {start} AND t_end < {end}"),
+            });
         }
+        all
     }
 }
 

@@ -22,40 +22,50 @@ const TOP_K_SLOT: f64 = ((2 + WORDS) * 8) as f64;
 
 impl Sketch {
     pub(crate) fn new(task: &Task) -> Result<Sketch, TaskError> {
-        let (kind, seed) = (task.config.kind, task.seed);
-        let bytes = || match task.config.size {
-            Size::Memory(bytes) => Ok(bytes),
-            Size::Error(error) => bytes_for(kind, error),
-        };
+        let (kind, size, seed) = (task.config.kind, task.config.size, task.seed);
+        let bytes = || Self::wanted_bytes(kind, size);
         Ok(match kind {
             Kind::HeavyHitters => Sketch::HeavyHitters(CocoSketch::new(bytes()?, seed)?),
             Kind::TopK => Sketch::TopK(TopK::new(bytes()?, seed)?),
             Kind::Spreaders => Sketch::Spreaders(Spreaders::new(bytes()?, seed)?),
             Kind::Cardinality => {
-                let registers = match task.config.size {
-                    Size::Memory(bytes) => bytes,
-                    Size::Error(error) => (1.04 / checked(error, 0.001, 0.2)?).powi(2).ceil() as usize,
-                };
-                let precision = match task.config.size {
-                    Size::Memory(_) => registers.max(1).ilog2(),
-                    Size::Error(_) => registers.next_power_of_two().ilog2(),
-                };
+                let precision = bytes()?.max(1).ilog2();
                 Sketch::Cardinality(HyperLogLog::new(u8::try_from(precision).unwrap_or(u8::MAX))?)
             }
             Kind::Entropy => {
                 let half = bytes()? / 2;
                 Sketch::Entropy(Entropy::new(half)?, TopK::new(half, seed)?)
             }
-            Kind::Quantiles => match task.config.size {
+            Kind::Quantiles => match size {
                 Size::Error(alpha) => Sketch::Quantiles(Quantiles::new(alpha)?),
                 Size::Memory(bytes) => {
-                    return Err(TaskError::new(
-                        "memory",
-                        bytes.to_string(),
-                        "quantiles take `error` instead, such as 0.01",
-                    ));
+                    let allowed = "quantiles take `error` instead, such as 0.01";
+                    return Err(TaskError::new("memory", bytes.to_string(), allowed));
                 }
             },
+        })
+    }
+
+    /// About as many bytes as a sketch of this size takes, without making one.
+    pub(crate) fn wanted_bytes(kind: Kind, size: Size) -> Result<usize, TaskError> {
+        let error = match size {
+            Size::Memory(bytes) => return Ok(bytes),
+            Size::Error(error) => error,
+        };
+        Ok(match kind {
+            // A bucket's counters are those of the keys that fall into it; one in 1/error buckets has that share of all.
+            Kind::HeavyHitters => (COCO_BUCKET / checked(error, 1e-7, 0.5)?).ceil() as usize,
+            // Below 3/k of all, of three slots in four.
+            Kind::TopK => {
+                (((4.0 / checked(error, 1e-7, 0.5)?).ceil() as usize).next_power_of_two() as f64 * TOP_K_SLOT) as usize
+            }
+            // A register is a byte.
+            Kind::Cardinality => ((1.04 / checked(error, 0.001, 0.2)?).powi(2).ceil() as usize).next_power_of_two(),
+            Kind::Quantiles => (178.0 / checked(error, 0.0001, 0.5)?) as usize,
+            Kind::Spreaders | Kind::Entropy => {
+                let allowed = format!("a task of kind {} takes `memory` instead", kind.name());
+                return Err(TaskError::new("error", error.to_string(), allowed));
+            }
         })
     }
 
@@ -117,21 +127,6 @@ impl Sketch {
             Sketch::Entropy(..) => Kind::Entropy,
             Sketch::Quantiles(_) => Kind::Quantiles,
         }
-    }
-}
-
-fn bytes_for(kind: Kind, error: f64) -> Result<usize, TaskError> {
-    let error = checked(error, 1e-7, 0.5)?;
-    match kind {
-        // A bucket's counters are those of the keys that fall into it; one in 1/error buckets has that share of all.
-        Kind::HeavyHitters => Ok((COCO_BUCKET / error).ceil() as usize),
-        // Below 3/k of all, of three slots in four.
-        Kind::TopK => Ok((((4.0 / error).ceil() as usize).next_power_of_two() as f64 * TOP_K_SLOT) as usize),
-        kind => Err(TaskError::new(
-            "error",
-            error.to_string(),
-            format!("a task of kind {} takes `memory` instead", kind.name()),
-        )),
     }
 }
 

@@ -166,6 +166,7 @@ pub struct Task {
     pub(crate) event: Event,
     view: View,
     pub(crate) seed: u64,
+    memory_bytes: usize,
 }
 
 /// Windows are cut where ticks of the detectors are.
@@ -178,13 +179,13 @@ const LISTS_MAX: usize = 16;
 const ROWS_MAX: usize = 100_000;
 
 impl Task {
-    /// Checks a task. `seed` chooses its hash.
+    /// Checks a task. `seed` chooses its hash. A window of it may take `memory_max` bytes.
     ///
     /// # Errors
-    /// What cannot be, by task and setting.
-    pub fn new(config: TaskConfig, seed: u64) -> Result<Task, TaskError> {
+    /// What cannot be, by task and setting; [`TaskError::Memory`] for what would take more.
+    pub fn new(config: TaskConfig, seed: u64, memory_max: usize) -> Result<Task, TaskError> {
         let name = config.name.clone();
-        check(config, seed).map_err(|error| error.of(&name))
+        check(config, seed, memory_max).map_err(|error| error.of(&name))
     }
 
     /// The task as it was wanted.
@@ -223,12 +224,8 @@ impl Task {
     }
 
     /// Bytes of one of its windows at one worker.
-    ///
-    /// # Errors
-    /// The sketch cannot be of that size.
-    pub fn memory_bytes(&self) -> Result<usize, TaskError> {
-        // Made and let go: what it takes is for the sketch to say.
-        Ok(Sketch::new(self)?.memory_bytes())
+    pub fn memory_bytes(&self) -> usize {
+        self.memory_bytes
     }
 
     /// Whether it answers by these fields; none: for the window as a whole.
@@ -265,7 +262,7 @@ impl Task {
     }
 }
 
-fn check(config: TaskConfig, seed: u64) -> Result<Task, TaskError> {
+fn check(config: TaskConfig, seed: u64, memory_max: usize) -> Result<Task, TaskError> {
     let name = &config.name;
     let is_letter = |letter: char| letter.is_ascii_alphanumeric() || letter == '_' || letter == '-';
     if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(is_letter) {
@@ -359,8 +356,13 @@ fn check(config: TaskConfig, seed: u64) -> Result<Task, TaskError> {
         (_, View::Flows) if config.metric == Metric::Flows => Event::FlowBegin,
         (_, View::Flows) => Event::FlowEnd,
     };
-    let task = Task { key, elements, lists, event, view, seed, config };
-    task.memory_bytes()?;
+    let wanted = Sketch::wanted_bytes(config.kind, config.size)?;
+    if wanted > memory_max {
+        return Err(TaskError::Memory { bytes: wanted });
+    }
+    let mut task = Task { key, elements, lists, event, view, seed, memory_bytes: 0, config };
+    // Made once and let go: whether it can be, and what it takes, is for the sketch to say.
+    task.memory_bytes = Sketch::new(&task)?.memory_bytes();
     Ok(task)
 }
 

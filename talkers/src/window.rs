@@ -109,29 +109,29 @@ impl Window {
         if let Sketch::Spreaders(sketch) = &self.sketch {
             self.check(by)?;
             let spread = |estimate| spread(estimate, sketch.standard_error());
-            let mut keys = sketch.list(least as f64);
-            let unlisted = keys.get(rows_max).map_or(0.0, |(_, estimate)| *estimate);
             let all = sketch.list(0.0);
-            let listed = keys.len().min(rows_max);
-            keys.truncate(rows_max);
+            let listed = all.iter().take(rows_max).take_while(|(_, estimate)| *estimate >= least as f64).count();
+            let (keys, others) = all.split_at(listed);
             let others = Known {
-                estimate: all.iter().skip(listed).map(|(_, estimate)| estimate).sum(),
+                estimate: others.iter().map(|(_, estimate)| estimate).sum(),
                 lower: 0.0,
-                upper: all.get(listed).map_or(unlisted, |(_, estimate)| spread(*estimate).upper),
+                upper: others.first().map_or(0.0, |(_, estimate)| spread(*estimate).upper).max(sketch.unheld()),
             };
-            let keys = keys.into_iter().map(|(key, estimate)| (by.fields(&key), spread(estimate))).collect();
+            let keys = keys.iter().map(|(key, estimate)| (by.fields(key), spread(*estimate))).collect();
             return Ok(Listing { keys, others });
         }
         let Counts { keys, unheld, total } = self.counts(by)?;
-        let listed = keys.iter().take(rows_max).take_while(|(_, known)| known.value >= least).count();
-        let sum = keys[..listed].iter().map(|(_, known)| known.value).fold(0, u64::saturating_add);
-        let others = Known {
-            estimate: total.saturating_sub(sum) as f64,
-            lower: 0.0,
-            upper: keys[listed..].iter().map(|(_, known)| known.upper).fold(unheld, u64::max).min(total) as f64,
-        };
-        let keys = keys[..listed].iter().map(|(key, estimate)| (by.fields(key), known(*estimate))).collect();
-        Ok(Listing { keys, others })
+        let (mut listed, mut sum, mut most) = (Vec::new(), 0_u64, unheld);
+        for (key, estimate) in &keys {
+            if estimate.value >= least && listed.len() < rows_max {
+                sum = sum.saturating_add(estimate.value);
+                listed.push((by.fields(key), known(*estimate)));
+            } else {
+                most = most.max(estimate.upper);
+            }
+        }
+        let others = Known { estimate: total.saturating_sub(sum) as f64, lower: 0.0, upper: most.min(total) as f64 };
+        Ok(Listing { keys: listed, others })
     }
 
     /// What is known of one key.
@@ -142,8 +142,7 @@ impl Window {
         let key = by.key(values)?;
         if let Sketch::Spreaders(sketch) = &self.sketch {
             self.check(by)?;
-            // One that is not held may have had as many as the least of its bucket.
-            let none = || Known { upper: f64::INFINITY, ..Known::default() };
+            let none = || Known { upper: sketch.unheld(), ..Known::default() };
             let held = sketch.estimate(self.task.hasher().hash(&key), &key);
             return Ok(held.map_or_else(none, |estimate| spread(estimate, sketch.standard_error())));
         }
@@ -167,9 +166,11 @@ impl Window {
             Sketch::HeavyHitters(sketch) => {
                 let mut keys = sketch.by(|key| by.cut(key));
                 // All that may be other keys': of every part the same.
-                let unheld = keys.first().map_or(0, |(_, known)| known.upper - known.lower);
+                let mut unheld = keys.first().map_or(0, |(_, known)| known.upper - known.lower);
                 if *by == self.task.key {
                     keys = sketch.entries();
+                    // Of a whole key only those of its bucket; a bucket without entries has none.
+                    unheld = keys.iter().map(|(_, known)| known.upper - known.lower).max().unwrap_or(0);
                 }
                 (keys, unheld, sketch.total())
             }

@@ -40,7 +40,7 @@ impl Worker {
 
     /// A packet, and a slice of a sweep.
     fn packet(&mut self, packet: &PacketMeta, slots: usize) {
-        if self.feed.is_due(packet.clock) {
+        if self.feed.is_due(packet.clock) && self.feed.must_turn(packet.clock, self.table.is_swept()) {
             self.sweep(usize::MAX);
             self.feed.turn(packet.clock);
             self.table.turn();

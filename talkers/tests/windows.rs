@@ -17,7 +17,7 @@ fn elements(config: TaskConfig, elements: &[&str]) -> TaskConfig {
 
 /// Time comes to `clock`. Flows tell at once: what they do not know yet is for `tests/flows.rs`.
 fn advance(feed: &mut Feed, clock: Nanos) {
-    if feed.is_due(clock) {
+    if feed.is_due(clock) && feed.must_turn(clock, true) {
         feed.turn(clock);
         feed.swept();
     }
@@ -439,7 +439,7 @@ fn tasks_that_cannot_be_are_refused_by_setting() {
         (TaskConfig { elements: names(&["dst_ip"]), ..base() }, "elements"),
         (TaskConfig { metric: Metric::Flows, ..base() }, "metric is 'flows'"),
         (TaskConfig { size: Size::Memory(100), ..base() }, "memory_bytes is 100"),
-        (TaskConfig { size: Size::Memory(1 << 40), ..base() }, "memory_bytes"),
+        (TaskConfig { size: Size::Memory(1 << 40), ..base() }, "memory_max is '1073741824': tasks take at least"),
         (TaskConfig { size: Size::Error(0.0), ..base() }, "error is '0'"),
         (TaskConfig { kind: Kind::Quantiles, key: names(&[]), ..base() }, "of is 'nothing'"),
         (elements(TaskConfig { kind: Kind::Spreaders, ..base() }, &["responder"]), "another view"),
@@ -452,5 +452,5 @@ fn tasks_that_cannot_be_are_refused_by_setting() {
     let error = start(vec![base(), base()], &taps(1), &[0], 1 << 30, 0, WhenBehind::GoOn).err().unwrap().to_string();
     assert!(error.contains("there twice"), "{error}");
     let error = start(vec![base()], &taps(1), &[0], 1 << 20, 0, WhenBehind::GoOn).err().unwrap().to_string();
-    assert!(error.contains("memory_max is '1048576'") && error.contains("take 8"), "{error}");
+    assert!(error.contains("memory_max is '1048576'") && error.contains("take at least 8388608 bytes"), "{error}");
 }
