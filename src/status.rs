@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use storage::{StoreCounts, StoreReader, Table};
+use talkers::Board;
 
 /// Reads the state of the whole server from relaxed counters.
 pub(crate) struct Status {
@@ -30,6 +31,7 @@ pub(crate) struct Status {
     queues: Vec<(String, u32)>,
     views: Vec<WorkerView>,
     detect_counts: Arc<DetectCounters>,
+    board: Option<Arc<Board>>,
     reader: StoreReader,
     alerts: AlertState,
     /// Interfaces, each with the name of its tap.
@@ -80,6 +82,7 @@ impl Status {
             queues: queues.collect(),
             views: pipeline.views.clone(),
             detect_counts: pipeline.detect_counts.clone(),
+            board: pipeline.board.clone(),
             reader,
             alerts,
             interfaces: interfaces.collect(),
@@ -129,6 +132,7 @@ impl Status {
             slices: Some(self.slices.status()),
             export: self.export.as_ref().map(|(collector, transport, c)| export(collector, transport, c)),
             archives: self.archives.iter().map(|(place, counters)| archive(place, counters)).collect(),
+            sketches: self.board.as_deref().map(sketch_status),
             packet_clock: (clock.0 > 0).then(|| (SystemTime::UNIX_EPOCH + Duration::from_nanos(clock.0)).into()),
         }
     }
@@ -371,6 +375,17 @@ fn archive(place: &str, counters: &ArchiveCounters) -> v1::ArchiveStatus {
         unreadable: c.unreadable,
         failing: c.failing,
         last_error: c.last_error.unwrap_or_default(),
+    }
+}
+
+fn sketch_status(board: &Board) -> v1::SketchStatus {
+    let counts = board.counts();
+    v1::SketchStatus {
+        tasks: board.tasks().len() as u64,
+        memory_bytes: board.memory_bytes() as u64,
+        windows: counts.windows,
+        late: counts.late,
+        stragglers: counts.stragglers,
     }
 }
 

@@ -327,6 +327,7 @@ impl Collector for StatusCollector {
         out.hints(&self.0.hints.unwrap_or_default())?;
         out.storage(&self.0.storage.clone().unwrap_or_default())?;
         out.detectors(&self.0.detectors.unwrap_or_default())?;
+        out.sketches(self.0.sketches.as_ref())?;
         out.alerts(&self.0.alerts.unwrap_or_default())
     }
 }
@@ -768,6 +769,30 @@ impl Families<'_> {
             None,
             d.sources_tracked as f64,
         )
+    }
+
+    /// Nothing where there are no sketches.
+    fn sketches(&mut self, sketches: Option<&v1::SketchStatus>) -> fmt::Result {
+        let Some(s) = sketches else { return Ok(()) };
+        let bytes = Some(Unit::Bytes);
+        self.plain_gauge("taphouse_sketch_tasks", "Tasks of the sketches", None, s.tasks as f64)?;
+        self.plain_gauge("taphouse_sketch_memory", "Size of all sketches", bytes, s.memory_bytes as f64)?;
+        for (name, help, count) in [
+            ("taphouse_sketch_windows", "Windows of the sketches that are over, of all taps and tasks", s.windows),
+            (
+                "taphouse_sketch_windows_late",
+                "Windows that went on in the memory of the one before, which had not been collected yet",
+                s.late,
+            ),
+            (
+                "taphouse_sketch_stragglers",
+                "What workers that stood still had of windows over without them, counted in later ones",
+                s.stragglers,
+            ),
+        ] {
+            self.counter(name, help, None, [(&[] as Labels<'_>, count)])?;
+        }
+        Ok(())
     }
 
     fn alerts(&mut self, alerts: &v1::AlertStatus) -> fmt::Result {

@@ -13,12 +13,12 @@ use query::render::cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
-use talkers::{Board, Estimand, Flows, KeyFields, KeySpec, Known, Metric, Task, TaskError, Which, Window};
+use talkers::{Board, Estimand, Flows, KeyFields, KeySpec, Kind, Known, Metric, Task, TaskError, Which, Window};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
-use wire::Addr;
+use wire::{Addr, Nanos};
 
 const LIMIT_DEFAULT: usize = 20;
 const LIMIT_MAX: usize = 10_000;
@@ -26,8 +26,25 @@ const LIMIT_MAX: usize = 10_000;
 const FIELDS_MAX: usize = 16;
 /// Quantiles of one request.
 const QUANTILES_MAX: usize = 1_000;
-/// Keys whose proof is asked for in one query, which names each.
-const PROOFS_MAX: usize = 100;
+/// Fields of the keys that are proved by one query: each costs it four of the thousand operators and names it may have.
+const PROOF_FIELDS_MAX: usize = 200;
+/// How often two windows are read again because one ended meanwhile.
+const PAIR_ATTEMPTS: usize = 8;
+/// What keys have of.
+const COUNTED: [Metric; 4] = [Metric::Bytes, Metric::Packets, Metric::Flows, Metric::Distinct];
+/// Fields of a key.
+const FIELDS: [&str; 10] = [
+    "src_ip",
+    "dst_ip",
+    "src_port",
+    "dst_port",
+    "originator",
+    "responder",
+    "originator_port",
+    "responder_port",
+    "proto",
+    "vlan",
+];
 /// How often a watcher looks whether a window is over.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -50,26 +67,32 @@ impl Sketches {
         done.map_err(|_| Status::internal("the sketches could not be read"))?
     }
 
-    async fn top(&self, top: &Top) -> Result<v1::TopKResponse, Status> {
-        let asked = top.clone();
-        let (window, mut answer) = self
-            .read(move |board| {
-                let window = asked.from.window(board)?;
-                let answer = asked.answer(board, &window)?;
-                Ok((window, answer))
-            })
-            .await?;
+    async fn window(&self, from: &From) -> Result<Arc<Window>, Status> {
+        let from = from.clone();
+        self.read(move |board| from.window(board)).await
+    }
+
+    /// What a window says.
+    async fn answer(&self, top: &Top, window: Arc<Window>) -> Result<v1::TopKResponse, Status> {
+        let (asked, of) = (top.clone(), window.clone());
+        let mut answer = self.read(move |_| asked.answer(&of)).await?;
         if top.exact {
-            self.prove(&window, &top.by, &mut answer.talkers).await?;
+            self.prove(&top.from, &window, &top.by, &mut answer.talkers).await?;
         }
         Ok(answer)
     }
 
     /// Fills what the flows say.
-    async fn prove(&self, window: &Window, by: &KeySpec, talkers: &mut [v1::Talker]) -> Result<(), Status> {
-        for some in talkers.chunks_mut(PROOFS_MAX) {
+    async fn prove(
+        &self,
+        from: &From,
+        window: &Window,
+        by: &KeySpec,
+        talkers: &mut [v1::Talker],
+    ) -> Result<(), Status> {
+        for some in talkers.chunks_mut(PROOF_FIELDS_MAX / by.names().len().max(1)) {
             let keys: Vec<KeyFields> = some.iter().map(|t| key_fields(t.key.as_ref())).collect::<Result<_, _>>()?;
-            let sql = proof(window, by, &keys).ok_or_else(|| Status::invalid_argument(UNPROVEN))?;
+            let sql = proof(from, window, by, &keys).ok_or_else(|| Status::invalid_argument(UNPROVEN))?;
             let exact = self.exact(&sql).await?;
             for (talker, key) in some.iter_mut().zip(keys) {
                 // Who is not among them has nothing.
@@ -93,8 +116,21 @@ impl Sketches {
 const UNPROVEN: &str = "exact: flows do not tell of keys with a prefix; leave the prefix or `exact` out";
 
 /// The query that proves what a window says of some keys, or of all.
-fn proof(window: &Window, by: &KeySpec, keys: &[KeyFields]) -> Option<String> {
-    Estimand::of(window.task(), by).proof(keys, Some(window.times()), Flows::StoredAndActive)
+fn proof(from: &From, window: &Window, by: &KeySpec, keys: &[KeyFields]) -> Option<String> {
+    let sql = Estimand::of(window.task(), by).proof(keys, Some(window.times()), Flows::StoredAndActive)?;
+    Some(proof_of_tap(sql, from.tap.as_deref()))
+}
+
+/// A proof ([`Estimand::proof`]) from the flows of one tap alone.
+pub fn proof_of_tap(sql: String, tap: Option<&str>) -> String {
+    let Some(tap) = tap else { return sql };
+    let tap = tap.replace('\'', "''");
+    // Names that stand for a part of the tables of these names.
+    let of_tap = |table: &str| format!("{table} AS (SELECT * FROM public.{table} WHERE tap = '{tap}')");
+    match sql.contains("active_flows") {
+        true => format!("WITH {}, {} {sql}", of_tap("flows"), of_tap("active_flows")),
+        false => format!("WITH {} {sql}", of_tap("flows")),
+    }
 }
 
 fn read_proof(batch: &RecordBatch, exact: &mut HashMap<Vec<String>, f64>) {
@@ -105,10 +141,10 @@ fn read_proof(batch: &RecordBatch, exact: &mut HashMap<Vec<String>, f64>) {
     }
 }
 
-/// The values of a key in the order of its fields, as a query prints them.
-fn text_of(by: &KeySpec, key: &KeyFields) -> Vec<String> {
+/// The value of a field, as a query prints it.
+fn value_of(key: &KeyFields, name: &str) -> Option<String> {
     let address = |value: Option<Addr>| value.map(|value| value.to_string());
-    let value = |name: &str| match name {
+    match name {
         "src_ip" => address(key.src_ip),
         "dst_ip" => address(key.dst_ip),
         "originator" => address(key.originator),
@@ -119,8 +155,12 @@ fn text_of(by: &KeySpec, key: &KeyFields) -> Vec<String> {
         "responder_port" => key.responder_port.map(|n| n.to_string()),
         "proto" => key.proto.map(|n| n.to_string()),
         _ => key.vlan.map(|n| n.to_string()),
-    };
-    by.names().into_iter().map(|name| value(name).unwrap_or_default()).collect()
+    }
+}
+
+/// The values of a key in the order of its fields.
+fn text_of(by: &KeySpec, key: &KeyFields) -> Vec<String> {
+    by.names().into_iter().map(|name| value_of(key, name).unwrap_or_default()).collect()
 }
 
 /// A checked `SketchSelector`, with the task it stands for.
@@ -132,6 +172,7 @@ struct From {
 }
 
 impl From {
+    /// `metric` is what a request names, or none; `kind` what it wants anyway.
     fn new(
         board: &Board,
         from: Option<v1::SketchSelector>,
@@ -140,24 +181,37 @@ impl From {
         kind: Option<Metric>,
     ) -> Result<From, Status> {
         let from = from.unwrap_or_default();
-        let asked = from.window();
+        let asked = Asked::try_from(from.window).map_err(|_| {
+            let told = "allowed are 0 (the latest there is), 1 (the last), 2 (the previous) and 3 (the running one)";
+            Status::invalid_argument(format!("from.window is {}, {told}", from.window))
+        })?;
+        if !from.tap.is_empty() && !board.taps().contains(&from.tap) {
+            let (tap, taps) = (&from.tap, board.taps().join(", "));
+            return Err(Status::invalid_argument(format!("from.tap is '{tap}', which is no tap; there are {taps}")));
+        }
         let metric = match metric {
             "" => kind,
-            name => Some(Metric::of_name(name).ok_or_else(|| {
-                let known: Vec<&str> = Metric::ALL.into_iter().map(Metric::name).collect();
-                Status::invalid_argument(format!("metric is '{name}', allowed are {}", known.join(", ")))
-            })?),
+            name => Some(counted(name)?),
         };
-        let task = board.find(Some(from.task.as_str()).filter(|name| !name.is_empty()), metric, by).map_err(refused)?;
-        if metric.is_some_and(|metric| metric != task.metric()) {
-            let (name, counts) = (task.name(), task.metric().name());
-            return Err(Status::invalid_argument(format!("task '{name}' counts {counts}; ask it for that")));
+        let task = match from.task.as_str() {
+            "" => board.find(None, metric, by).map_err(refused)?,
+            name => {
+                let unknown = |error| Status::invalid_argument(format!("from.task: {error}"));
+                board.find(Some(name), metric, by).map_err(unknown)?
+            }
+        };
+        if !answers(task, by) || metric.is_some_and(|metric| metric != task.metric()) {
+            return Err(cannot(task, metric, by));
         }
         Ok(From { task: task.clone(), tap: Some(from.tap).filter(|tap| !tap.is_empty()), asked })
     }
 
     fn get(&self, board: &Board, which: Which) -> Result<Option<Arc<Window>>, Status> {
-        board.window(&self.task, self.tap.as_deref(), which).map_err(refused)
+        board.window(&self.task, self.tap.as_deref(), which).map_err(|error| match error {
+            // Task and tap are known to be there: what is left is that windows end while they are read.
+            TaskError::Question(_) => Status::unavailable(error.to_string()),
+            other => refused(other),
+        })
     }
 
     /// The window that was asked for.
@@ -174,6 +228,29 @@ impl From {
         window.ok_or_else(|| self.none(self.asked))
     }
 
+    /// The windows that are over and began after `told`, the oldest first; without that the last one alone.
+    fn over(&self, board: &Board, told: Option<Nanos>) -> Result<Vec<Arc<Window>>, Status> {
+        // In this order: one that ends in between is then seen the next time, and none is missed.
+        let Some(last) = self.get(board, Which::Last)? else { return Ok(Vec::new()) };
+        let Some(told) = told else { return Ok(vec![last]) };
+        let begin = |window: &Arc<Window>| window.times().0;
+        let previous = self.get(board, Which::Previous)?.filter(|previous| begin(previous) < begin(&last));
+        Ok(previous.into_iter().chain([last]).filter(|window| begin(window) > told).collect())
+    }
+
+    /// Two windows, the earlier one first.
+    fn pair(&self, board: &Board, earlier: Which, later: Which) -> Result<[Arc<Window>; 2], Status> {
+        let get = |which| self.get(board, which)?.ok_or_else(|| self.none(Asked::Last));
+        for _ in 0..PAIR_ATTEMPTS {
+            let (before, after) = (get(earlier)?, get(later)?);
+            // No window has ended in between.
+            if before.times() == get(earlier)?.times() && before.times().0 < after.times().0 {
+                return Ok([before, after]);
+            }
+        }
+        Err(Status::unavailable("windows end faster than they can be read; ask again, or set longer ones"))
+    }
+
     fn none(&self, asked: Asked) -> Status {
         let (name, seconds) = (self.task.name(), self.task.config().window.0 as f64 / 1e9);
         Status::failed_precondition(match asked {
@@ -186,6 +263,36 @@ impl From {
             ),
         })
     }
+}
+
+/// The metric of that name, of those that keys have.
+fn counted(name: &str) -> Result<Metric, Status> {
+    Metric::of_name(name).filter(|metric| COUNTED.contains(metric)).ok_or_else(|| {
+        let known = COUNTED.map(Metric::name).join(", ");
+        Status::invalid_argument(format!("metric is '{name}', allowed are {known}"))
+    })
+}
+
+/// Whether a task has what is asked by these fields; none: the window as a whole.
+fn answers(task: &Task, by: &KeySpec) -> bool {
+    let key = task.key();
+    match task.config().kind {
+        Kind::HeavyHitters => !by.is_empty() && by.is_part_of(key),
+        Kind::TopK | Kind::Spreaders => by.is_part_of(key) && key.is_part_of(by),
+        Kind::Cardinality | Kind::Entropy | Kind::Quantiles => by.is_empty(),
+    }
+}
+
+fn cannot(task: &Task, metric: Option<Metric>, by: &KeySpec) -> Status {
+    let (name, has, key) = (task.name(), task.metric().name(), task.key());
+    let answers = match task.config().kind {
+        Kind::HeavyHitters => format!("by any part of {key}"),
+        Kind::TopK | Kind::Spreaders => format!("by {key}"),
+        Kind::Cardinality | Kind::Entropy | Kind::Quantiles => format!("of {} as a whole", task.elements()),
+    };
+    let metric = metric.map_or(String::new(), |metric| format!("{} ", metric.name()));
+    let by = if by.is_empty() { "as a whole".to_owned() } else { format!("by {by}") };
+    Status::invalid_argument(format!("from.task is '{name}', which knows {has} {answers}, not {metric}{by}"))
 }
 
 /// A checked `TopKRequest`.
@@ -202,9 +309,7 @@ impl Top {
     fn new(board: &Board, request: v1::TopKRequest) -> Result<Top, Status> {
         let by = key_spec(&request.by)?;
         let from = From::new(board, request.from, &request.metric, &by, None)?;
-        if request.exact && by.has_prefix() {
-            return Err(Status::invalid_argument(UNPROVEN));
-        }
+        provable(&from.task, &by, request.exact)?;
         Ok(Top {
             threshold: request.threshold.unwrap_or(from.task.config().threshold),
             limit: limit(request.limit)?,
@@ -214,14 +319,14 @@ impl Top {
         })
     }
 
-    fn answer(&self, board: &Board, window: &Window) -> Result<v1::TopKResponse, Status> {
+    fn answer(&self, window: &Window) -> Result<v1::TopKResponse, Status> {
         let listing = window.list(&self.by, self.threshold, self.limit).map_err(refused)?;
         Ok(v1::TopKResponse {
-            window: Some(window_message(board, window)),
+            window: Some(window_message(&self.from, window)),
             talkers: listing.keys.iter().map(|(key, known)| talker(key, *known)).collect(),
             others: Some(estimated(listing.others)),
             total: window.total().map(|total| total as f64),
-            proof_sql: proof(window, &self.by, &[]).unwrap_or_default(),
+            proof_sql: proof(&self.from, window, &self.by, &[]).unwrap_or_default(),
         })
     }
 }
@@ -236,7 +341,11 @@ impl SketchService for Sketches {
     async fn top_k(&self, request: Request<v1::TopKRequest>) -> Result<Response<v1::TopKResponse>, Status> {
         let scope = Scope::new(request.metadata(), self.closing.clone());
         let top = Top::new(&self.board, request.into_inner())?;
-        scope.run(self.top(&top)).await.map(Response::new)
+        let work = async {
+            let window = self.window(&top.from).await?;
+            self.answer(&top, window).await
+        };
+        scope.run(work).await.map(Response::new)
     }
 
     type WatchTopKStream = ReceiverStream<Result<v1::TopKResponse, Status>>;
@@ -244,6 +353,10 @@ impl SketchService for Sketches {
     async fn watch_top_k(&self, request: Request<v1::TopKRequest>) -> Result<Response<Self::WatchTopKStream>, Status> {
         let scope = Scope::new(request.metadata(), self.closing.clone());
         let top = Top::new(&self.board, request.into_inner())?;
+        if top.from.asked == Asked::Previous {
+            let told = "from.window is WINDOW_PREVIOUS, which does not change; allowed are the last, the running one, or 0 for both";
+            return Err(Status::invalid_argument(told));
+        }
         let sketches = self.clone();
         let answers = scope.stream(move |sender| watch(sketches, top, sender), |_| ());
         Ok(Response::new(ReceiverStream::new(answers)))
@@ -257,27 +370,23 @@ impl SketchService for Sketches {
         let request = request.into_inner();
         let by = key_spec(&request.by)?;
         let from = From::new(&self.board, request.from, &request.metric, &by, None)?;
-        if request.exact && by.has_prefix() {
-            return Err(Status::invalid_argument(UNPROVEN));
-        }
+        provable(&from.task, &by, request.exact)?;
         let key = key_fields(request.key.as_ref())?;
+        check_key(&by, &key)?;
         let work = async {
-            let (spec, asked) = (by.clone(), from.clone());
-            let (window, place, known) = self
-                .read(move |board| {
-                    let window = asked.window(board)?;
-                    let known = window.estimate(&spec, &key).map_err(refused)?;
-                    let place = window_message(board, &window);
-                    Ok((window, place, known))
-                })
-                .await?;
+            let window = self.window(&from).await?;
+            let (spec, of) = (by.clone(), window.clone());
+            let known = self.read(move |_| of.estimate(&spec, &key).map_err(refused)).await?;
             let mut talkers = [talker(&key, known)];
             if request.exact {
-                self.prove(&window, &by, &mut talkers).await?;
+                self.prove(&from, &window, &by, &mut talkers).await?;
             }
             let [talker] = talkers;
-            let proof_sql = proof(&window, &by, &[key]).unwrap_or_default();
-            Ok(v1::EstimateKeyResponse { window: Some(place), talker: Some(talker), proof_sql })
+            Ok(v1::EstimateKeyResponse {
+                window: Some(window_message(&from, &window)),
+                talker: Some(talker),
+                proof_sql: proof(&from, &window, &by, &[key]).unwrap_or_default(),
+            })
         };
         scope.run(work).await.map(Response::new)
     }
@@ -286,25 +395,31 @@ impl SketchService for Sketches {
         &self,
         request: Request<v1::ListChangersRequest>,
     ) -> Result<Response<v1::ListChangersResponse>, Status> {
+        let scope = Scope::new(request.metadata(), self.closing.clone());
         let request = request.into_inner();
         let by = key_spec(&request.by)?;
         let from = From::new(&self.board, request.from, &request.metric, &by, None)?;
         let limit = limit(request.limit)?;
+        if from.task.metric() == Metric::Distinct {
+            let told = "changes are of bytes, packets or flows: name another with metric or from.task";
+            let name = from.task.name();
+            return Err(Status::invalid_argument(format!("task '{name}' counts distinct elements, and {told}")));
+        }
+        let (earlier, later) = match from.asked {
+            Asked::Running => (Which::Last, Which::Running),
+            Asked::Unspecified | Asked::Last => (Which::Previous, Which::Last),
+            Asked::Previous => {
+                let told =
+                    "from.window is WINDOW_PREVIOUS: what came before it is not kept; ask for the last or the running";
+                return Err(Status::invalid_argument(told));
+            }
+        };
         let answer = self.read(move |board| {
-            let (later, earlier) = match from.asked {
-                Asked::Running => (Which::Running, Which::Last),
-                Asked::Unspecified | Asked::Last => (Which::Last, Which::Previous),
-                Asked::Previous => {
-                    let told = "from.window is WINDOW_PREVIOUS: what came before it is not kept; ask for the last or the running";
-                    return Err(Status::invalid_argument(told));
-                }
-            };
-            let window = |which| from.get(board, which)?.ok_or_else(|| from.none(Asked::Last));
-            let (after, before) = (window(later)?, window(earlier)?);
+            let [before, after] = from.pair(board, earlier, later)?;
             let changed = after.changed(&before, &by, limit).map_err(refused)?;
             Ok(v1::ListChangersResponse {
-                before: Some(window_message(board, &before)),
-                after: Some(window_message(board, &after)),
+                before: Some(window_message(&from, &before)),
+                after: Some(window_message(&from, &after)),
                 changers: changed
                     .into_iter()
                     .map(|changed| v1::Changer {
@@ -316,51 +431,58 @@ impl SketchService for Sketches {
                     .collect(),
             })
         });
-        answer.await.map(Response::new)
+        scope.run(answer).await.map(Response::new)
     }
 
     async fn estimate_cardinality(
         &self,
         request: Request<v1::EstimateCardinalityRequest>,
     ) -> Result<Response<v1::EstimateCardinalityResponse>, Status> {
+        let scope = Scope::new(request.metadata(), self.closing.clone());
         let from = self.whole(request.into_inner().from, Metric::Distinct)?;
         let answer = self.read(move |board| {
             let window = from.window(board)?;
             Ok(v1::EstimateCardinalityResponse {
-                window: Some(window_message(board, &window)),
+                window: Some(window_message(&from, &window)),
                 elements: window.task().elements(),
                 distinct: Some(estimated(window.distinct().map_err(refused)?)),
             })
         });
-        answer.await.map(Response::new)
+        scope.run(answer).await.map(Response::new)
     }
 
     async fn estimate_entropy(
         &self,
         request: Request<v1::EstimateEntropyRequest>,
     ) -> Result<Response<v1::EstimateEntropyResponse>, Status> {
+        let scope = Scope::new(request.metadata(), self.closing.clone());
         let from = self.whole(request.into_inner().from, Metric::Entropy)?;
         let answer = self.read(move |board| {
             let window = from.window(board)?;
             let (bits, evenness) = window.entropy().map_err(refused)?;
             Ok(v1::EstimateEntropyResponse {
-                window: Some(window_message(board, &window)),
+                window: Some(window_message(&from, &window)),
                 elements: window.task().elements(),
                 bits: Some(estimated(bits)),
                 evenness,
             })
         });
-        answer.await.map(Response::new)
+        scope.run(answer).await.map(Response::new)
     }
 
     async fn estimate_quantiles(
         &self,
         request: Request<v1::EstimateQuantilesRequest>,
     ) -> Result<Response<v1::EstimateQuantilesResponse>, Status> {
+        let scope = Scope::new(request.metadata(), self.closing.clone());
         let v1::EstimateQuantilesRequest { from, quantiles } = request.into_inner();
         let from = self.whole(from, Metric::Quantile)?;
-        if quantiles.len() > QUANTILES_MAX || quantiles.iter().any(|q| !(0.0..=1.0).contains(q)) {
-            let told = format!("quantiles are up to {QUANTILES_MAX} numbers from 0 to 1, such as 0.99");
+        if quantiles.len() > QUANTILES_MAX {
+            let told = format!("quantiles has {} numbers, allowed are up to {QUANTILES_MAX}", quantiles.len());
+            return Err(Status::invalid_argument(told));
+        }
+        if let Some(q) = quantiles.iter().find(|q| !(0.0..=1.0).contains(*q)) {
+            let told = format!("quantiles has {q}, allowed are numbers from 0 to 1, such as 0.99");
             return Err(Status::invalid_argument(told));
         }
         let answer = self.read(move |board| {
@@ -371,13 +493,13 @@ impl SketchService for Sketches {
                 Ok(v1::estimate_quantiles_response::Quantile { quantile, value })
             };
             Ok(v1::EstimateQuantilesResponse {
-                window: Some(window_message(board, &window)),
+                window: Some(window_message(&from, &window)),
                 elements: window.task().elements(),
                 count: window.total().unwrap_or(0),
                 quantiles: asked.into_iter().map(value).collect::<Result<_, Status>>()?,
             })
         });
-        answer.await.map(Response::new)
+        scope.run(answer).await.map(Response::new)
     }
 }
 
@@ -388,41 +510,49 @@ impl Sketches {
     }
 }
 
-/// Sends the window being filled at each interval, and each window once more when it is over.
+/// Sends the window being filled at each interval, and each window once more when it is over; one of the two, if that was asked
+/// for.
 async fn watch(
     sketches: Sketches,
     top: Top,
     sender: mpsc::Sender<Result<v1::TopKResponse, Status>>,
 ) -> Result<(), Status> {
-    let with = |asked| Top { from: From { asked, ..top.from.clone() }, ..top.clone() };
-    let (last, running) = (with(Asked::Last), with(Asked::Running));
     let interval = Duration::from_nanos(top.from.task.config().snapshot_interval.0);
     let (mut told, mut next) = (None, Instant::now());
     loop {
-        let from = last.from.clone();
-        let over = sketches.read(move |board| Ok(from.get(board, Which::Last)?.map(|window| window.times()))).await?;
-        if over != told {
-            if over.is_some() {
-                let answer = sketches.top(&last).await?;
+        if top.from.asked != Asked::Running {
+            let from = top.from.clone();
+            for window in sketches.read(move |board| from.over(board, told)).await? {
+                told = Some(window.times().0);
+                let answer = sketches.answer(&top, window).await?;
                 sender.send(Ok(answer)).await.map_err(reader_gone)?;
             }
-            told = over;
         }
-        if Instant::now() >= next {
-            next += interval;
-            match sketches.top(&running).await {
-                Ok(answer) => sender.send(Ok(answer)).await.map_err(reader_gone)?,
-                // Nothing has begun yet.
-                Err(status) if status.code() == tonic::Code::FailedPrecondition => {}
-                Err(status) => return Err(status),
+        if top.from.asked != Asked::Last && Instant::now() >= next {
+            // Of a reader who is slow there are fewer.
+            next = Instant::now() + interval;
+            let from = top.from.clone();
+            // Nothing may have begun yet.
+            if let Some(window) = sketches.read(move |board| from.get(board, Which::Running)).await? {
+                let answer = sketches.answer(&top, window).await?;
+                sender.send(Ok(answer)).await.map_err(reader_gone)?;
             }
         }
         tokio::time::sleep(LOOK).await;
     }
 }
 
+/// Requests are checked before the sketches are asked: what they refuse all the same is of the request, what fails is not.
 fn refused(error: TaskError) -> Status {
-    Status::invalid_argument(error.to_string())
+    match error {
+        TaskError::Sketch { .. } => Status::internal(error.to_string()),
+        other => Status::invalid_argument(other.to_string()),
+    }
+}
+
+fn provable(task: &Task, by: &KeySpec, is_wanted: bool) -> Result<(), Status> {
+    let is_told = || Estimand::of(task, by).proof(&[], None, Flows::StoredAndActive).is_some();
+    if !is_wanted || is_told() { Ok(()) } else { Err(Status::invalid_argument(UNPROVEN)) }
 }
 
 fn key_spec(by: &[String]) -> Result<KeySpec, Status> {
@@ -430,7 +560,24 @@ fn key_spec(by: &[String]) -> Result<KeySpec, Status> {
         let told = format!("by has {} fields, wanted are 1 to {FIELDS_MAX}, such as src_ip", by.len());
         return Err(Status::invalid_argument(told));
     }
-    KeySpec::new(by).map_err(refused)
+    KeySpec::new(by).map_err(|error| match error {
+        TaskError::Setting { value, allowed, .. } => Status::invalid_argument(format!("by is '{value}': {allowed}")),
+        other => refused(other),
+    })
+}
+
+/// Whether a key has a value for each of its fields, and for no other one.
+fn check_key(by: &KeySpec, key: &KeyFields) -> Result<(), Status> {
+    let names = by.names();
+    for name in FIELDS {
+        let told = match (names.contains(&name), value_of(key, name)) {
+            (true, None) => "has no value; give it one".to_owned(),
+            (false, Some(value)) => format!("is {value}, and no field of the key {by}; leave it out"),
+            _ => continue,
+        };
+        return Err(Status::invalid_argument(format!("key.{name} {told}")));
+    }
+    Ok(())
 }
 
 fn limit(asked: i32) -> Result<usize, Status> {
@@ -462,12 +609,12 @@ fn task_message(task: &Task) -> v1::SketchTask {
     }
 }
 
-fn window_message(board: &Board, window: &Window) -> v1::SketchWindow {
+/// The window as it was asked for: of all taps also where only one of them had it.
+fn window_message(from: &From, window: &Window) -> v1::SketchWindow {
     let (start, end) = window.times();
-    let tap = window.tap().and_then(|tap| board.taps().get(usize::from(tap.0)));
     v1::SketchWindow {
         task: window.task().name().to_owned(),
-        tap: tap.cloned().unwrap_or_default(),
+        tap: from.tap.clone().unwrap_or_default(),
         start_time: Some(timestamp(start)),
         end_time: Some(timestamp(end)),
         running: window.is_running(),

@@ -103,6 +103,10 @@ fn document(s: &v1::Status) -> Value {
             "early_bytes": a.early_bytes, "lag_seconds": seconds(&a.lag), "failures": a.failures, "corrupt": a.corrupt,
             "read_back": a.read_back, "lost": a.lost, "unreadable": a.unreadable, "last_error": a.last_error,
         })).collect::<Vec<_>>(),
+        "sketches": s.sketches.map(|s| json!({
+            "tasks": s.tasks, "memory_bytes": s.memory_bytes, "windows": s.windows, "late": s.late,
+            "stragglers": s.stragglers,
+        })),
         "alerts": { "firing": alerts.firing, "last_seq": alerts.last_seq, "log_errors": alerts.log_errors },
     })
 }
@@ -268,6 +272,16 @@ fn text(s: &v1::Status) -> String {
         ));
     }
     s.archives.iter().for_each(|a| out.push_str(&archive(a)));
+    if let Some(s) = &s.sketches {
+        out.push_str(&format!(
+            "sketches {} tasks in {}, {} windows over; {} late, {} stragglers\n",
+            s.tasks,
+            bytesize::ByteSize(s.memory_bytes),
+            s.windows,
+            s.late,
+            s.stragglers
+        ));
+    }
     if let Some(s) = s.slices.filter(|s| s.recording + s.packets > 0) {
         out.push_str(&format!(
             "slices   {} recording, {} packets kept, {} missing (overwritten), {} missing (queue full)\n",

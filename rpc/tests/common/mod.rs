@@ -10,7 +10,7 @@ use rpc::metrics::QueryMetrics;
 use rpc::{AlertHub, RpcError, Services, v1};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use storage::{Store, StoreOptions};
+use storage::{Store, StoreOptions, StoreReader};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -37,6 +37,16 @@ impl Fixture {
 
     /// As `start`, with an alert log of this size.
     pub(crate) async fn with_alert_bytes(rows: &[FlowRecord], alert_bytes_max: u64) -> Fixture {
+        Fixture::with(rows, alert_bytes_max, None, |reader| Engine::new(reader, QueryLimits::default()).unwrap()).await
+    }
+
+    /// As `start`, with windows of sketches and another engine.
+    pub(crate) async fn with(
+        rows: &[FlowRecord],
+        alert_bytes_max: u64,
+        sketches: Option<Arc<talkers::Board>>,
+        engine: impl FnOnce(StoreReader) -> Engine,
+    ) -> Fixture {
         let dir = tempfile::tempdir().unwrap();
         let taps = vec!["core".to_owned(), "edge".to_owned()];
         let mut store = Store::open(StoreOptions::new(dir.path().join("data"), taps)).unwrap();
@@ -44,7 +54,7 @@ impl Fixture {
         store.append(old, &[]).unwrap();
         store.flush().unwrap();
         store.append(new, &[]).unwrap();
-        let engine = Engine::new(store.reader(), QueryLimits::default()).unwrap();
+        let engine = engine(store.reader());
         let hub = AlertHub::open(&dir.path().join("alerts"), alert_bytes_max).unwrap();
         let queries = Arc::new(QueryMetrics::default());
 
@@ -56,7 +66,7 @@ impl Fixture {
             alerts: hub.clone(),
             status: Arc::new(status),
             slices: Some(Arc::new(FakeSlices::default())),
-            sketches: None,
+            sketches,
             queries: Arc::clone(&queries),
         };
         let serving = tokio::spawn(rpc::serve_grpc(listener, services, async {
@@ -296,6 +306,7 @@ pub(crate) fn status() -> v1::Status {
             gaps: 4,
             gap_time: Some(prost_types::Duration { seconds: 7, nanos: 0 }),
         }],
+        sketches: Some(v1::SketchStatus { tasks: 121, memory_bytes: 122, windows: 123, late: 124, stragglers: 125 }),
         slices: Some(v1::SliceStatus { recording: 1, packets: 20, dropped_queue_full: 3, overwritten: 2 }),
     }
 }

@@ -7,8 +7,11 @@ use super::sink::{Format, Sink};
 use crate::cli::{AnswerArgs, Output};
 use crate::failure::{Code, Failure};
 use query::render::{ColumnFormat, TableLayout};
-use std::io::{BufWriter, IsTerminal};
+use std::io::{BufWriter, IsTerminal, Write};
 use std::time::{Duration, Instant};
+
+/// Key of a schema's metadata: a line above a table for people.
+pub(super) const HEADING: &str = "taphouse.heading";
 
 /// Asks, and prints the answer.
 pub(super) fn print(args: &AnswerArgs, output: Output, question: Question, shape: Shape) -> Result<(), Failure> {
@@ -24,8 +27,12 @@ pub(super) fn print(args: &AnswerArgs, output: Output, question: Question, shape
     if screen.may_page() {
         answer.be_patient();
     }
+    let mut out = BufWriter::new(screen);
+    if let Some(heading) = answer.schema().metadata().get(HEADING) {
+        writeln!(out, "{heading}")?;
+    }
     let mut rows = Shaped::new(&mut answer, shape, look)?;
-    let mut sink = Sink::new(format, rows.schema(), BufWriter::new(screen))?;
+    let mut sink = Sink::new(format, rows.schema(), out)?;
     let mut count = 0;
     let failure = loop {
         match rows.next() {

@@ -87,7 +87,7 @@ pub(super) struct Look {
 }
 
 impl Look {
-    fn bar_width(self) -> usize {
+    pub(super) fn bar_width(self) -> usize {
         let [narrow, wide] = BAR_WIDTHS;
         if self.width.is_some_and(|width| width < 100) { narrow } else { wide }
     }

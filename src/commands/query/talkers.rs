@@ -2,13 +2,16 @@
 //! `talkers`.
 
 use super::answer::Question;
-use super::shape::Shape;
+use super::print::HEADING;
+use super::shape::{Look, Shape};
 use super::{ask, remote, usage};
 use crate::cli::{Output, TalkersArgs};
 use crate::failure::{Code, Failure};
 use arrow::array::{
-    ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, UInt8Array, UInt16Array,
+    ArrayRef, BooleanArray, FixedSizeBinaryBuilder, Float64Array, Int64Array, RecordBatch, TimestampMicrosecondArray,
+    UInt8Array, UInt16Array,
 };
+use query::question::TopTable;
 use query::render::{Renderer, TableLayout};
 use rpc::client::Client;
 use rpc::v1;
@@ -16,12 +19,17 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::SystemTime;
 use talkers::{Estimand, Flows, KeySpec, Metric, View};
-use wire::Nanos;
+use wire::{Addr, Nanos};
+
+/// Characters of a line with all columns of windows that have no key.
+const WHOLES_WIDTH: usize = 130;
 
 pub(crate) fn talkers(args: &TalkersArgs, output: Output) -> Result<(), Failure> {
     let asked = Asked::new(args)?;
     if asked.by.is_empty() {
-        return ask(&args.answer, output, Question::Sql(asked.wholes()), Shape::Rows);
+        let width = super::screen::Size::of_stdout().map(|size| size.width);
+        let is_narrow = output == Output::Table && width.is_some_and(|width| width < WHOLES_WIDTH);
+        return ask(&args.answer, output, Question::Sql(asked.wholes(is_narrow)), Shape::Rows);
     }
     if args.follow {
         return follow(&asked, output);
@@ -30,7 +38,8 @@ pub(crate) fn talkers(args: &TalkersArgs, output: Output) -> Result<(), Failure>
     // Without shares where elements of two keys may be the same ones.
     let shape = if args.changes { Shape::Rows } else { Shape::Top };
     if is_live {
-        return ask(&args.answer, output, Question::Talkers(Box::new(asked.live())), shape);
+        let live = Live { for_people: output == Output::Table && args.answer.export.is_none(), ..asked.live() };
+        return ask(&args.answer, output, Question::Talkers(Box::new(live)), shape);
     }
     ask(&args.answer, output, Question::Stored(Box::new(asked.stored()?)), shape)
 }
@@ -80,6 +89,7 @@ impl<'a> Asked<'a> {
         let limit = if args.limit == 0 { i32::MAX } else { i32::try_from(args.limit).unwrap_or(i32::MAX) };
         Live {
             changes: args.changes,
+            for_people: false,
             by: self.by.clone(),
             window_us: self.window_us,
             request: v1::TopKRequest {
@@ -115,8 +125,8 @@ impl<'a> Asked<'a> {
         })
     }
 
-    /// What the latest windows of tasks without a key say.
-    fn wholes(&self) -> String {
+    /// What the latest windows of tasks without a key say, bounds rounded so that they stay bounds.
+    fn wholes(&self, is_narrow: bool) -> String {
         let mut only = "rank IS NULL AND key_fields IS NULL".to_owned();
         for (column, value) in [("task", &self.args.task), ("tap", &self.args.tap)] {
             if let Some(value) = value {
@@ -125,9 +135,10 @@ impl<'a> Asked<'a> {
         }
         only.push_str(&within(self.since, self.until));
         let limit = if self.args.limit == 0 { String::new() } else { format!(" LIMIT {}", self.args.limit) };
+        let [metric, end] = if is_narrow { ["", ""] } else { ["t.metric, ", ", t.t_end"] };
         format!(
-            "SELECT t.task, t.tap, t.metric, t.elements, t.quantile, round(t.estimate, 3) AS estimate, \
-             round(t.lower, 3) AS lower, round(t.upper, 3) AS upper, t.t_end FROM talkers t JOIN \
+            "SELECT t.task, t.tap, {metric}t.elements, t.quantile, round(t.estimate, 3) AS estimate, \
+             floor(1000.0 * t.lower) / 1000.0 AS lower, ceil(1000.0 * t.upper) / 1000.0 AS upper{end} FROM talkers t JOIN \
              (SELECT task AS of_task, tap AS of_tap, max(t_end) AS last FROM talkers WHERE {only} GROUP BY task, tap) l ON \
              t.task = l.of_task AND t.tap = l.of_tap AND t.t_end = l.last WHERE rank IS NULL AND key_fields IS NULL ORDER BY \
              t.task, t.tap, t.quantile{limit}"
@@ -176,12 +187,41 @@ struct List {
 }
 
 impl Stored {
-    /// The lists that there are: those of the last day, since a list may have been given up long ago.
+    /// The lists that there are at the time and tap that is asked for; without a time those of the last day, since a list may have
+    /// been given up long ago.
     pub(super) fn lists(&self) -> String {
-        "SELECT task, key_fields, metric, elements, dur_us, CAST(max(t_end) AS BIGINT) AS last FROM talkers WHERE rank IS NULL AND \
-         key_fields IS NOT NULL AND t_end > (SELECT max(t_end) FROM talkers) - INTERVAL '1 day' GROUP BY task, key_fields, \
-         metric, elements, dur_us ORDER BY task, key_fields, last DESC"
-            .to_owned()
+        let mut only = within(self.since, self.until);
+        if only.is_empty() {
+            only.push_str(" AND t_end > (SELECT max(t_end) FROM talkers) - INTERVAL '1 day'");
+        }
+        only.push_str(&self.of_tap());
+        format!(
+            "SELECT task, key_fields, metric, elements, dur_us, CAST(max(t_end) AS BIGINT) AS last FROM talkers WHERE rank IS NULL \
+             AND key_fields IS NOT NULL{only} GROUP BY task, key_fields, metric, elements, dur_us ORDER BY task, key_fields, \
+             last DESC"
+        )
+    }
+
+    fn of_tap(&self) -> String {
+        self.tap.as_ref().map_or(String::new(), |tap| format!(" AND tap = {}", quoted(tap)))
+    }
+
+    /// Why there is no list at all.
+    fn nothing(&self) -> Failure {
+        let told = match (self.window_us, &self.tap) {
+            _ if self.since.is_some() || self.until.is_some() => {
+                "no window of the sketches is stored of this time; without --since and --until the answer is over all there are"
+            }
+            (Some(_), _) => {
+                "--window: no window of this length is stored; without --window the answer is over all there are"
+            }
+            (None, Some(_)) => "--tap: no window of the sketches is stored of this tap",
+            (None, None) => {
+                "no window of the sketches is stored yet: a window is written when it is over, or the sketches are switched off \
+                 (sketches.enabled)"
+            }
+        };
+        Failure::new(Code::Usage, anyhow::anyhow!(told))
     }
 
     /// The question, of the list that answers it.
@@ -221,15 +261,7 @@ impl Stored {
         };
         match found[..] {
             [list] => Ok(self.of(list)),
-            [] if all.is_empty() && self.window_us.is_some() => {
-                let told = "no window of this length is stored; without --window the answer is over all there are";
-                Err(Failure::new(Code::Usage, anyhow::anyhow!("--window: {told}")))
-            }
-            [] if all.is_empty() => {
-                let told = "no window of the sketches is stored yet: a window is written when it is over, or the sketches are \
-                            switched off (sketches.enabled)";
-                Err(Failure::new(Code::Usage, anyhow::anyhow!(told)))
-            }
+            [] if all.is_empty() => Err(self.nothing()),
             [] => {
                 let (by, all) = (&self.by, told(&mut all.iter()));
                 let metric = self.metric.map_or(String::new(), |metric| format!("{} ", metric.name()));
@@ -248,13 +280,15 @@ impl Stored {
 
     fn of(&self, list: &List) -> String {
         let mut only = format!("task = {} AND key_fields = {}", quoted(&list.task), quoted(&list.key_fields));
-        if let Some(tap) = &self.tap {
-            only.push_str(&format!(" AND tap = {}", quoted(tap)));
-        }
+        only.push_str(&self.of_tap());
         only.push_str(&within(self.since, self.until));
+        // Windows count as a whole, and so do the flows that are to prove them.
+        let length = i64::try_from(list.window_us).unwrap_or(i64::MAX).max(1);
+        let begin = |us: i64| us.div_euclid(length).saturating_mul(length);
+        let end = |us: i64| begin(us.saturating_add(length - 1));
         let mut times = match (self.since, self.until) {
             (None, None) => None,
-            (since, until) => Some((since.unwrap_or(0), until.unwrap_or(i64::MAX / 1_000))),
+            (since, until) => Some((since.map_or(0, begin), until.map_or(i64::MAX / 1_000, end))),
         };
         if let Some(window) = self.window_us {
             let last = list.last;
@@ -297,6 +331,7 @@ impl Stored {
         let nanos = |us: i64| Nanos(u64::try_from(us).unwrap_or(0).saturating_mul(1_000));
         let times = times.map(|(since, until)| (nanos(since), nanos(until)));
         let Some(proof) = estimand.proof(&[], times, Flows::Stored) else { return top };
+        let proof = rpc::proof_of_tap(proof, self.tap.as_deref());
         let on: Vec<String> = self.by.names().iter().map(|name| format!("t.{name} = e.{name}")).collect();
         let listed: Vec<String> = self.by.names().iter().map(|name| format!("t.{name}")).collect();
         let share = if list.metric == Metric::Distinct { "" } else { ", t.share" };
@@ -316,13 +351,15 @@ pub(super) struct Live {
     by: KeySpec,
     window_us: Option<u64>,
     changes: bool,
+    /// The window stands above the rows instead of in each.
+    for_people: bool,
 }
 
 impl Live {
     /// The task with a window of the length that is wanted.
     async fn choose(&mut self, client: &mut Client) -> Result<(), Failure> {
         let Some(window_us) = self.window_us else { return Ok(()) };
-        let tasks = client.sketches.list_tasks(v1::ListTasksRequest {}).await.map_err(|s| remote(s.into()))?;
+        let tasks = client.sketches.list_tasks(v1::ListTasksRequest {}).await.map_err(refused)?;
         let tasks = tasks.into_inner().tasks;
         let length = |task: &v1::SketchTask| {
             task.window.map_or(0, |w| u64::try_from(w.seconds).unwrap_or(0) * 1_000_000 + w.nanos as u64 / 1_000)
@@ -353,14 +390,37 @@ impl Live {
     /// Asks.
     pub(super) async fn ask(mut self, client: &mut Client) -> Result<RecordBatch, Failure> {
         self.choose(client).await?;
-        if self.changes {
+        let (rows, heading) = if self.changes {
             let v1::TopKRequest { from, by, metric, limit, .. } = self.request;
             let request = v1::ListChangersRequest { from, by, metric, limit };
-            let answer = client.sketches.list_changers(request).await.map_err(|s| remote(s.into()))?.into_inner();
-            return Ok(changed(&self.by, &answer)?);
+            let answer = client.sketches.list_changers(request).await.map_err(refused)?.into_inner();
+            let before = answer.before.as_ref().map_or(String::new(), shown);
+            let heading = format!("{}; before: {before}", answer.after.as_ref().map_or(String::new(), shown));
+            (changed(&self.by, &answer)?, heading)
+        } else {
+            let exact = self.request.exact;
+            let answer = client.sketches.top_k(self.request).await.map_err(refused)?.into_inner();
+            (listed(&self.by, &answer, exact)?, heading(&answer))
+        };
+        if !self.for_people {
+            return Ok(rows);
         }
-        let answer = client.sketches.top_k(self.request).await.map_err(|s| remote(s.into()))?.into_inner();
-        Ok(listed(&self.by, &answer)?)
+        let rows = without_times(&rows)?;
+        let told = [(HEADING.to_owned(), heading)].into();
+        let schema = rows.schema_ref().as_ref().clone().with_metadata(told);
+        Ok(rows.with_schema(Arc::new(schema))?)
+    }
+}
+
+/// A server without sketches does not have the service.
+fn refused(status: tonic::Status) -> Failure {
+    match status.code() {
+        tonic::Code::Unimplemented => {
+            let told = "the server keeps no sketches: sketches.enabled is false; what history has is told without --window, \
+                        --running, --changes and --follow";
+            Failure::new(Code::Failed, anyhow::anyhow!(told))
+        }
+        _ => remote(status.into()),
     }
 }
 
@@ -369,18 +429,27 @@ type Columns = Vec<(&'static str, ArrayRef)>;
 /// The columns of keys.
 fn keys<'k>(by: &KeySpec, keys: impl Iterator<Item = Option<&'k v1::TalkerKey>>) -> Columns {
     let keys: Vec<v1::TalkerKey> = keys.map(|key| key.cloned().unwrap_or_default()).collect();
-    let texts = |of: fn(&v1::TalkerKey) -> &Option<String>| -> ArrayRef {
-        Arc::new(keys.iter().map(|key| of(key).as_deref()).collect::<StringArray>())
+    let addresses = |of: fn(&v1::TalkerKey) -> &Option<String>| -> ArrayRef {
+        let bytes = |key| of(key).as_deref().and_then(|text| text.parse::<Addr>().ok()).map(|address| address.0);
+        let mut column = FixedSizeBinaryBuilder::with_capacity(keys.len(), 16);
+        for bytes in keys.iter().map(bytes) {
+            match bytes {
+                // It is of that width.
+                Some(bytes) => drop(column.append_value(bytes)),
+                None => column.append_null(),
+            }
+        }
+        Arc::new(column.finish())
     };
     let ports = |of: fn(&v1::TalkerKey) -> Option<u32>| -> ArrayRef {
         Arc::new(keys.iter().map(|key| of(key).and_then(|n| u16::try_from(n).ok())).collect::<UInt16Array>())
     };
     let column = |name: &'static str| {
         let column = match name {
-            "src_ip" => texts(|key| &key.src_ip),
-            "dst_ip" => texts(|key| &key.dst_ip),
-            "originator" => texts(|key| &key.originator),
-            "responder" => texts(|key| &key.responder),
+            "src_ip" => addresses(|key| &key.src_ip),
+            "dst_ip" => addresses(|key| &key.dst_ip),
+            "originator" => addresses(|key| &key.originator),
+            "responder" => addresses(|key| &key.responder),
             "src_port" => ports(|key| key.src_port),
             "dst_port" => ports(|key| key.dst_port),
             "originator_port" => ports(|key| key.originator_port),
@@ -408,15 +477,15 @@ fn times(window: Option<&v1::SketchWindow>, rows: usize) -> Columns {
     vec![("t_start", time(window.and_then(|w| w.start_time))), ("t_end", time(window.and_then(|w| w.end_time)))]
 }
 
-/// A list as rows.
-fn listed(by: &KeySpec, answer: &v1::TopKResponse) -> anyhow::Result<RecordBatch> {
+/// A list as rows; with `exact`, also where there is none.
+fn listed(by: &KeySpec, answer: &v1::TopKResponse, exact: bool) -> anyhow::Result<RecordBatch> {
     let talkers = || answer.talkers.iter();
     let of = |of: fn(&v1::Estimated) -> f64| whole(talkers().map(move |t| t.estimated.as_ref().map_or(0.0, of)));
     let mut columns = keys(by, talkers().map(|talker| talker.key.as_ref()));
     columns.push(("estimate", of(|e| e.estimate)));
     columns.push(("lower", of(|e| e.lower)));
     columns.push(("upper", of(|e| e.upper)));
-    if talkers().any(|talker| talker.exact.is_some()) {
+    if exact {
         columns.push(("exact", whole(talkers().map(|talker| talker.exact.unwrap_or(0.0)))));
     }
     columns.extend(times(answer.window.as_ref(), answer.talkers.len()));
@@ -445,8 +514,12 @@ fn changed(by: &KeySpec, answer: &v1::ListChangersResponse) -> anyhow::Result<Re
 
 /// Prints a list for every snapshot until a signal ends it: a table of its own each time, or more lines.
 fn follow(asked: &Asked<'_>, output: Output) -> Result<(), Failure> {
-    if output == Output::Json {
-        let told = "--follow does not end, and a JSON array would never close: use --output ndjson";
+    let told = match output {
+        Output::Table | Output::Ndjson | Output::Csv => None,
+        Output::Json => Some("--follow does not end, and a JSON array would never close: use --output ndjson"),
+        _ => Some("--follow does not end, and a file of columns would never close: use --output ndjson or csv"),
+    };
+    if let Some(told) = told {
         return Err(Failure::new(Code::Usage, anyhow::anyhow!(told)));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -454,15 +527,17 @@ fn follow(asked: &Asked<'_>, output: Output) -> Result<(), Failure> {
         let mut client = rpc::client::connect(&asked.args.answer.from.server).await.map_err(remote)?;
         let mut live = asked.live();
         live.choose(&mut client).await?;
-        let stream = client.sketches.watch_top_k(live.request).await.map_err(|s| remote(s.into()))?;
+        let exact = live.request.exact;
+        let stream = client.sketches.watch_top_k(live.request).await.map_err(refused)?;
         let mut stream = stream.into_inner();
         let mut lines: Option<Renderer<std::io::Stdout>> = None;
         while let Some(answer) = stream.message().await.map_err(|s| remote(s.into()))? {
-            let rows = listed(&asked.by, &answer)?;
+            let rows = listed(&asked.by, &answer, exact)?;
             if output == Output::Table {
                 table(&answer, &rows)?;
                 continue;
             }
+            let rows = marked(&rows, answer.window.as_ref().is_some_and(|window| window.running))?;
             let renderer = match &mut lines {
                 Some(renderer) => renderer,
                 None => {
@@ -477,23 +552,56 @@ fn follow(asked: &Asked<'_>, output: Output) -> Result<(), Failure> {
     })
 }
 
-fn table(answer: &v1::TopKResponse, rows: &RecordBatch) -> anyhow::Result<()> {
-    let window = answer.window.clone().unwrap_or_default();
+/// Lines tell by themselves whether there will be more of their window.
+fn marked(rows: &RecordBatch, running: bool) -> anyhow::Result<RecordBatch> {
+    let mut columns: Vec<(String, ArrayRef)> = Vec::new();
+    for (field, column) in rows.schema_ref().fields().iter().zip(rows.columns()) {
+        columns.push((field.name().clone(), column.clone()));
+        if field.name() == "t_end" {
+            columns.push(("running".to_owned(), Arc::new(BooleanArray::from(vec![running; rows.num_rows()]))));
+        }
+    }
+    Ok(RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, column)| (name, column, true)))?)
+}
+
+/// A window, for people.
+fn shown(window: &v1::SketchWindow) -> String {
     let time = |time: Option<prost_types::Timestamp>| {
-        let nanos = time.map_or(0, |time| time.seconds as u64 * 1_000_000_000 + time.nanos as u64);
-        detect::format_time(Nanos(nanos))
+        let time = time.and_then(|t| chrono::DateTime::from_timestamp(t.seconds, u32::try_from(t.nanos).ok()?));
+        time.map_or(String::new(), |time| time.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true))
     };
     let state = if window.running { "so far" } else { "over" };
+    format!("{} to {}, {state}", time(window.start_time), time(window.end_time))
+}
+
+/// What a list is of.
+fn heading(answer: &v1::TopKResponse) -> String {
     let total = answer.total.map_or(String::new(), |total| format!("; all together {total}"));
-    println!("{} to {}, {state}{total}", time(window.start_time), time(window.end_time));
-    let shown: Vec<usize> =
-        (0..rows.num_columns()).filter(|at| !rows.schema().field(*at).name().starts_with("t_")).collect();
-    let rows = rows.project(&shown)?;
-    let layout = TableLayout { width: super::screen::Size::of_stdout().map(|size| size.width), row_count: false };
+    format!("{}{total}", answer.window.as_ref().map_or(String::new(), shown))
+}
+
+fn without_times(rows: &RecordBatch) -> anyhow::Result<RecordBatch> {
+    let is_time = |at: &usize| rows.schema_ref().field(*at).name().starts_with("t_");
+    let kept: Vec<usize> = (0..rows.num_columns()).filter(|at| !is_time(at)).collect();
+    Ok(rows.project(&kept)?)
+}
+
+/// A list as a table of its own, its window above it.
+fn table(answer: &v1::TopKResponse, rows: &RecordBatch) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", heading(answer))?;
+    let rows = without_times(rows)?;
+    let width = super::screen::Size::of_stdout().map(|size| size.width);
+    let rows = match rows.column_by_name("share") {
+        Some(_) => TopTable::new(Look { width }.bar_width()).rows(&rows)?,
+        None => rows,
+    };
     let format = super::text_format(Output::Table);
-    let mut renderer = Renderer::with_layout(format, layout, &rows.schema(), std::io::stdout())?;
+    let mut renderer =
+        Renderer::with_layout(format, TableLayout { width, row_count: false }, &rows.schema(), &mut out)?;
     renderer.write(&rows)?;
     renderer.finish()?;
-    println!();
+    writeln!(out)?;
+    out.flush()?;
     Ok(())
 }
