@@ -24,7 +24,6 @@ pub use error::RpcError;
 pub use http::{HttpServices, serve_http};
 pub use rest::parse_time;
 pub use server::{Services, bind, serve_grpc};
-pub use sketches::proof_of_tap;
 pub use slices::SliceControl;
 
 use std::sync::Arc;

@@ -2,7 +2,7 @@ use crate::alerts::{AlertHub, Alerts};
 use crate::flight::FlightSql;
 use crate::flows::Flows;
 use crate::metrics::QueryMetrics;
-use crate::sketches::Sketches;
+use crate::sketches::{READS_MAX, Sketches};
 use crate::slices::{SliceControl, Slices};
 use crate::v1::alert_service_server::AlertServiceServer;
 use crate::v1::capture_service_server::{CaptureService, CaptureServiceServer};
@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response};
@@ -77,9 +77,14 @@ pub async fn serve_grpc(
     let (close, closing) = watch::channel(false);
     let (engine, metrics) = (services.engine, services.queries);
     let flight = FlightServiceServer::new(FlightSql::new(engine.clone(), metrics.clone(), closing.clone()));
-    let sketches = services
-        .sketches
-        .map(|board| SketchServiceServer::new(Sketches { board, engine: engine.clone(), closing: closing.clone() }));
+    let sketches = services.sketches.map(|board| {
+        SketchServiceServer::new(Sketches {
+            board,
+            engine: engine.clone(),
+            closing: closing.clone(),
+            turns: Arc::new(Semaphore::new(READS_MAX)),
+        })
+    });
     let flows = FlowServiceServer::new(Flows { engine, metrics, closing: closing.clone() });
     let alerts = AlertServiceServer::new(Alerts { hub: services.alerts, closing: closing.clone() });
     let capture = CaptureServiceServer::new(Capture { status: services.status });

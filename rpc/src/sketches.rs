@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use talkers::{Board, Estimand, Flows, KeyFields, KeySpec, Kind, Known, Metric, Task, TaskError, Which, Window};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -54,7 +54,12 @@ pub(crate) struct Sketches {
     pub(crate) board: Arc<Board>,
     pub(crate) engine: Engine,
     pub(crate) closing: watch::Receiver<bool>,
+    /// Questions that may be answered at a time: each may take as much memory as a sketch.
+    pub(crate) turns: Arc<Semaphore>,
 }
+
+/// Questions answered at a time; others wait.
+pub(crate) const READS_MAX: usize = 4;
 
 impl Sketches {
     /// Reads the board on a thread that may take its time: a question may be a pass over megabytes.
@@ -63,7 +68,14 @@ impl Sketches {
         f: impl FnOnce(&Board) -> Result<T, Status> + Send + 'static,
     ) -> Result<T, Status> {
         let board = self.board.clone();
-        let done = tokio::task::spawn_blocking(move || f(&board)).await;
+        let closed = |_| Status::unavailable("the server is shutting down");
+        let turn = self.turns.clone().acquire_owned().await.map_err(closed)?;
+        let done = tokio::task::spawn_blocking(move || {
+            // Also where the caller has gone meanwhile, until it is done.
+            let _turn = turn;
+            f(&board)
+        })
+        .await;
         done.map_err(|_| Status::internal("the sketches could not be read"))?
     }
 
@@ -117,20 +129,8 @@ const UNPROVEN: &str = "exact: flows do not tell of keys with a prefix; leave th
 
 /// The query that proves what a window says of some keys, or of all.
 fn proof(from: &From, window: &Window, by: &KeySpec, keys: &[KeyFields]) -> Option<String> {
-    let sql = Estimand::of(window.task(), by).proof(keys, Some(window.times()), Flows::StoredAndActive)?;
-    Some(proof_of_tap(sql, from.tap.as_deref()))
-}
-
-/// A proof ([`Estimand::proof`]) from the flows of one tap alone.
-pub fn proof_of_tap(sql: String, tap: Option<&str>) -> String {
-    let Some(tap) = tap else { return sql };
-    let tap = tap.replace('\'', "''");
-    // Names that stand for a part of the tables of these names.
-    let of_tap = |table: &str| format!("{table} AS (SELECT * FROM public.{table} WHERE tap = '{tap}')");
-    match sql.contains("active_flows") {
-        true => format!("WITH {}, {} {sql}", of_tap("flows"), of_tap("active_flows")),
-        false => format!("WITH {} {sql}", of_tap("flows")),
-    }
+    let estimand = Estimand::of(window.task(), by, from.tap.as_deref());
+    estimand.proof(keys, Some(window.times()), Flows::StoredAndActive)
 }
 
 fn read_proof(batch: &RecordBatch, exact: &mut HashMap<Vec<String>, f64>) {
@@ -208,8 +208,7 @@ impl From {
 
     fn get(&self, board: &Board, which: Which) -> Result<Option<Arc<Window>>, Status> {
         board.window(&self.task, self.tap.as_deref(), which).map_err(|error| match error {
-            // Task and tap are known to be there: what is left is that windows end while they are read.
-            TaskError::Question(_) => Status::unavailable(error.to_string()),
+            TaskError::Busy => Status::unavailable(error.to_string()),
             other => refused(other),
         })
     }
@@ -532,8 +531,13 @@ async fn watch(
             // Of a reader who is slow there are fewer.
             next = Instant::now() + interval;
             let from = top.from.clone();
-            // Nothing may have begun yet.
-            if let Some(window) = sketches.read(move |board| from.get(board, Which::Running)).await? {
+            let running = sketches.read(move |board| from.get(board, Which::Running)).await;
+            // Nothing may have begun yet; and where a window just ended, there is another snapshot.
+            let running = running.or_else(|status| match status.code() {
+                tonic::Code::Unavailable => Ok(None),
+                _ => Err(status),
+            });
+            if let Some(window) = running? {
                 let answer = sketches.answer(&top, window).await?;
                 sender.send(Ok(answer)).await.map_err(reader_gone)?;
             }
@@ -551,7 +555,7 @@ fn refused(error: TaskError) -> Status {
 }
 
 fn provable(task: &Task, by: &KeySpec, is_wanted: bool) -> Result<(), Status> {
-    let is_told = || Estimand::of(task, by).proof(&[], None, Flows::StoredAndActive).is_some();
+    let is_told = || Estimand::of(task, by, None).proof(&[], None, Flows::StoredAndActive).is_some();
     if !is_wanted || is_told() { Ok(()) } else { Err(Status::invalid_argument(UNPROVEN)) }
 }
 

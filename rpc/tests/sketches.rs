@@ -744,3 +744,21 @@ async fn what_is_wrong_is_named_with_its_value_and_what_is_allowed() {
     let status = world.fixture.client.sketches.estimate_cardinality(request).await.unwrap_err();
     check(status, &["from.task is 'fan_out'", "by originator", "as a whole"]);
 }
+
+/// Of all taps together a window is over once it is over at each of them.
+#[tokio::test]
+async fn a_window_of_all_taps_waits_for_the_slowest() {
+    let mut world = World::new(1).await;
+    let request =
+        |tap: &str| TopKRequest { by: by(&["src_ip"]), from: from("", tap, Asked::Last), ..Default::default() };
+    world.feeds[0].turn(Nanos(EPOCH + WINDOW));
+    world.feeds[0].swept();
+    world.collector.poll().unwrap();
+    assert_eq!(world.top(request("")).await.unwrap_err().code(), Code::FailedPrecondition);
+    let one = world.top(request(TAPS[0])).await.unwrap().total.unwrap();
+    world.feeds[1].turn(Nanos(EPOCH + WINDOW));
+    world.feeds[1].swept();
+    world.collector.poll().unwrap();
+    let other = world.top(request(TAPS[1])).await.unwrap().total.unwrap();
+    assert_eq!(world.top(request("")).await.unwrap().total, Some(one + other));
+}

@@ -406,6 +406,59 @@ fn threads_lose_nothing() {
     assert_eq!((board.counts().late, board.counts().stragglers), (0, 0));
 }
 
+/// In a replay a worker that is far ahead waits for the others, also for one that brings an older window than all that are known.
+#[test]
+fn workers_of_a_replay_may_be_far_apart() {
+    let all = task("all", Kind::HeavyHitters, &FULL, Size::Memory(1 << 20));
+    let (mut feeds, mut collector, board) = start(vec![all], &taps(1), &[0, 0], 1 << 30, 5, WhenBehind::Wait).unwrap();
+    let one = |second: u64| packet((1, 1), (2, 2), second * SECOND, 100, 0);
+    let (mut ahead, mut behind) = (feeds.remove(0), feeds.remove(0));
+    let mut over = Vec::new();
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(move || {
+            // Nothing in the first window.
+            advance(&mut ahead, Nanos(1_000 * SECOND));
+            for second in (1_010..1_200).step_by(10) {
+                advance(&mut ahead, Nanos(second * SECOND));
+                count(&mut ahead, &one(second));
+            }
+            ahead.finish();
+        });
+        advance(&mut behind, Nanos(1_000 * SECOND));
+        count(&mut behind, &one(1_000));
+        // As far ahead as it gets.
+        for _ in 0..200 {
+            over.extend(collector.poll().unwrap());
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        assert!(over.is_empty() && !worker.is_finished(), "the first window is still being filled");
+        advance(&mut behind, Nanos(1_300 * SECOND));
+        behind.finish();
+        while !collector.is_over() {
+            over.extend(collector.poll().unwrap());
+        }
+    });
+    assert!(over.is_sorted_by_key(|window| window.times().0));
+    assert_eq!(over.iter().map(|window| window.total()).collect::<Vec<_>>(), [Some(100); 20]);
+    assert_eq!((board.counts().late, board.counts().stragglers), (0, 0));
+}
+
+/// The first window of a capture may begin at time 0.
+#[test]
+fn time_may_begin_at_zero() {
+    let all = task("all", Kind::HeavyHitters, &FULL, Size::Memory(1 << 20));
+    let (mut feeds, mut collector, board) = start(vec![all], &taps(1), &[0], 1 << 30, 5, WhenBehind::GoOn).unwrap();
+    advance(&mut feeds[0], Nanos(5));
+    count(&mut feeds[0], &packet((1, 1), (2, 2), 5, 100, 0));
+    feeds[0].flush();
+    let running = board.window(&board.tasks()[0], None, Which::Running).unwrap().unwrap();
+    assert_eq!((running.times().0, running.total()), (Nanos(0), Some(100)));
+    advance(&mut feeds[0], Nanos(11 * SECOND));
+    count(&mut feeds[0], &packet((1, 1), (2, 2), 11 * SECOND, 7, 0));
+    let over = finish(feeds, &mut collector);
+    assert_eq!(over.iter().map(|window| window.total()).collect::<Vec<_>>(), [Some(100), Some(7)]);
+}
+
 #[test]
 fn the_default_tasks_can_be() {
     let tasks = default_tasks();

@@ -108,6 +108,19 @@ def counted(listed, *by, column="estimate"):
     return sums
 
 
+def test_a_window_that_is_stored_in_parts_counts_once(capture, tmp_path):
+    """As a restart leaves it: the same window twice, each part with what it had."""
+    file, packets = capture
+    for _ in range(2):
+        taphouse("replay", file, "--data-dir", tmp_path / "data", "--set", ROOMY)
+    found = ask("--by", "src_ip", "--metric", "bytes", "--data-dir", tmp_path / "data", "--limit", "0")
+    wanted = {key: 2 * value for key, value in sent(packets, "src_ip").items()}
+    assert counted(found, "src_ip") == counted(found, "src_ip", column="lower") == wanted
+    assert all(row["upper"] >= row["estimate"] for row in found)
+    assert sum(row["share"] for row in found) == pytest.approx(100)
+
+
+
 EVERYTHING = ["--limit", "0"]
 
 

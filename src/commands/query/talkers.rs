@@ -198,7 +198,7 @@ impl Stored {
         format!(
             "SELECT task, key_fields, metric, elements, dur_us, CAST(max(t_end) AS BIGINT) AS last FROM talkers WHERE rank IS NULL \
              AND key_fields IS NOT NULL{only} GROUP BY task, key_fields, metric, elements, dur_us ORDER BY task, key_fields, \
-             last DESC"
+             metric, elements, last DESC"
         )
     }
 
@@ -243,7 +243,8 @@ impl Stored {
             .filter(|list| self.window_us.is_none_or(|window| window == list.window_us))
             .collect();
         // Of one whose windows had other lengths before.
-        all.dedup_by(|a, b| (&a.task, &a.key_fields) == (&b.task, &b.key_fields));
+        let of = |list: &List| (list.task.clone(), list.key_fields.clone(), list.metric, list.elements.clone());
+        all.dedup_by(|a, b| of(a) == of(b));
         let answers = |list: &&List| {
             let same = list
                 .key_fields
@@ -279,7 +280,12 @@ impl Stored {
     }
 
     fn of(&self, list: &List) -> String {
-        let mut only = format!("task = {} AND key_fields = {}", quoted(&list.task), quoted(&list.key_fields));
+        let (task, key_fields, metric) = (quoted(&list.task), quoted(&list.key_fields), quoted(list.metric.name()));
+        let mut only = format!("task = {task} AND key_fields = {key_fields} AND metric = {metric}");
+        only.push_str(&match list.elements.as_str() {
+            "" => " AND elements IS NULL".to_owned(),
+            elements => format!(" AND elements = {}", quoted(elements)),
+        });
         only.push_str(&self.of_tap());
         only.push_str(&within(self.since, self.until));
         // Windows count as a whole, and so do the flows that are to prove them.
@@ -298,8 +304,8 @@ impl Stored {
         let names: Vec<String> = self.by.names().into_iter().map(str::to_owned).collect();
         let names = names.join(", ");
         let whole = |name: &str| format!("CAST(round({name}) AS BIGINT)");
-        // Of windows in which a key is not listed all that is known is how much one that is not listed had at most. What was
-        // distinct in each window may have been the same again.
+        // Of windows in which a key is not listed all that is known is how much one that is not listed had at most. A window may be
+        // stored in two parts, of before and after a restart; the smaller bound is then one for both. What was distinct in each window may have been the same again.
         let (estimate, lower, share) = match list.metric {
             Metric::Distinct => ("max(w.estimate)", "max(w.lower)", String::new()),
             _ => {
@@ -311,8 +317,8 @@ impl Stored {
         let (estimate, lower, upper) = (whole(estimate), whole(lower), whole(upper));
         let limit = if self.limit == 0 { String::new() } else { format!(" LIMIT {}", self.limit) };
         let top = format!(
-            "WITH w AS (SELECT * FROM talkers WHERE {only}), o AS (SELECT t_end AS o_end, dur_us AS o_dur, tap AS o_tap, upper AS \
-             unlisted FROM w WHERE rank IS NULL) SELECT {names}, {estimate} AS estimate, {lower} AS lower, {upper} AS \
+            "WITH w AS (SELECT * FROM talkers WHERE {only}), o AS (SELECT t_end AS o_end, dur_us AS o_dur, tap AS o_tap, \
+             min(upper) AS unlisted FROM w WHERE rank IS NULL GROUP BY t_end, dur_us, tap) SELECT {names}, {estimate} AS estimate, {lower} AS lower, {upper} AS \
              upper{share} FROM w JOIN o ON w.t_end = o.o_end AND w.dur_us = o.o_dur AND w.tap = o.o_tap WHERE w.rank IS NOT NULL \
              GROUP BY {names} ORDER BY estimate DESC, {names}{limit}"
         );
@@ -327,11 +333,11 @@ impl Stored {
             Metric::Flows => View::Flows,
             _ => View::Packets,
         });
-        let estimand = Estimand { view, metric: list.metric, by: &self.by, elements: &elements };
+        let tap = self.tap.as_deref();
+        let estimand = Estimand { view, metric: list.metric, by: &self.by, elements: &elements, tap };
         let nanos = |us: i64| Nanos(u64::try_from(us).unwrap_or(0).saturating_mul(1_000));
         let times = times.map(|(since, until)| (nanos(since), nanos(until)));
         let Some(proof) = estimand.proof(&[], times, Flows::Stored) else { return top };
-        let proof = rpc::proof_of_tap(proof, self.tap.as_deref());
         let on: Vec<String> = self.by.names().iter().map(|name| format!("t.{name} = e.{name}")).collect();
         let listed: Vec<String> = self.by.names().iter().map(|name| format!("t.{name}")).collect();
         let share = if list.metric == Metric::Distinct { "" } else { ", t.share" };
