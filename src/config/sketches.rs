@@ -237,6 +237,9 @@ impl TaskSection {
     }
 }
 
+/// What the workers feed, what collects their windows, and what answers.
+pub(crate) type Started = (Vec<Feed>, Collector, Arc<Board>);
+
 impl SketchesSection {
     /// What the sketches take.
     ///
@@ -267,7 +270,7 @@ impl SketchesSection {
         taps: &[String],
         worker_taps: &[usize],
         when_full: WhenFull,
-    ) -> Result<Option<(Vec<Feed>, Collector, Arc<Board>)>, ConfigError> {
+    ) -> Result<Option<Started>, ConfigError> {
         if !self.enabled {
             return Ok(None);
         }

@@ -113,16 +113,7 @@ impl Pipeline {
                 WhenFull::Drop => config.pipeline.record_ring as usize,
                 WhenFull::Wait => REPLAY_RING.min(config.pipeline.record_ring as usize),
             };
-            let (outlet, ends) = Outlet::new(
-                rows,
-                tick_sender.clone(),
-                feed,
-                when_full,
-                view.ledger.clone(),
-                view.gauges.clone(),
-                view.sources.clone(),
-                feeds.next(),
-            );
+            let (outlet, ends) = Outlet::new(rows, tick_sender.clone(), feed, when_full, &view, feeds.next());
             let (table, hints) = (config.flowtable.to_table(), config.hints.to_limits());
             workers.push(Worker::new(table, hints, outlet, &view, settings.clone())?);
             inlets.push(writer::Inlet::new(ends, &view));

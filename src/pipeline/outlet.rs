@@ -1,7 +1,7 @@
 //! What leaves a worker: flow records to the writer, ticks to the detectors, counts to the sketches. Bounded, a policy when
 //! full, counted.
 
-use super::shared::WorkerGauges;
+use super::shared::{WorkerGauges, WorkerView};
 use capture::ledger::QueueLedger;
 use detect::{OpeningKind, Tick, TickFeed};
 use flowtable::{FlowDelta, FlowRecord, FlowSink, TcpOpening};
@@ -104,13 +104,12 @@ impl Outlet {
         ticks: SyncSender<Tick>,
         feed: TickFeed,
         when_full: WhenFull,
-        ledger: Arc<QueueLedger>,
-        gauges: Arc<WorkerGauges>,
-        sources: Arc<HyperLogLog>,
+        view: &WorkerView,
         talkers: Option<talkers::Feed>,
     ) -> (Outlet, OutletEnds) {
         let (records, records_end) = lane(rows);
         let (dns, dns_end) = lane((rows / 4).max(1));
+        let (ledger, gauges, sources) = (view.ledger.clone(), view.gauges.clone(), view.sources.clone());
         let outlet = Outlet { records, dns, ticks, feed, when_full, ledger, gauges, sources, talkers };
         (outlet, OutletEnds { records: records_end, dns: dns_end })
     }

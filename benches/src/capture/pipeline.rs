@@ -250,16 +250,14 @@ fn worker(
     let (tick_sender, ticks) = sync_channel(TICKS_QUEUED);
     let (ledger, gauges) = (Arc::new(QueueLedger::default()), Arc::new(WorkerGauges::default()));
     let sources = Arc::new(HyperLogLog::new(SOURCES_PRECISION).map_err(cannot(stage))?);
-    let view =
-        WorkerView { gauges: gauges.clone(), sources: sources.clone(), ledger: ledger.clone(), desk: Arc::default() };
+    let view = WorkerView { gauges: gauges.clone(), sources, ledger: ledger.clone(), desk: Arc::default() };
     let feed = TickFeed::new(0, taps.len(), detect_config.limits);
     let rows = if when_full == WhenFull::Wait { REPLAY_RING } else { RECORD_RING };
     let sketches = records_go != Records::Forgotten { sketches: false };
     let (talkers, collector) =
         sketches.then(|| default_sketches(&taps, when_full)).transpose().map_err(cannot(stage))?.unzip();
     let (sender, windows_over) = sync_channel(windows::WINDOWS_QUEUED);
-    let (ledger_of, gauges_of) = (ledger.clone(), gauges.clone());
-    let (outlet, ends) = Outlet::new(rows, tick_sender, feed, when_full, ledger_of, gauges_of, sources, talkers);
+    let (outlet, ends) = Outlet::new(rows, tick_sender, feed, when_full, &view, talkers);
     let settings = Arc::new(LiveSettings::default());
     let (table, limits) = (FlowTableConfig::default(), InspectLimits::default());
     let worker = Worker::new(table, limits, outlet, &view, settings).map_err(cannot(stage))?;
