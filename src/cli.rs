@@ -153,7 +153,7 @@ Examples:
 const TALKERS_HELP: &str = "\
 Examples:
   taphouse talkers --by src_ip --metric bytes --window 1m
-  taphouse talkers --by src_ip/24,dst_port --running --limit 10 --exact
+  taphouse talkers --by src_ip,dst_port --running --limit 10 --exact
   taphouse talkers --by originator --metric distinct --window 1m --follow
   taphouse talkers --by src_ip --changes
   taphouse talkers --by src_ip --metric bytes --since -1d --data-dir taphouse-data --output json
@@ -340,7 +340,7 @@ pub(crate) struct TalkersArgs {
     /// What is compared: bytes, packets, flows or distinct; what the task counts by default.
     #[arg(long, value_name = "NAME", requires = "by")]
     pub(crate) metric: Option<String>,
-    /// A task of the configuration by name; the first that can answer by default.
+    /// A task of the configuration by name; the first that can answer by default, and of history the only one.
     #[arg(long, value_name = "NAME")]
     pub(crate) task: Option<String>,
     /// One window of this length, such as 1m: the latest that is over. Without it, everything that is stored.

@@ -151,10 +151,11 @@ mod tests {
 
     #[test]
     fn a_stage_has_what_it_adds_to_the_one_before() {
-        let shares =
-            shares(&[vec![10.0, 12.0], vec![15.0, 17.0], vec![20.0, 22.0], vec![20.0, 22.0], vec![40.0, 42.0]]);
+        let shares = shares(
+            &[[10.0, 12.0], [15.0, 17.0], [20.0, 22.0], [20.0, 22.0], [30.0, 32.0], [40.0, 42.0]].map(Vec::from),
+        );
         let added: Vec<f64> = shares.iter().map(|share| share.added_ns.median).collect();
-        assert_eq!(added, [11.0, 5.0, 5.0, 0.0, 20.0]);
+        assert_eq!(added, [11.0, 5.0, 5.0, 0.0, 10.0, 10.0]);
         let sum: f64 = shares.iter().map(|share| share.share).sum();
         assert!((sum - 1.0).abs() < 1e-9);
     }

@@ -26,8 +26,9 @@ const LIMIT_MAX: usize = 10_000;
 const FIELDS_MAX: usize = 16;
 /// Quantiles of one request.
 const QUANTILES_MAX: usize = 1_000;
-/// Fields of the keys that are proved by one query: each costs it four of the thousand operators and names it may have.
-const PROOF_FIELDS_MAX: usize = 200;
+/// Of the thousand operators and names that a query may have, those for the keys it is to prove: each takes four for each field, and
+/// one.
+const PROOF_WORDS_MAX: usize = 800;
 /// How often two windows are read again because one ended meanwhile.
 const PAIR_ATTEMPTS: usize = 8;
 /// What keys have of.
@@ -102,7 +103,7 @@ impl Sketches {
         by: &KeySpec,
         talkers: &mut [v1::Talker],
     ) -> Result<(), Status> {
-        for some in talkers.chunks_mut(PROOF_FIELDS_MAX / by.names().len().max(1)) {
+        for some in talkers.chunks_mut((PROOF_WORDS_MAX / (4 * by.names().len() + 1)).max(1)) {
             let keys: Vec<KeyFields> = some.iter().map(|t| key_fields(t.key.as_ref())).collect::<Result<_, _>>()?;
             let sql = proof(from, window, by, &keys).ok_or_else(|| Status::invalid_argument(UNPROVEN))?;
             let exact = self.exact(&sql).await?;

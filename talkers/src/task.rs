@@ -318,6 +318,10 @@ fn check(config: TaskConfig, seed: u64, memory_max: usize) -> Result<Task, TaskE
     if let Some(list) = lists.iter().find(|list| list.is_empty() || !list.is_part_of(&key)) {
         return Err(TaskError::new("lists", list.to_string(), format!("no part of the key {key}")));
     }
+    let is_same = |a: &KeySpec, b: &KeySpec| a.is_part_of(b) && b.is_part_of(a);
+    if let Some((_, list)) = lists.iter().enumerate().find(|(at, list)| lists[..*at].iter().any(|a| is_same(a, list))) {
+        return Err(TaskError::new("lists", list.to_string(), "there twice; name each list once"));
+    }
     if lists.len() > LISTS_MAX {
         return Err(TaskError::new("lists", lists.len().to_string(), "up to 16 lists"));
     }

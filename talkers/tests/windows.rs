@@ -495,6 +495,7 @@ fn tasks_that_cannot_be_are_refused_by_setting() {
         (TaskConfig { size: Size::Memory(1 << 40), ..base() }, "memory_max is '1073741824': tasks take at least"),
         (TaskConfig { size: Size::Error(0.0), ..base() }, "error is '0'"),
         (TaskConfig { kind: Kind::Quantiles, key: names(&[]), ..base() }, "of is 'nothing'"),
+        (TaskConfig { lists: vec![names(&["src_ip"]), names(&["src_ip"])], ..base() }, "there twice"),
         (elements(TaskConfig { kind: Kind::Spreaders, ..base() }, &["responder"]), "another view"),
         (TaskConfig { kind: Kind::TopK, lists: vec![names(&["src_ip"])], ..base() }, "lists"),
     ] {

@@ -44,7 +44,7 @@ use sketches::HyperLogLog;
 use std::fmt::Display;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel, sync_channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 use storage::{Retention, Store, StoreOptions};
@@ -270,12 +270,7 @@ fn worker(
             let store = Store::open(StoreOptions::new(folder.join("data"), taps)).map_err(cannot(stage))?;
             Box::new(move || writer::run(store, vec![inlet], None, &windows_over, &retention))
         }
-        Records::Forgotten { .. } => Box::new(move || {
-            // Its end is what lets the collector go on.
-            let forgotten = forget(inlet);
-            windows_over.iter().for_each(drop);
-            forgotten
-        }),
+        Records::Forgotten { .. } => Box::new(move || forget(inlet, &windows_over)),
     };
     let writer = Builder::new().name("writer".to_owned()).spawn(write).map_err(cannot(stage))?;
     let collect =
@@ -294,10 +289,17 @@ fn default_sketches(taps: &[String], when_full: WhenFull) -> Result<(Feed, Colle
     Ok((feeds.remove(0), collector))
 }
 
-/// In the writer's place: takes rows out of the rings as the writer does, until the worker lets go of them.
-fn forget(mut inlet: writer::Inlet) -> Result<(), storage::StorageError> {
+/// In the writer's place: takes rows out of the rings as the writer does, and those of windows, until worker and collector let go
+/// of them.
+fn forget(mut inlet: writer::Inlet, windows: &Receiver<windows::TalkerRows>) -> Result<(), storage::StorageError> {
     loop {
-        let is_last = inlet.ends.records.rows.is_abandoned() && inlet.ends.dns.rows.is_abandoned();
+        let rings = inlet.ends.records.rows.is_abandoned() && inlet.ends.dns.rows.is_abandoned();
+        // The collector waits for room, and the worker of a replay for the collector.
+        let is_last = match windows.try_recv() {
+            Ok(_) => continue,
+            Err(TryRecvError::Empty) => false,
+            Err(TryRecvError::Disconnected) => rings,
+        };
         let taken = forget_rows(&mut inlet.ends.records) + forget_rows(&mut inlet.ends.dns);
         match (taken, is_last) {
             (0, true) => return Ok(()),

@@ -122,6 +122,11 @@ impl<'a> Asked<'a> {
             until: self.until,
             limit: self.args.limit,
             exact: self.args.exact,
+            // Those in progress are in windows that are over, too.
+            flows: match self.args.answer.from.data_dir {
+                Some(_) => Flows::Stored,
+                None => Flows::StoredAndActive,
+            },
         })
     }
 
@@ -172,6 +177,8 @@ pub(super) struct Stored {
     until: Option<i64>,
     limit: u64,
     exact: bool,
+    /// Which flows prove it.
+    flows: Flows,
 }
 
 /// A list that history has: of which task, by which key, of what, in windows of which length.
@@ -265,9 +272,10 @@ impl Stored {
             [] if all.is_empty() => Err(self.nothing()),
             [] => {
                 let (by, all) = (&self.by, told(&mut all.iter()));
-                let metric = self.metric.map_or(String::new(), |metric| format!("{} ", metric.name()));
+                let metric = self.metric.map_or(String::new(), |metric| format!("of {} ", metric.name()));
+                let task = self.task.as_ref().map_or(String::new(), |task| format!("of a task '{task}' "));
                 let told = format!(
-                    "history has no list of {metric}by {by}; there are {all}; more can be set under sketches.tasks"
+                    "history has no list {task}{metric}by {by}; there are {all}; more can be set under sketches.tasks"
                 );
                 Err(Failure::new(Code::Usage, anyhow::anyhow!(told)))
             }
@@ -337,7 +345,7 @@ impl Stored {
         let estimand = Estimand { view, metric: list.metric, by: &self.by, elements: &elements, tap };
         let nanos = |us: i64| Nanos(u64::try_from(us).unwrap_or(0).saturating_mul(1_000));
         let times = times.map(|(since, until)| (nanos(since), nanos(until)));
-        let Some(proof) = estimand.proof(&[], times, Flows::Stored) else { return top };
+        let Some(proof) = estimand.proof(&[], times, self.flows) else { return top };
         let on: Vec<String> = self.by.names().iter().map(|name| format!("t.{name} = e.{name}")).collect();
         let listed: Vec<String> = self.by.names().iter().map(|name| format!("t.{name}")).collect();
         let share = if list.metric == Metric::Distinct { "" } else { ", t.share" };
@@ -388,8 +396,10 @@ impl Live {
         let keyed = tasks.iter().filter(|task| !task.key.is_empty());
         let all: Vec<String> =
             keyed.map(|t| format!("{} ({} by {}, {})", t.name, t.metric, t.key, shown(length(t)))).collect();
-        let told =
-            format!("no task answers by {} in windows of {}; there are {}", self.by, shown(window_us), all.join(", "));
+        let task = if from.task.is_empty() { "task".to_owned() } else { format!("task '{}'", from.task) };
+        let metric = if self.request.metric.is_empty() { "answers" } else { &format!("has {}", self.request.metric) };
+        let (by, window, all) = (&self.by, shown(window_us), all.join(", "));
+        let told = format!("no {task} {metric} by {by} in windows of {window}; there are {all}");
         Err(Failure::new(Code::Usage, anyhow::anyhow!("{told}; more can be set under sketches.tasks")))
     }
 
