@@ -343,7 +343,8 @@ def test_a_dry_run_tells_what_stays_until_it_is_shipped(history, shipped_by, buc
 
     before = plan()
     assert (flows(before["dropped"]), flows(before["unshipped"])) == (set(), own)
-    assert before["kept"]["segments"] == len(before["unshipped"])
+    # A window of the sketches that the end cut short ends later than now: its segment has no age yet.
+    assert before["kept"]["segments"] >= len(before["unshipped"])
     text = taphouse(*dry, env=bucket.env).stdout
     assert text.count("but stays: not shipped") == len(before["unshipped"]) and "until they are shipped" in text
     lines = [json.loads(line) for line in taphouse(*dry, "--output", "ndjson", env=bucket.env).stdout.splitlines()]

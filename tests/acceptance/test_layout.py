@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
                     packets.append((hour * 3600 + n, port := port + 1))
             name = base / f"{'core' if tap == 'core' else 'odd'}-{part}.pcap"
             capture(name, BASE, packets)
-            taphouse("replay", name, "--data-dir", data, "--tap", tap)
+            taphouse("replay", name, "--data-dir", data, "--tap", tap, "--set", "sketches.enabled=false")
     return data
 
 
