@@ -143,10 +143,10 @@ pub fn check(
             TaskError::Memory { bytes: more } => {
                 let all = bytes.saturating_add(more.saturating_mul(copies));
                 let allowed = format!(
-                    "tasks take at least {all} bytes with {workers} worker(s) and {taps} tap(s), two windows a worker and \
+                    "up to task '{name}' they take at least {all} bytes with {workers} worker(s) and {taps} tap(s), two windows a worker and \
                      {COLLECTED_MAX} a tap; raise it, or make tasks smaller"
                 );
-                TaskError::new("memory_max", memory_max.to_string(), allowed).of(&name)
+                TaskError::new("memory_max", memory_max.to_string(), allowed)
             }
             error => error,
         })?;

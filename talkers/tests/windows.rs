@@ -492,7 +492,10 @@ fn tasks_that_cannot_be_are_refused_by_setting() {
         (TaskConfig { elements: names(&["dst_ip"]), ..base() }, "elements"),
         (TaskConfig { metric: Metric::Flows, ..base() }, "metric is 'flows'"),
         (TaskConfig { size: Size::Memory(100), ..base() }, "memory_bytes is 100"),
-        (TaskConfig { size: Size::Memory(1 << 40), ..base() }, "memory_max is '1073741824': tasks take at least"),
+        (
+            TaskConfig { size: Size::Memory(1 << 40), ..base() },
+            "memory_max is '1073741824': up to task 'a' they take at least",
+        ),
         (TaskConfig { size: Size::Error(0.0), ..base() }, "error is '0'"),
         (TaskConfig { kind: Kind::Quantiles, key: names(&[]), ..base() }, "of is 'nothing'"),
         (TaskConfig { lists: vec![names(&["src_ip"]), names(&["src_ip"])], ..base() }, "there twice"),
