@@ -364,7 +364,8 @@ pub(crate) struct TalkersArgs {
     /// Only what was seen at this tap.
     #[arg(long, value_name = "NAME")]
     pub(crate) tap: Option<String>,
-    /// Most keys to print; 0 for all that are stored, or 10,000 of a server's memory.
+    /// Most keys to print; 0 for all that are stored, or 10,000 of a server's memory, 1,000
+    /// with --exact.
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub(crate) limit: u64,
     /// Add what the flows say.

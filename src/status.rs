@@ -132,8 +132,20 @@ impl Status {
             slices: Some(self.slices.status()),
             export: self.export.as_ref().map(|(collector, transport, c)| export(collector, transport, c)),
             archives: self.archives.iter().map(|(place, counters)| archive(place, counters)).collect(),
-            sketches: self.board.as_deref().map(sketch_status),
+            sketches: self.board.as_deref().map(|board| self.sketches(board)),
             packet_clock: (clock.0 > 0).then(|| (SystemTime::UNIX_EPOCH + Duration::from_nanos(clock.0)).into()),
+        }
+    }
+
+    fn sketches(&self, board: &Board) -> v1::SketchStatus {
+        let counts = board.counts();
+        v1::SketchStatus {
+            tasks: board.tasks().len() as u64,
+            memory_bytes: board.memory_bytes() as u64,
+            windows: counts.windows,
+            late: counts.late,
+            stragglers: counts.stragglers,
+            rows_lost: self.reader.counts_of(Table::Talkers).map_or(0, |counts| counts.rows_lost()),
         }
     }
 
@@ -375,17 +387,6 @@ fn archive(place: &str, counters: &ArchiveCounters) -> v1::ArchiveStatus {
         unreadable: c.unreadable,
         failing: c.failing,
         last_error: c.last_error.unwrap_or_default(),
-    }
-}
-
-fn sketch_status(board: &Board) -> v1::SketchStatus {
-    let counts = board.counts();
-    v1::SketchStatus {
-        tasks: board.tasks().len() as u64,
-        memory_bytes: board.memory_bytes() as u64,
-        windows: counts.windows,
-        late: counts.late,
-        stragglers: counts.stragglers,
     }
 }
 

@@ -54,9 +54,13 @@ impl FlowTable {
         self.deltas.told = vec![[0; 3]; self.flows_max as usize];
     }
 
-    /// Time turns: what was sent before this is told apart from what comes. All flows must have been swept since the last turn.
+    /// Time turns: what was sent before this is told apart from what comes, if flows tell. All of them must have been swept since the
+    /// last turn.
     pub fn turn(&mut self) {
         debug_assert!(self.is_swept());
+        if !self.deltas.wanted {
+            return;
+        }
         self.deltas.turn ^= bits::TURN;
         (self.deltas.at, self.deltas.end) = (0, self.states.len());
     }

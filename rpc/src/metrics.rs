@@ -789,6 +789,7 @@ impl Families<'_> {
                 "What workers that stood still had of windows over without them, counted in later ones",
                 s.stragglers,
             ),
+            ("taphouse_sketch_rows_lost", "Rows of the table talkers that the disk could not take", s.rows_lost),
         ] {
             self.counter(name, help, None, [(&[] as Labels<'_>, count)])?;
         }

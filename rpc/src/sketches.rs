@@ -29,23 +29,12 @@ const QUANTILES_MAX: usize = 1_000;
 /// Of the thousand operators and names that a query may have, those for the keys it is to prove: each takes four for each field, and
 /// one.
 const PROOF_WORDS_MAX: usize = 800;
+/// Keys that one request has proved.
+const EXACT_MAX: usize = 1_000;
 /// How often two windows are read again because one ended meanwhile.
 const PAIR_ATTEMPTS: usize = 8;
 /// What keys have of.
 const COUNTED: [Metric; 4] = [Metric::Bytes, Metric::Packets, Metric::Flows, Metric::Distinct];
-/// Fields of a key.
-const FIELDS: [&str; 10] = [
-    "src_ip",
-    "dst_ip",
-    "src_port",
-    "dst_port",
-    "originator",
-    "responder",
-    "originator_port",
-    "responder_port",
-    "proto",
-    "vlan",
-];
 /// How often a watcher looks whether a window is over.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -80,7 +69,7 @@ impl Sketches {
         done.map_err(|_| Status::internal("the sketches could not be read"))?
     }
 
-    async fn window(&self, from: &From) -> Result<Arc<Window>, Status> {
+    async fn window(&self, from: &Selector) -> Result<Arc<Window>, Status> {
         let from = from.clone();
         self.read(move |board| from.window(board)).await
     }
@@ -98,7 +87,7 @@ impl Sketches {
     /// Fills what the flows say.
     async fn prove(
         &self,
-        from: &From,
+        from: &Selector,
         window: &Window,
         by: &KeySpec,
         talkers: &mut [v1::Talker],
@@ -129,7 +118,7 @@ impl Sketches {
 const UNPROVEN: &str = "exact: flows do not tell of keys with a prefix; leave the prefix or `exact` out";
 
 /// The query that proves what a window says of some keys, or of all.
-fn proof(from: &From, window: &Window, by: &KeySpec, keys: &[KeyFields]) -> Option<String> {
+fn proof(from: &Selector, window: &Window, by: &KeySpec, keys: &[KeyFields]) -> Option<String> {
     let estimand = Estimand::of(window.task(), by, from.tap.as_deref());
     estimand.proof(keys, Some(window.times()), Flows::StoredAndActive)
 }
@@ -142,37 +131,22 @@ fn read_proof(batch: &RecordBatch, exact: &mut HashMap<Vec<String>, f64>) {
     }
 }
 
-/// The value of a field, as a query prints it.
-fn value_of(key: &KeyFields, name: &str) -> Option<String> {
-    let address = |value: Option<Addr>| value.map(|value| value.to_string());
-    match name {
-        "src_ip" => address(key.src_ip),
-        "dst_ip" => address(key.dst_ip),
-        "originator" => address(key.originator),
-        "responder" => address(key.responder),
-        "src_port" => key.src_port.map(|n| n.to_string()),
-        "dst_port" => key.dst_port.map(|n| n.to_string()),
-        "originator_port" => key.originator_port.map(|n| n.to_string()),
-        "responder_port" => key.responder_port.map(|n| n.to_string()),
-        "proto" => key.proto.map(|n| n.to_string()),
-        _ => key.vlan.map(|n| n.to_string()),
-    }
-}
-
-/// The values of a key in the order of its fields.
+/// The values of a key in the order of its fields, as a query prints them.
 fn text_of(by: &KeySpec, key: &KeyFields) -> Vec<String> {
-    by.names().into_iter().map(|name| value_of(key, name).unwrap_or_default()).collect()
+    let values = key.values();
+    let value = |name| values.iter().find(|(other, _)| *other == name).and_then(|(_, value)| *value);
+    by.names().into_iter().map(|name| value(name).map_or(String::new(), |value| value.to_string())).collect()
 }
 
 /// A checked `SketchSelector`, with the task it stands for.
 #[derive(Clone)]
-struct From {
+struct Selector {
     task: Arc<Task>,
     tap: Option<String>,
     asked: Asked,
 }
 
-impl From {
+impl Selector {
     /// `metric` is what a request names, or none; `kind` what it wants anyway.
     fn new(
         board: &Board,
@@ -180,7 +154,7 @@ impl From {
         metric: &str,
         by: &KeySpec,
         kind: Option<Metric>,
-    ) -> Result<From, Status> {
+    ) -> Result<Selector, Status> {
         let from = from.unwrap_or_default();
         let asked = Asked::try_from(from.window).map_err(|_| {
             let told = "allowed are 0 (the latest there is), 1 (the last), 2 (the previous) and 3 (the running one)";
@@ -201,10 +175,10 @@ impl From {
                 board.find(Some(name), metric, by).map_err(unknown)?
             }
         };
-        if !answers(task, by) || metric.is_some_and(|metric| metric != task.metric()) {
+        if !task.answers(by) || metric.is_some_and(|metric| metric != task.metric()) {
             return Err(cannot(task, metric, by));
         }
-        Ok(From { task: task.clone(), tap: Some(from.tap).filter(|tap| !tap.is_empty()), asked })
+        Ok(Selector { task: task.clone(), tap: Some(from.tap).filter(|tap| !tap.is_empty()), asked })
     }
 
     fn get(&self, board: &Board, which: Which) -> Result<Option<Arc<Window>>, Status> {
@@ -273,16 +247,6 @@ fn counted(name: &str) -> Result<Metric, Status> {
     })
 }
 
-/// Whether a task has what is asked by these fields; none: the window as a whole.
-fn answers(task: &Task, by: &KeySpec) -> bool {
-    let key = task.key();
-    match task.config().kind {
-        Kind::HeavyHitters => !by.is_empty() && by.is_part_of(key),
-        Kind::TopK | Kind::Spreaders => by.is_part_of(key) && key.is_part_of(by),
-        Kind::Cardinality | Kind::Entropy | Kind::Quantiles => by.is_empty(),
-    }
-}
-
 fn cannot(task: &Task, metric: Option<Metric>, by: &KeySpec) -> Status {
     let (name, has, key) = (task.name(), task.metric().name(), task.key());
     let answers = match task.config().kind {
@@ -298,7 +262,7 @@ fn cannot(task: &Task, metric: Option<Metric>, by: &KeySpec) -> Status {
 /// A checked `TopKRequest`.
 #[derive(Clone)]
 struct Top {
-    from: From,
+    from: Selector,
     by: KeySpec,
     threshold: u64,
     limit: usize,
@@ -308,11 +272,16 @@ struct Top {
 impl Top {
     fn new(board: &Board, request: v1::TopKRequest) -> Result<Top, Status> {
         let by = key_spec(&request.by)?;
-        let from = From::new(board, request.from, &request.metric, &by, None)?;
+        let from = Selector::new(board, request.from, &request.metric, &by, None)?;
         provable(&from.task, &by, request.exact)?;
+        let limit = limit(request.limit)?;
+        if request.exact && limit > EXACT_MAX {
+            let told = format!("limit is {limit}, allowed are up to {EXACT_MAX} with exact: each few keys are a query");
+            return Err(Status::invalid_argument(told));
+        }
         Ok(Top {
             threshold: request.threshold.unwrap_or(from.task.config().threshold),
-            limit: limit(request.limit)?,
+            limit,
             exact: request.exact,
             from,
             by,
@@ -369,7 +338,7 @@ impl SketchService for Sketches {
         let scope = Scope::new(request.metadata(), self.closing.clone());
         let request = request.into_inner();
         let by = key_spec(&request.by)?;
-        let from = From::new(&self.board, request.from, &request.metric, &by, None)?;
+        let from = Selector::new(&self.board, request.from, &request.metric, &by, None)?;
         provable(&from.task, &by, request.exact)?;
         let key = key_fields(request.key.as_ref())?;
         check_key(&by, &key)?;
@@ -398,7 +367,7 @@ impl SketchService for Sketches {
         let scope = Scope::new(request.metadata(), self.closing.clone());
         let request = request.into_inner();
         let by = key_spec(&request.by)?;
-        let from = From::new(&self.board, request.from, &request.metric, &by, None)?;
+        let from = Selector::new(&self.board, request.from, &request.metric, &by, None)?;
         let limit = limit(request.limit)?;
         if from.task.metric() == Metric::Distinct {
             let told = "changes are of bytes, packets or flows: name another with metric or from.task";
@@ -505,8 +474,8 @@ impl SketchService for Sketches {
 
 impl Sketches {
     /// A task that is asked for its window as a whole.
-    fn whole(&self, from: Option<v1::SketchSelector>, metric: Metric) -> Result<From, Status> {
-        From::new(&self.board, from, "", &KeySpec::nothing(), Some(metric))
+    fn whole(&self, from: Option<v1::SketchSelector>, metric: Metric) -> Result<Selector, Status> {
+        Selector::new(&self.board, from, "", &KeySpec::nothing(), Some(metric))
     }
 }
 
@@ -574,8 +543,8 @@ fn key_spec(by: &[String]) -> Result<KeySpec, Status> {
 /// Whether a key has a value for each of its fields, and for no other one.
 fn check_key(by: &KeySpec, key: &KeyFields) -> Result<(), Status> {
     let names = by.names();
-    for name in FIELDS {
-        let told = match (names.contains(&name), value_of(key, name)) {
+    for (name, value) in key.values() {
+        let told = match (names.contains(&name), value) {
             (true, None) => "has no value; give it one".to_owned(),
             (false, Some(value)) => format!("is {value}, and no field of the key {by}; leave it out"),
             _ => continue,
@@ -615,7 +584,7 @@ fn task_message(task: &Task) -> v1::SketchTask {
 }
 
 /// The window as it was asked for: of all taps also where only one of them had it.
-fn window_message(from: &From, window: &Window) -> v1::SketchWindow {
+fn window_message(from: &Selector, window: &Window) -> v1::SketchWindow {
     let (start, end) = window.times();
     v1::SketchWindow {
         task: window.task().name().to_owned(),

@@ -187,6 +187,7 @@ async fn metrics_say_what_the_status_says_and_count_queries() {
         ("taphouse_sketch_windows_total", 123.0),
         ("taphouse_sketch_windows_late_total", 124.0),
         ("taphouse_sketch_stragglers_total", 125.0),
+        ("taphouse_sketch_rows_lost_total", 126.0),
         ("taphouse_storage_dns_segments", 4.0),
         ("taphouse_storage_dns_rows", 41.0),
         ("taphouse_storage_dns_bytes", 42.0),

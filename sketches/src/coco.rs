@@ -78,6 +78,17 @@ impl<const WORDS: usize> CocoSketch<WORDS> {
         }
     }
 
+    /// Bytes with which a key is off by `error` times the total, on average over keys: the counters of a bucket are those of the keys
+    /// that fall into it, and one of `1 / error` buckets has that share of all. Saturates.
+    pub fn memory_for(error: f64) -> usize {
+        ((1.0 / error).ceil() * (Self::STRIDE * size_of::<u64>()) as f64) as usize
+    }
+
+    /// The error of [`CocoSketch::memory_for`] with the memory it has.
+    pub fn error(&self) -> f64 {
+        1.0 / self.buckets as f64
+    }
+
     /// Keys it holds at most.
     pub fn capacity(&self) -> usize {
         self.buckets * WAYS

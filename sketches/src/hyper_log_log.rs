@@ -37,6 +37,12 @@ impl HyperLogLog {
         Ok(HyperLogLog { registers: (0..1_usize << precision).map(|_| AtomicU8::new(0)).collect(), precision })
     }
 
+    /// The smallest precision, up to the largest there is, with which the relative standard error is not above `error`.
+    pub fn precision_for(error: f64) -> u8 {
+        let fits = |p: &u8| 1.04 / f64::from(1_u32 << p).sqrt() <= error;
+        (Self::PRECISION_MIN..=Self::PRECISION_MAX).find(fits).unwrap_or(Self::PRECISION_MAX)
+    }
+
     /// The `p` this sketch was made with.
     pub fn precision(&self) -> u8 {
         self.precision

@@ -34,8 +34,7 @@ impl Quantiles {
         if !(0.0001..=0.5).contains(&alpha) {
             return Err(SketchError::out_of_range("alpha", alpha, "0.0001 to 0.5"));
         }
-        let ln_gamma = ((1.0 + alpha) / (1.0 - alpha)).ln();
-        let counters = (f64::from(u64::BITS) * std::f64::consts::LN_2 / ln_gamma).ceil() as usize + 1;
+        let (counters, scale) = shape(alpha);
         Ok(Quantiles {
             counters: bucket::cells(counters),
             zeros: AtomicU64::new(0),
@@ -43,8 +42,13 @@ impl Quantiles {
             least: AtomicU64::new(u64::MAX),
             most: AtomicU64::new(0),
             alpha,
-            scale: 1.0 / ln_gamma,
+            scale,
         })
+    }
+
+    /// Bytes that a sketch with this error takes.
+    pub fn memory_for(alpha: f64) -> usize {
+        shape(alpha).0.saturating_mul(size_of::<u64>())
     }
 
     /// Largest error of a quantile, relative to it.
@@ -171,4 +175,10 @@ impl Quantiles {
         body.finish()?;
         Ok(sketch)
     }
+}
+
+/// How many counters there are, and `1 / ln(gamma)`.
+fn shape(alpha: f64) -> (usize, f64) {
+    let ln_gamma = ((1.0 + alpha) / (1.0 - alpha)).ln();
+    ((f64::from(u64::BITS) * std::f64::consts::LN_2 / ln_gamma).ceil() as usize + 1, 1.0 / ln_gamma)
 }

@@ -275,17 +275,17 @@ impl<const WORDS: usize> Spreaders<WORDS> {
         })
     }
 
-    /// With how many distinct elements a key that is not held may have been seen, with a confidence of 95 %; 0 while there is room
-    /// for every key. One in `2^l` of its elements takes a cell, with `2^l` below twice the least of its bucket; of six times that least
-    /// none did with a probability of `e^-3`.
-    pub fn unheld(&self) -> f64 {
-        let full = self.cells.words().chunks_exact(Self::STRIDE).map(|bucket| {
+    /// The largest estimate that the least key of a full bucket has; 0 while there is room for every key. Where it is `l`, a key that
+    /// took a cell from another is counted too high by `2 l` at most; and one in `2 l` elements of a key without a cell takes one, so
+    /// that of `6 l` none did with a probability of `e^-3`: 5 %.
+    pub fn crowding(&self) -> f64 {
+        let full = self.all().map(|bucket| {
             bucket::read(&bucket[VERSION], || match with_tag(bucket[TAGS].load(Relaxed), 0).next() {
                 Some(_) => 0.0,
                 None => f64::from(Self::least(bucket).1),
             })
         });
-        6.0 * full.fold(0.0, f64::max)
+        full.fold(0.0, f64::max)
     }
 
     /// The keys seen with at least `least` distinct elements, those with most first.

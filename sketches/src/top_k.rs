@@ -50,6 +50,18 @@ impl<const WORDS: usize> TopK<WORDS> {
         TopK { table: Table::new(slots), offset: AtomicU64::new(0), total: AtomicU64::new(0), hash_id }
     }
 
+    /// Bytes with which the offset stays below `error` times the total. Saturates.
+    pub fn memory_for(error: f64) -> usize {
+        // Three slots of four, of a power of two.
+        let slots = (4.0 / error).ceil().log2().ceil().exp2();
+        (slots * Table::<WORDS>::SLOT_BYTES as f64) as usize
+    }
+
+    /// What [`TopK::offset`] stays below, as a share of the total: `3 / k`.
+    pub fn error(&self) -> f64 {
+        3.0 / self.capacity() as f64
+    }
+
     /// Keys it holds at most: the `k` of its bound.
     pub fn capacity(&self) -> usize {
         self.table.capacity()

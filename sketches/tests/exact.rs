@@ -3,9 +3,28 @@
 mod streams;
 
 use proptest::prelude::*;
-use sketches::{Bloom, CountMin, CountSketch, Entropy, HyperLogLog, Quantiles, UpdateRule, mix};
+use sketches::{Bloom, CocoSketch, CountMin, CountSketch, Entropy, HyperLogLog, Quantiles, TopK, UpdateRule, mix};
 use std::collections::HashMap;
 use streams::{Rng, exact, zipf};
+
+/// Memory made for an error keeps it, and no more than four times less would.
+#[test]
+fn memory_follows_from_the_error_and_the_error_from_memory() {
+    for error in [0.2, 0.1, 0.03, 0.01, 0.0031] {
+        let coco = CocoSketch::<3>::new(CocoSketch::<3>::memory_for(error), 1).unwrap();
+        assert!(coco.error() <= error && coco.error() * 2.0 > error, "{error}: {}", coco.error());
+        let top = TopK::<3>::new(TopK::<3>::memory_for(error), 1).unwrap();
+        assert!(top.error() <= error && top.error() * 4.0 > error, "{error}: {}", top.error());
+        let distinct = HyperLogLog::new(HyperLogLog::precision_for(error)).unwrap();
+        assert!(distinct.standard_error() <= error, "{error}: {}", distinct.standard_error());
+        if distinct.precision() > HyperLogLog::PRECISION_MIN {
+            assert!(HyperLogLog::new(distinct.precision() - 1).unwrap().standard_error() > error);
+        }
+        assert_eq!(Quantiles::memory_for(error), Quantiles::new(error).unwrap().memory_bytes());
+    }
+    assert_eq!(HyperLogLog::precision_for(0.0), HyperLogLog::PRECISION_MAX);
+    assert!(CocoSketch::<3>::new(CocoSketch::<3>::memory_for(0.0), 1).is_err());
+}
 
 fn exact_of(stream: &[u64]) -> HashMap<u64, u64> {
     exact(stream.iter().map(|hash| (*hash, 1)))

@@ -276,6 +276,18 @@ fn spreaders_are_found_among_more_sources_than_fit() {
                 None => assert!(*spread < 800, "seed {seed}: one with {spread} is missing"),
             }
         }
+        let crowding = sketch.crowding();
+        assert!(crowding > 0.0);
+        // What a cell had before its key is within what it says of it, and what has no cell had few.
+        let held: HashMap<u64, f64> = sketch.list(0.0).into_iter().map(|(key, spread)| (key[0], spread)).collect();
+        for (source, estimate) in &held {
+            let most = truth[source] as f64 * (1.0 + 6.0 * sketch.standard_error()) + 2.0 * crowding;
+            assert!(*estimate <= most, "seed {seed}: {} as {estimate}, crowding {crowding}", truth[source]);
+        }
+        let missing = truth.iter().filter(|(source, _)| !held.contains_key(source));
+        let (all, many) = missing
+            .fold((0, 0), |(all, many), (_, spread)| (all + 1, many + u32::from(*spread as f64 > 6.0 * crowding)));
+        assert!(many * 20 <= all, "seed {seed}: {many} of {all}");
     }
 }
 

@@ -105,7 +105,7 @@ fn document(s: &v1::Status) -> Value {
         })).collect::<Vec<_>>(),
         "sketches": s.sketches.map(|s| json!({
             "tasks": s.tasks, "memory_bytes": s.memory_bytes, "windows": s.windows, "late": s.late,
-            "stragglers": s.stragglers,
+            "stragglers": s.stragglers, "rows_lost": s.rows_lost,
         })),
         "alerts": { "firing": alerts.firing, "last_seq": alerts.last_seq, "log_errors": alerts.log_errors },
     })
@@ -274,12 +274,13 @@ fn text(s: &v1::Status) -> String {
     s.archives.iter().for_each(|a| out.push_str(&archive(a)));
     if let Some(s) = &s.sketches {
         out.push_str(&format!(
-            "sketches {} tasks in {}, {} windows over; {} late, {} stragglers\n",
+            "sketches {} tasks in {}, {} windows over; {} late, {} stragglers, {} rows lost\n",
             s.tasks,
             bytesize::ByteSize(s.memory_bytes),
             s.windows,
             s.late,
-            s.stragglers
+            s.stragglers,
+            s.rows_lost
         ));
     }
     if let Some(s) = s.slices.filter(|s| s.recording + s.packets > 0) {

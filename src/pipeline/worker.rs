@@ -15,7 +15,7 @@ use std::time::Instant;
 use wire::{Direction, Nanos, PacketMeta};
 
 /// Flows that tell what they sent between two batches, when time has turned: some 50 µs where all of them have something to tell.
-const SWEEP_SLOTS: usize = 512;
+const SWEEP_FLOWS: usize = 512;
 
 pub(crate) struct Worker {
     table: FlowTable,
@@ -86,13 +86,9 @@ impl Worker {
         self.sweep(usize::MAX);
         let Some(talkers) = self.outlet.talkers() else { return };
         talkers.turn(clock);
-        let mut slots = if talkers.has_time() { usize::MAX } else { 0 };
-        if talkers.wants_deltas() {
-            self.table.turn();
-        } else {
-            slots = 0;
-        }
-        if self.table.sweep_deltas(slots, &mut self.outlet)
+        let flows = if talkers.has_time() { usize::MAX } else { 0 };
+        self.table.turn();
+        if self.table.sweep_deltas(flows, &mut self.outlet)
             && let Some(talkers) = self.outlet.talkers()
         {
             talkers.swept();
@@ -100,11 +96,11 @@ impl Worker {
     }
 
     /// Has some flows tell what they sent before time turned. Gives whether others are left.
-    fn sweep(&mut self, slots: usize) -> bool {
+    fn sweep(&mut self, flows: usize) -> bool {
         if self.table.is_swept() {
             return false;
         }
-        let is_swept = self.table.sweep_deltas(slots, &mut self.outlet);
+        let is_swept = self.table.sweep_deltas(flows, &mut self.outlet);
         if let Some(talkers) = self.outlet.talkers().filter(|_| is_swept) {
             talkers.swept();
         }
@@ -145,7 +141,7 @@ impl Stage for Worker {
             }
         }
         self.inspector.advance(last.clock, &mut DnsOnly(&mut self.outlet));
-        self.sweep(SWEEP_SLOTS);
+        self.sweep(SWEEP_FLOWS);
         self.publish(last.clock);
         if self.copy.is_wanted() {
             self.copy.slice(&self.table, self.outlet.ledger());
@@ -160,7 +156,7 @@ impl Stage for Worker {
         self.inspector.advance(clock, &mut DnsOnly(&mut self.outlet));
         if !self.table.is_swept() {
             let since = Instant::now();
-            while self.sweep(SWEEP_SLOTS) && since.elapsed() < IDLE_TIME {}
+            while self.sweep(SWEEP_FLOWS) && since.elapsed() < IDLE_TIME {}
         }
         self.publish(clock);
         if self.copy.is_wanted() {

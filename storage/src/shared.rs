@@ -107,6 +107,13 @@ pub struct StoreCounts {
     pub last_error: Option<String>,
 }
 
+impl StoreCounts {
+    /// Rows given to `append` that are nowhere.
+    pub fn rows_lost(&self) -> u64 {
+        self.rows_lost_disk + self.rows_lost_backlog
+    }
+}
+
 /// Rows of a closed log file on their way into a segment.
 #[derive(Clone)]
 pub(crate) struct Frozen {

@@ -192,12 +192,6 @@ impl Store {
         self.dns.rows_logged_and_lost()
     }
 
-    /// Rows of sketches written to the log, and lost; otherwise as
-    /// [`rows_logged_and_lost`](Store::rows_logged_and_lost).
-    pub fn talkers_rows_logged_and_lost(&self) -> (u64, u64) {
-        self.talkers.rows_logged_and_lost()
-    }
-
     /// Counters and gauges of flow records.
     pub fn counts(&self) -> StoreCounts {
         self.flows.shared.counts()

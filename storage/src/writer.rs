@@ -151,7 +151,7 @@ impl<C: Columns> TableWriter<C> {
     /// Rows written to the log, and rows lost.
     pub(crate) fn rows_logged_and_lost(&self) -> (u64, u64) {
         let counts = &self.shared.state().counts;
-        (counts.rows_logged, counts.rows_lost_disk + counts.rows_lost_backlog)
+        (counts.rows_logged, counts.rows_lost())
     }
 
     /// Moves pending rows to the log.

@@ -143,11 +143,10 @@ impl Feed {
         self.until = self.next_look(clock);
     }
 
-    /// When something may be due next: later than `clock`.
+    /// When something may be due next: later than `clock`. What was due and could not be is tried again.
     fn next_look(&self, clock: Nanos) -> Nanos {
-        let next = self.lanes().map(Lane::end).fold(self.refresh_at, Nanos::min);
-        // What could not be is tried again.
-        if next > clock { next } else { clock + RETRY }
+        let later = |due: Nanos| if due > clock { due } else { clock + RETRY };
+        self.lanes().map(Lane::end).map(later).fold(later(self.refresh_at), Nanos::min)
     }
 
     /// All flows have told what they sent before the last turn.

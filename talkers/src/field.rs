@@ -1,6 +1,6 @@
 //! Keys: some fields of who sent a packet to whom, or of who began a flow with whom, as five words.
 
-use crate::{KeyFields, TaskError};
+use crate::{FieldValue, KeyFields, TaskError};
 use std::fmt;
 use std::str::FromStr;
 use wire::{Addr, Direction, FlowKey};
@@ -195,6 +195,11 @@ impl KeySpec {
         })
     }
 
+    /// Whether it has the same fields, in whatever order.
+    pub fn is_same(&self, other: &KeySpec) -> bool {
+        self.is_part_of(other) && other.is_part_of(self)
+    }
+
     /// The fields of this key out of a whole one.
     #[inline]
     pub(crate) fn cut(&self, key: &Key) -> Key {
@@ -232,41 +237,23 @@ impl KeySpec {
     /// A field of it has no value, or there is a value for another one.
     pub(crate) fn key(&self, values: &KeyFields) -> Result<Key, TaskError> {
         let mut key = [0; WORDS];
-        let addresses = [
-            (Field::SrcIp, values.src_ip),
-            (Field::Originator, values.originator),
-            (Field::DstIp, values.dst_ip),
-            (Field::Responder, values.responder),
-        ];
-        let numbers = [
-            (Field::SrcPort, values.src_port.map(u64::from)),
-            (Field::OriginatorPort, values.originator_port.map(u64::from)),
-            (Field::DstPort, values.dst_port.map(|port| u64::from(port) << 16)),
-            (Field::ResponderPort, values.responder_port.map(|port| u64::from(port) << 16)),
-            (Field::Proto, values.proto.map(|proto| u64::from(proto) << 32)),
-            (Field::Vlan, values.vlan.map(|vlan| u64::from(vlan) << 40)),
-        ];
-        let given = addresses.iter().map(|(field, value)| (*field, value.is_some()));
-        for (field, is_given) in given.chain(numbers.iter().map(|(field, value)| (*field, value.is_some()))) {
-            match (self.has(field), is_given) {
-                (true, false) => return Err(TaskError::new("key", field.name(), "without a value; give it one")),
-                (false, true) => {
-                    return Err(TaskError::new(
-                        "key",
-                        field.name(),
-                        format!("no field of the key {self}; leave it out"),
-                    ));
+        for (field, (_, value)) in Field::ALL.into_iter().zip(values.values()) {
+            match (self.has(field), value) {
+                (true, None) => return Err(TaskError::new("key", field.name(), "without a value; give it one")),
+                (false, Some(value)) => {
+                    let told = format!("no field of the key {self}, but has the value {value}; leave it out");
+                    return Err(TaskError::new("key", field.name(), told));
                 }
-                _ => {}
+                (_, Some(FieldValue::Address(address))) => {
+                    let at = if field.mask()[0] == 0 { 2 } else { 0 };
+                    [key[at], key[at + 1]] = words_of(address);
+                }
+                (_, Some(FieldValue::Number(number))) => {
+                    key[4] |= u64::from(number) << field.mask()[4].trailing_zeros();
+                }
+                (false, None) => {}
             }
         }
-        for (field, value) in addresses {
-            if let Some(address) = value {
-                let at = if field.mask()[0] == 0 { 2 } else { 0 };
-                [key[at], key[at + 1]] = words_of(address);
-            }
-        }
-        key[4] = numbers.into_iter().filter_map(|(_, value)| value).fold(0, |all, one| all | one);
         Ok(self.cut(&key))
     }
 }
@@ -417,6 +404,12 @@ mod tests {
         assert_eq!(cut("src_ip/0,dst_ip/48"), both("0.0.0.0", "2020:2020:2020::"));
         assert_eq!(cut("src_ip/9/0,dst_ip/9/0"), both("10.0.0.0", "::"));
         assert_eq!(cut("dst_ip/32,src_ip/128"), both("10.1.2.3", whole));
+    }
+
+    #[test]
+    fn values_have_the_names_and_the_order_of_the_fields() {
+        let names = KeyFields::default().values().map(|(name, _)| name);
+        assert_eq!(names, Field::ALL.map(Field::name));
     }
 
     #[test]

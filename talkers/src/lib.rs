@@ -17,6 +17,6 @@ pub use error::TaskError;
 pub use feed::Feed;
 pub use field::{KeySpec, View};
 pub use proof::{Estimand, Flows};
-pub use row::{KeyFields, Metric, TalkerRow};
+pub use row::{FieldValue, KeyFields, Metric, TalkerRow};
 pub use task::{Kind, Measure, Size, Task, TaskConfig, default_tasks};
 pub use window::{Changed, Known, Listing, Window};

@@ -2,9 +2,9 @@
 
 use crate::field::{KeySpec, View};
 use crate::task::Task;
-use crate::{KeyFields, Metric};
+use crate::{FieldValue, KeyFields, Metric};
 use std::fmt::Write;
-use wire::{Addr, Nanos};
+use wire::Nanos;
 
 /// Which flows an estimate is proved from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,10 +58,10 @@ impl<'a> Estimand<'a> {
             Metric::Flows => (columns, "count(*)", true),
             Metric::Entropy | Metric::Quantile => return None,
         };
-        let (sides, when): (&[(&str, &str)], _) = match self.view {
+        let (sides, when): (&[(&str, Option<&str>)], _) = match self.view {
             // Each side of a flow sends, if it does.
-            View::Packets => (&[(FORTH, "pkts_o > 0"), (BACK, "pkts_r > 0")], When::Overlaps),
-            View::Flows => (&[(WHOLE, "pkts_o >= 0")], if begins { When::Begins } else { When::Ends }),
+            View::Packets => (&[(FORTH, Some("pkts_o > 0")), (BACK, Some("pkts_r > 0"))], When::Overlaps),
+            View::Flows => (&[(WHOLE, None)], if begins { When::Begins } else { When::Ends }),
         };
         let mut when = when.sql(times);
         if let Some(tap) = self.tap {
@@ -76,8 +76,9 @@ impl<'a> Estimand<'a> {
             .iter()
             .flat_map(|table| sides.iter().map(move |side| (table, side)))
             .map(|(table, (side, has_sent))| {
-                let only: Vec<&str> = when.iter().map(String::as_str).chain([*has_sent]).collect();
-                format!("SELECT {side} FROM {table} WHERE {}", only.join(" AND "))
+                let only: Vec<&str> = when.iter().map(String::as_str).chain(*has_sent).collect();
+                let only = if only.is_empty() { String::new() } else { format!(" WHERE {}", only.join(" AND ")) };
+                format!("SELECT {side} FROM {table}{only}")
             })
             .collect();
         let only = match keys.is_empty() {
@@ -125,20 +126,10 @@ impl When {
 }
 
 fn condition(key: &KeyFields) -> String {
-    let address = |name, value: Option<Addr>| value.map(|value| format!("{name} = '{value}'"));
-    let number = |name, value: Option<u64>| value.map(|value| format!("{name} = {value}"));
-    let all = [
-        address("src_ip", key.src_ip),
-        address("dst_ip", key.dst_ip),
-        address("originator", key.originator),
-        address("responder", key.responder),
-        number("src_port", key.src_port.map(u64::from)),
-        number("dst_port", key.dst_port.map(u64::from)),
-        number("originator_port", key.originator_port.map(u64::from)),
-        number("responder_port", key.responder_port.map(u64::from)),
-        number("proto", key.proto.map(u64::from)),
-        number("vlan", key.vlan.map(u64::from)),
-    ];
-    let all: Vec<String> = all.into_iter().flatten().collect();
+    let of = |(name, value): (&str, Option<FieldValue>)| match value? {
+        FieldValue::Address(address) => Some(format!("{name} = '{address}'")),
+        FieldValue::Number(number) => Some(format!("{name} = {number}")),
+    };
+    let all: Vec<String> = key.values().into_iter().filter_map(of).collect();
     format!("({})", all.join(" AND "))
 }

@@ -1,3 +1,4 @@
+use std::fmt;
 use wire::{Addr, Nanos, TapId};
 
 /// What a number is of.
@@ -65,6 +66,44 @@ pub struct KeyFields {
     pub originator_port: Option<u16>,
     /// To which port.
     pub responder_port: Option<u16>,
+}
+
+/// The value of a field; shown as a query prints it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FieldValue {
+    /// An address.
+    Address(Addr),
+    /// A port, a protocol, a VLAN.
+    Number(u16),
+}
+
+impl fmt::Display for FieldValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FieldValue::Address(address) => address.fmt(f),
+            FieldValue::Number(number) => number.fmt(f),
+        }
+    }
+}
+
+impl KeyFields {
+    /// All fields by name, and what each is.
+    pub fn values(&self) -> [(&'static str, Option<FieldValue>); 10] {
+        let address = |value: Option<Addr>| value.map(FieldValue::Address);
+        let number = |value: Option<u16>| value.map(FieldValue::Number);
+        [
+            ("src_ip", address(self.src_ip)),
+            ("dst_ip", address(self.dst_ip)),
+            ("src_port", number(self.src_port)),
+            ("dst_port", number(self.dst_port)),
+            ("originator", address(self.originator)),
+            ("responder", address(self.responder)),
+            ("originator_port", number(self.originator_port)),
+            ("responder_port", number(self.responder_port)),
+            ("proto", number(self.proto.map(u16::from))),
+            ("vlan", number(self.vlan)),
+        ]
+    }
 }
 
 /// One row of table `talkers`: what a sketch said at the end of a window of one key, of everything that is not listed

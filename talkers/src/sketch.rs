@@ -16,10 +16,6 @@ pub(crate) enum Sketch {
     Quantiles(Quantiles),
 }
 
-/// Bytes of a bucket of a CocoSketch, and of a slot of a top-k, of this key.
-const COCO_BUCKET: f64 = ((2 + 16 + 8 * WORDS) * 8) as f64;
-const TOP_K_SLOT: f64 = ((2 + WORDS) * 8) as f64;
-
 impl Sketch {
     pub(crate) fn new(task: &Task) -> Result<Sketch, TaskError> {
         let (kind, size, seed) = (task.config.kind, task.config.size, task.seed);
@@ -53,15 +49,11 @@ impl Sketch {
             Size::Error(error) => error,
         };
         Ok(match kind {
-            // A bucket's counters are those of the keys that fall into it; one in 1/error buckets has that share of all.
-            Kind::HeavyHitters => (COCO_BUCKET / checked(error, 1e-7, 0.5)?).ceil() as usize,
-            // Below 3/k of all, of three slots in four.
-            Kind::TopK => {
-                (((4.0 / checked(error, 1e-7, 0.5)?).ceil() as usize).next_power_of_two() as f64 * TOP_K_SLOT) as usize
-            }
+            Kind::HeavyHitters => CocoSketch::<WORDS>::memory_for(checked(error, 1e-7, 0.5)?),
+            Kind::TopK => TopK::<WORDS>::memory_for(checked(error, 1e-7, 0.5)?),
             // A register is a byte.
-            Kind::Cardinality => ((1.04 / checked(error, 0.001, 0.2)?).powi(2).ceil() as usize).next_power_of_two(),
-            Kind::Quantiles => (178.0 / checked(error, 0.0001, 0.5)?) as usize,
+            Kind::Cardinality => 1 << HyperLogLog::precision_for(checked(error, 0.0021, 0.2)?),
+            Kind::Quantiles => Quantiles::memory_for(checked(error, 0.0001, 0.5)?),
             Kind::Spreaders | Kind::Entropy => {
                 let allowed = format!("a task of kind {} takes `memory` instead", kind.name());
                 return Err(TaskError::new("error", error.to_string(), allowed));

@@ -229,10 +229,10 @@ impl Task {
     }
 
     /// Whether it answers by these fields; none: for the window as a whole.
-    pub(crate) fn answers(&self, by: &KeySpec) -> bool {
+    pub fn answers(&self, by: &KeySpec) -> bool {
         match self.config.kind {
             Kind::HeavyHitters => !by.is_empty() && by.is_part_of(&self.key),
-            Kind::TopK | Kind::Spreaders => by.is_part_of(&self.key) && self.key.is_part_of(by),
+            Kind::TopK | Kind::Spreaders => by.is_same(&self.key),
             Kind::Cardinality | Kind::Entropy | Kind::Quantiles => by.is_empty(),
         }
     }
@@ -318,8 +318,7 @@ fn check(config: TaskConfig, seed: u64, memory_max: usize) -> Result<Task, TaskE
     if let Some(list) = lists.iter().find(|list| list.is_empty() || !list.is_part_of(&key)) {
         return Err(TaskError::new("lists", list.to_string(), format!("no part of the key {key}")));
     }
-    let is_same = |a: &KeySpec, b: &KeySpec| a.is_part_of(b) && b.is_part_of(a);
-    if let Some((_, list)) = lists.iter().enumerate().find(|(at, list)| lists[..*at].iter().any(|a| is_same(a, list))) {
+    if let Some((_, list)) = lists.iter().enumerate().find(|(at, list)| lists[..*at].iter().any(|a| a.is_same(list))) {
         return Err(TaskError::new("lists", list.to_string(), "there twice; name each list once"));
     }
     if lists.len() > LISTS_MAX {

@@ -57,6 +57,10 @@ const CONFIDENCE: f64 = 1.96;
 /// By how much the error of a spreader's estimate grows in a merge: from that of counting on, sqrt(ln 2 / m), to HyperLogLog's,
 /// 1.04 / sqrt(m).
 const MERGED: f64 = 1.25;
+/// Of [`Spreaders::crowding`](sketches::Spreaders::crowding): what a key that is not held had at most, and by how much one that took
+/// another's cell is counted too high at most.
+const UNHELD: f64 = 6.0;
+const TAKEN_OVER: f64 = 2.0;
 
 /// Counts by key, and what a key that is not among them may have had.
 struct Counts {
@@ -108,14 +112,15 @@ impl Window {
     pub fn list(&self, by: &KeySpec, least: u64, rows_max: usize) -> Result<Listing, TaskError> {
         if let Sketch::Spreaders(sketch) = &self.sketch {
             self.check(by)?;
-            let spread = |estimate| spread(estimate, sketch.standard_error());
+            let crowding = sketch.crowding();
+            let spread = |estimate| spread(estimate, sketch.standard_error(), crowding);
             let all = sketch.list(0.0);
             let listed = all.iter().take(rows_max).take_while(|(_, estimate)| *estimate >= least as f64).count();
             let (keys, others) = all.split_at(listed);
             let others = Known {
                 estimate: others.iter().map(|(_, estimate)| estimate).sum(),
                 lower: 0.0,
-                upper: others.first().map_or(0.0, |(_, estimate)| spread(*estimate).upper).max(sketch.unheld()),
+                upper: others.first().map_or(0.0, |(_, estimate)| spread(*estimate).upper).max(UNHELD * crowding),
             };
             let keys = keys.iter().map(|(key, estimate)| (by.fields(key), spread(*estimate))).collect();
             return Ok(Listing { keys, others });
@@ -142,11 +147,12 @@ impl Window {
         let key = by.key(values)?;
         if let Sketch::Spreaders(sketch) = &self.sketch {
             self.check(by)?;
-            let none = || Known { upper: sketch.unheld(), ..Known::default() };
+            let crowding = sketch.crowding();
+            let none = || Known { upper: UNHELD * crowding, ..Known::default() };
             let held = sketch.estimate(self.task.hasher().hash(&key), &key);
-            return Ok(held.map_or_else(none, |estimate| spread(estimate, sketch.standard_error())));
+            return Ok(held.map_or_else(none, |estimate| spread(estimate, sketch.standard_error(), crowding)));
         }
-        if *by == self.task.key {
+        if by.is_same(&self.task.key) {
             let hash = self.task.hasher().hash(&key);
             match &self.sketch {
                 Sketch::HeavyHitters(sketch) => return Ok(known(sketch.estimate(hash, &key))),
@@ -162,16 +168,13 @@ impl Window {
     /// Counts by the fields of `by`, the most first.
     fn counts(&self, by: &KeySpec) -> Result<Counts, TaskError> {
         self.check(by)?;
+        let is_whole = by.is_same(&self.task.key);
+        let slack = |(_, known): &(Key, Estimate)| known.upper - known.lower;
         let (mut keys, unheld, total) = match &self.sketch {
             Sketch::HeavyHitters(sketch) => {
-                let mut keys = sketch.by(|key| by.cut(key));
-                // All that may be other keys': of every part the same.
-                let mut unheld = keys.first().map_or(0, |(_, known)| known.upper - known.lower);
-                if *by == self.task.key {
-                    keys = sketch.entries();
-                    // Of a whole key only those of its bucket; a bucket without entries has none.
-                    unheld = keys.iter().map(|(_, known)| known.upper - known.lower).max().unwrap_or(0);
-                }
+                let keys = if is_whole { sketch.entries() } else { sketch.by(|key| by.cut(key)) };
+                // All that may be other keys': of a whole key those of its bucket, of every part of one the same.
+                let unheld = keys.iter().map(slack).max().unwrap_or(0);
                 (keys, unheld, sketch.total())
             }
             Sketch::TopK(sketch) => (sketch.entries(), sketch.offset(), sketch.total()),
@@ -183,8 +186,9 @@ impl Window {
         }
         // A key that took over a crowded entry has the count of those before it: of whole keys those first that surely had most. In a
         // part of a key that evens out.
-        let order = |known: &Estimate| {
-            if *by == self.task.key { (known.lower, known.value) } else { (known.value, known.lower) }
+        let order = |known: &Estimate| match is_whole {
+            true => (known.lower, known.value),
+            false => (known.value, known.lower),
         };
         keys.sort_unstable_by(|(a, x), (b, y)| order(y).cmp(&order(x)).then_with(|| a.cmp(b)));
         Ok(Counts { keys, unheld, total })
@@ -332,7 +336,8 @@ fn known(estimate: Estimate) -> Known {
     Known { estimate: estimate.value as f64, lower: estimate.lower as f64, upper: estimate.upper as f64 }
 }
 
-fn spread(estimate: f64, standard_error: f64) -> Known {
+fn spread(estimate: f64, standard_error: f64, crowding: f64) -> Known {
     let error = standard_error * MERGED * CONFIDENCE;
-    Known { estimate, lower: (estimate * (1.0 - error)).max(1.0), upper: estimate * (1.0 + error) }
+    let lower = estimate * (1.0 - error) - TAKEN_OVER * crowding;
+    Known { estimate, lower: lower.max(1.0), upper: estimate * (1.0 + error) }
 }

@@ -4,7 +4,7 @@ use crate::contest::{
     BATCH, Contestant, Data, HEAVY_BYTES, Outcome, f1, hash, key, of_counts, of_heavy, spreaders, timed,
 };
 use hashbrown::HashMap;
-use sketches::{CocoSketch, CountMin, TopK, UpdateRule, mix};
+use sketches::{CocoSketch, CountMin, Estimate, TopK, UpdateRule, mix};
 
 /// Decade-qiu/Go2NetSpectra, `doc/technology.md`: a minute of CAIDA, about 30 million parsed packets in memory, 2 x 8192 cells of
 /// 40 bytes, of which each keeps the key of a majority vote; 583 ms with 28 threads of an i7-14700, F1 above 0.98.
@@ -32,37 +32,33 @@ pub(crate) fn all() -> Vec<Contestant> {
         }),
         one(GO, "CocoSketch", |data| {
             let sketch = CocoSketch::<2>::new(HEAVY_BYTES, 1).expect("a good size");
-            let cpu = timed(|| {
-                for (source, _) in &data.contacts {
-                    let key = key(*source);
-                    sketch.update(hash(&key), &key, 1);
-                }
-            });
-            let held = sketch.entries().into_iter().map(|(key, estimate)| (key[0], estimate.value)).collect();
-            let errors = of_heavy(&data.sources, held);
-            beside(
-                GO_COUNTS_MS,
-                Outcome { updates: data.contacts.len(), cpu, memory_bytes: sketch.memory_bytes(), errors },
-            )
+            by_source(data, sketch.memory_bytes(), |hash, key| sketch.update(hash, key, 1), || sketch.entries())
         }),
         one(GO, "top-k", |data| {
             let sketch = TopK::<2>::new(HEAVY_BYTES, 1).expect("a good size");
-            let cpu = timed(|| {
-                for (source, _) in &data.contacts {
-                    let key = key(*source);
-                    sketch.update(hash(&key), &key, 1);
-                }
-            });
-            let held = sketch.entries().into_iter().map(|(key, estimate)| (key[0], estimate.value)).collect();
-            let errors = of_heavy(&data.sources, held);
-            beside(
-                GO_COUNTS_MS,
-                Outcome { updates: data.contacts.len(), cpu, memory_bytes: sketch.memory_bytes(), errors },
-            )
+            by_source(data, sketch.memory_bytes(), |hash, key| sketch.update(hash, key, 1), || sketch.entries())
         }),
         one(GO, "superspreaders, 1,024 at a time", |data| beside(GO_SPREADS_MS, spreaders(data, true))),
         one(SIX, "CocoSketch, one update for all six", six_keys),
     ]
+}
+
+/// Packets by their source.
+fn by_source(
+    data: &Data,
+    memory_bytes: usize,
+    update: impl Fn(u64, &[u64; 2]),
+    entries: impl Fn() -> Vec<([u64; 2], Estimate)>,
+) -> Outcome {
+    let cpu = timed(|| {
+        for (source, _) in &data.contacts {
+            let key = key(*source);
+            update(hash(&key), &key);
+        }
+    });
+    let held = entries().into_iter().map(|(key, estimate)| (key[0], estimate.value)).collect();
+    let errors = of_heavy(&data.sources, held);
+    beside(GO_COUNTS_MS, Outcome { updates: data.contacts.len(), cpu, memory_bytes, errors })
 }
 
 /// Says how long 30 million take, and how long theirs took.

@@ -306,7 +306,14 @@ pub(crate) fn status() -> v1::Status {
             gaps: 4,
             gap_time: Some(prost_types::Duration { seconds: 7, nanos: 0 }),
         }],
-        sketches: Some(v1::SketchStatus { tasks: 121, memory_bytes: 122, windows: 123, late: 124, stragglers: 125 }),
+        sketches: Some(v1::SketchStatus {
+            tasks: 121,
+            memory_bytes: 122,
+            windows: 123,
+            late: 124,
+            stragglers: 125,
+            rows_lost: 126,
+        }),
         slices: Some(v1::SliceStatus { recording: 1, packets: 20, dropped_queue_full: 3, overwritten: 2 }),
     }
 }

@@ -21,6 +21,8 @@ use std::time::SystemTime;
 use talkers::{Estimand, Flows, KeySpec, Metric, View};
 use wire::{Addr, Nanos};
 
+/// Keys that a server proves at most.
+const EXACT_MAX: i32 = 1_000;
 /// Characters of a line with all columns of windows that have no key.
 const WHOLES_WIDTH: usize = 130;
 
@@ -86,7 +88,9 @@ impl<'a> Asked<'a> {
     fn live(&self) -> Live {
         let args = self.args;
         let window = if args.running { v1::sketch_selector::Window::Running } else { Default::default() };
-        let limit = if args.limit == 0 { i32::MAX } else { i32::try_from(args.limit).unwrap_or(i32::MAX) };
+        // A server has bounds of its own.
+        let most = if args.exact { EXACT_MAX } else { i32::MAX };
+        let limit = if args.limit == 0 { most } else { i32::try_from(args.limit).unwrap_or(i32::MAX) };
         Live {
             changes: args.changes,
             for_people: false,
@@ -253,10 +257,7 @@ impl Stored {
         let of = |list: &List| (list.task.clone(), list.key_fields.clone(), list.metric, list.elements.clone());
         all.dedup_by(|a, b| of(a) == of(b));
         let answers = |list: &&List| {
-            let same = list
-                .key_fields
-                .parse::<KeySpec>()
-                .is_ok_and(|key| key.is_part_of(&self.by) && self.by.is_part_of(&key));
+            let same = list.key_fields.parse::<KeySpec>().is_ok_and(|key| key.is_same(&self.by));
             same && self.metric.is_none_or(|metric| metric == list.metric)
                 && self.task.as_ref().is_none_or(|task| *task == list.task)
         };

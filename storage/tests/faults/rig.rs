@@ -183,7 +183,7 @@ impl Rig {
 
     /// Rows of each table that were lost.
     pub(crate) fn lost(&self) -> [u64; 2] {
-        self.counts().map(|counts| counts.rows_lost_disk + counts.rows_lost_backlog)
+        self.counts().map(|counts| counts.rows_lost())
     }
 
     fn snapshots(&self) -> [Snapshot; 2] {
@@ -216,7 +216,7 @@ impl Rig {
         for (table, (counts, snapshot)) in counts.iter().zip(&snapshots).enumerate() {
             let (stored, all) = self.rows(snapshot);
             let came = counts.rows_found + counts.rows_appended + counts.rows_recovered;
-            let left = counts.rows_lost_disk + counts.rows_lost_backlog + counts.rows_removed;
+            let left = counts.rows_lost() + counts.rows_removed;
             assert_eq!(came, counts.segment_rows + counts.live_rows + left, "table {table}: {counts:?}");
             assert_eq!(all.len() as u64, counts.segment_rows + counts.live_rows, "table {table}: {counts:?}");
             assert_eq!(stored.len() as u64, counts.segment_rows, "table {table}");
