@@ -348,7 +348,7 @@ async fn lists_equal_the_flows_in_every_window() {
                     by: by(fields),
                     metric: name.to_owned(),
                     threshold: Some(0),
-                    limit: 10_000,
+                    limit: 1_000,
                     exact,
                 };
                 let answer = world.top(request).await.unwrap_or_else(|e| panic!("{told}: {e}"));
