@@ -5,7 +5,7 @@
 //! meets a bound that has passed, looks at the flow and sets the bound anew. Four bytes a flow, read in sequence: a round
 //! over ten million flows reads 40 MB.
 
-use crate::{FlowSink, FlowTable, memory};
+use crate::{FlowSink, FlowTable};
 use wire::Nanos;
 
 /// Slots whose bound is examined per batch at most, so that no jump in time stalls a worker.

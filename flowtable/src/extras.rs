@@ -3,7 +3,6 @@
 
 use crate::record::RttLife;
 use crate::state::NO_EXTRA;
-use crate::{memory, prefetch};
 use hints::{Hint, TEXT_MAX, TextLens};
 
 /// Most bytes of text that a flow can have.
@@ -154,7 +153,7 @@ impl Extras {
     #[inline]
     pub(crate) fn prefetch(&self, handle: u32) {
         if let Some(extra) = self.extras.slots.get(handle as usize) {
-            prefetch::read((&raw const *extra).cast());
+            memory::prefetch(extra);
         }
     }
 

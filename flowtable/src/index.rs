@@ -6,8 +6,6 @@
 //! million flows. Removal leaves no tombstones: each bucket counts the entries that wanted it and went on
 //! (the scheme of F14, Bronson and Shi 2019).
 
-use crate::memory;
-
 /// What fits a cache line beside a count: tags of 2 bytes, slots of 4.
 const WAYS: usize = 10;
 /// Share of the ways that may be taken, in hundredths.
@@ -81,10 +79,10 @@ impl Index {
         if next >= count { next - count } else { next }
     }
 
-    /// Address of the home bucket, for prefetching.
+    /// Fetches the home bucket.
     #[inline]
-    pub(crate) fn home(&self, hash: u64) -> *const u8 {
-        (&raw const self.buckets[self.probe(hash).at]).cast()
+    pub(crate) fn prefetch(&self, hash: u64) {
+        memory::prefetch(&self.buckets[self.probe(hash).at]);
     }
 
     /// The first slot in the home bucket that may be the one, without looking at any state.

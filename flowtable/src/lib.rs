@@ -1,4 +1,5 @@
 #![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
 
 mod config;
 mod deltas;
@@ -7,8 +8,6 @@ mod extras;
 mod fragments;
 mod hash;
 mod index;
-mod memory;
-mod prefetch;
 mod pressure;
 mod record;
 mod segments;

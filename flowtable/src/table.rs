@@ -5,7 +5,7 @@ use crate::index::Index;
 use crate::pressure::{Patience, marks};
 use crate::sink::{FlowInView, HintOwner, HintSlot};
 use crate::state::{Birth, FlowState, NO_EXTRA, bits};
-use crate::{EndReason, FlowRecord, FlowSink, FlowTableConfig, FlowTableError, memory, prefetch, segments};
+use crate::{EndReason, FlowRecord, FlowSink, FlowTableConfig, FlowTableError, segments};
 use hints::App;
 use wire::{Nanos, PacketMeta, proto};
 
@@ -139,7 +139,7 @@ impl FlowTable {
                 if let Some(p) = batch.get(step) {
                     let hash = self.hasher.hash(&p.key);
                     hashes[step % BATCH] = hash;
-                    prefetch::read(self.index.home(hash));
+                    self.index.prefetch(hash);
                 }
                 let look_up = step.wrapping_sub(INDEX_AHEAD - STATE_AHEAD);
                 if look_up < batch.len() {
@@ -165,7 +165,7 @@ impl FlowTable {
     fn look_up(&self, hash: u64) -> u32 {
         match self.index.likely(hash) {
             Some(slot) if let Some(state) = self.states.get(slot as usize) => {
-                prefetch::state(state);
+                memory::prefetch(state);
                 slot
             }
             _ => NO_SLOT,

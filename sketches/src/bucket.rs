@@ -65,7 +65,9 @@ pub(crate) fn with_tag_at(tags: u64, lane: usize, tag: u8) -> u64 {
 
 /// Cells that are zero.
 pub(crate) fn cells(count: usize) -> Box<[AtomicU64]> {
-    (0..count).map(|_| AtomicU64::new(0)).collect()
+    let mut cells = memory::reserve(count);
+    cells.extend((0..count).map(|_| AtomicU64::new(0)));
+    cells.into_boxed_slice()
 }
 
 /// Cells that are zero, the first at the beginning of a cache line of 64 bytes.

@@ -1,7 +1,7 @@
 use crate::bucket::{self, Random, WAYS, add, bucket_of, tag_at, tag_of, with_tag, with_tag_at};
 use crate::frame::{Kind, Reader, Writer};
 use crate::{SketchError, mix};
-use std::collections::HashMap;
+use hashbrown::HashMap;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -115,25 +115,25 @@ impl<const WORDS: usize> CocoSketch<WORDS> {
         }
     }
 
-    /// Adds to many; memory is waited for once, not each time. The same as [`CocoSketch::update`] of each in order.
+    /// Adds to many. The same as [`CocoSketch::update`] of each in order, but nothing is waited for: what an item needs is fetched
+    /// while those before it are counted.
     pub fn update_all(&self, items: &[(u64, [u64; WORDS], u64)]) {
-        /// So many buckets are asked for at a time.
-        const AHEAD: usize = 32;
-        for items in items.chunks(AHEAD) {
-            // Loads that do not depend on each other are waited for together; nothing is decided by what they give.
-            let mut tags = [0; AHEAD];
-            let mut touched = 0;
-            for (tags, (hash, ..)) in tags.iter_mut().zip(items) {
+        /// Items between asking for a cache line and looking at it.
+        const AHEAD: usize = 16;
+        for step in 0..items.len() + 2 * AHEAD {
+            if let Some((hash, ..)) = items.get(step) {
                 let bucket = self.bucket(*hash);
-                *tags = bucket[TAGS].load(Relaxed);
-                touched ^= bucket[COUNTS + WAYS - 1].load(Relaxed);
+                memory::prefetch(&bucket[TAGS]);
+                memory::prefetch(&bucket[COUNTS + WAYS - 1]);
             }
-            for (tags, (hash, ..)) in tags.iter().zip(items) {
-                let lane = with_tag(*tags, tag_of(*hash)).next().unwrap_or(0);
-                touched ^= self.bucket(*hash)[KEYS + lane * WORDS].load(Relaxed);
+            if let Some((hash, ..)) = items.get(step.wrapping_sub(AHEAD)) {
+                let bucket = self.bucket(*hash);
+                if let Some(lane) = with_tag(bucket[TAGS].load(Relaxed), tag_of(*hash)).next() {
+                    memory::prefetch(&bucket[KEYS + lane * WORDS]);
+                    memory::prefetch(&bucket[KEYS + lane * WORDS + WORDS - 1]);
+                }
             }
-            std::hint::black_box(touched);
-            for (hash, key, n) in items {
+            if let Some((hash, key, n)) = items.get(step.wrapping_sub(2 * AHEAD)) {
                 self.update(*hash, key, *n);
             }
         }
@@ -185,9 +185,8 @@ impl<const WORDS: usize> CocoSketch<WORDS> {
     pub fn entries(&self) -> Vec<([u64; WORDS], Estimate)> {
         let mut all = Vec::new();
         for bucket in self.cells.chunks_exact(Self::STRIDE) {
-            let held = Self::held(bucket);
-            let slacks = held.iter().map(|entry| entry.slack).fold(0, u64::saturating_add);
-            all.extend(held.into_iter().map(|Held { key, count, slack, .. }| {
+            let slacks = bucket[SLACKS..KEYS].iter().map(|slack| slack.load(Relaxed)).fold(0, u64::saturating_add);
+            all.extend(Self::held(bucket).map(|Held { key, count, slack, .. }| {
                 let lower = count.saturating_sub(slack);
                 (key, Estimate { value: count, lower, upper: lower.saturating_add(slacks) })
             }));
@@ -225,6 +224,9 @@ impl<const WORDS: usize> CocoSketch<WORDS> {
         // Numbers that have decided nothing in either of them.
         let random = Random::new(self.hash_id ^ mix(self.total()) ^ mix(!other.total()));
         for (ours, theirs) in self.cells.chunks_exact(Self::STRIDE).zip(other.cells.chunks_exact(Self::STRIDE)) {
+            if theirs[TAGS].load(Relaxed) == 0 {
+                continue;
+            }
             for Held { key, tag, count, slack } in Self::held(theirs) {
                 add(&self.total, count);
                 match Self::find(ours, tag, &key) {
@@ -255,7 +257,7 @@ impl<const WORDS: usize> CocoSketch<WORDS> {
         out.word(self.hash_id);
         out.number(self.total());
         for bucket in self.cells.chunks_exact(Self::STRIDE) {
-            let held = Self::held(bucket);
+            let held: Vec<_> = Self::held(bucket).collect();
             out.number(held.len() as u64);
             for Held { key, tag, count, slack } in held {
                 out.bytes(&[tag]);
@@ -306,6 +308,7 @@ impl<const WORDS: usize> CocoSketch<WORDS> {
         Ok(sketch)
     }
 
+    #[inline]
     fn bucket(&self, hash: u64) -> &[AtomicU64] {
         &self.cells[bucket_of(hash, self.buckets) * Self::STRIDE..][..Self::STRIDE]
     }
@@ -319,18 +322,19 @@ impl<const WORDS: usize> CocoSketch<WORDS> {
     }
 
     /// The entries of a bucket as they were at one moment.
-    fn held(bucket: &[AtomicU64]) -> Vec<Held<WORDS>> {
+    fn held(bucket: &[AtomicU64]) -> impl Iterator<Item = Held<WORDS>> {
         bucket::read(&bucket[VERSION], || {
             let tags = bucket[TAGS].load(Relaxed);
-            let lanes = (0..WAYS).filter(|lane| tag_at(tags, *lane) != 0);
-            let held = lanes.map(|lane| Held {
+            let held = |lane: usize| Held {
                 key: std::array::from_fn(|word| bucket[KEYS + lane * WORDS + word].load(Relaxed)),
                 tag: tag_at(tags, lane),
                 count: bucket[COUNTS + lane].load(Relaxed),
                 slack: bucket[SLACKS + lane].load(Relaxed),
-            });
-            held.collect()
+            };
+            std::array::from_fn::<_, WAYS, _>(|lane| (tag_at(tags, lane) != 0).then(|| held(lane)))
         })
+        .into_iter()
+        .flatten()
     }
 }
 

@@ -87,6 +87,27 @@ impl Entropy {
         self.count(hash, n);
     }
 
+    /// Asks the cache for what an update of an item that hashes to `hash` will look at.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        self.table.prefetch(hash);
+    }
+
+    /// Whether all items are counted, and `more` would be, too.
+    pub fn has_room_for(&self, more: usize) -> bool {
+        self.level.load(Relaxed) == 0 && self.items() + more <= self.capacity()
+    }
+
+    /// Items it counts now.
+    pub fn items(&self) -> usize {
+        self.table.used()
+    }
+
+    /// Those, as `(hash, count)`.
+    pub fn counted(&self) -> Vec<(u64, u64)> {
+        self.sample().2
+    }
+
     fn count(&self, hash: u64, n: u64) {
         if u64::from(hash.leading_zeros()) < self.level.load(Relaxed) || n == 0 {
             return;

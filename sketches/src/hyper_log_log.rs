@@ -53,14 +53,24 @@ impl HyperLogLog {
         1.04 / (self.registers.len() as f64).sqrt()
     }
 
+    /// Asks the cache for what noting an item that hashes to `hash` will look at.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        memory::prefetch(&self.registers[self.index(hash)]);
+    }
+
+    #[inline]
+    fn index(&self, hash: u64) -> usize {
+        (hash >> (64 - u32::from(self.precision))) as usize
+    }
+
     /// Notes the item that hashes to `hash`. All 64 bits must be well mixed. For the one writer.
     #[inline]
     pub fn insert(&self, hash: u64) {
         let p = u32::from(self.precision);
-        let index = (hash >> (64 - p)) as usize;
         // The guard bit above the q useful ones bounds the rank at q + 1.
         let rank = ((hash | 1 << (64 - p)).trailing_zeros() + 1) as u8;
-        let register = &self.registers[index];
+        let register = &self.registers[self.index(hash)];
         if register.load(Relaxed) < rank {
             register.store(rank, Relaxed);
         }

@@ -152,31 +152,37 @@ impl<const WORDS: usize> Spreaders<WORDS> {
         }
     }
 
-    /// Notes many; memory is waited for once, not each time. The same as [`Spreaders::insert`] of each in order.
+    /// Notes many. The same as [`Spreaders::insert`] of each in order, but nothing is waited for: what an item needs is fetched
+    /// while those before it are noted.
     pub fn insert_all(&self, items: &[(u64, [u64; WORDS], u64)]) {
-        /// So many cache lines are asked for at a time: more than a core waits for together.
-        const AHEAD: usize = 64;
-        let words = self.cells.words();
-        let mut homes = [0; AHEAD];
-        for items in items.chunks(AHEAD) {
-            let homes = &mut homes[..items.len()];
-            for (home, (hash, ..)) in homes.iter_mut().zip(items) {
-                *home = bucket_of(*hash, self.buckets) * Self::STRIDE + CELLS + home_of(*hash) * Self::CELL;
+        /// Items between asking for a cache line and looking at it.
+        const AHEAD: usize = 24;
+        /// Which of the last items are not at home.
+        const RING: usize = 2 * AHEAD.next_power_of_two();
+        let mut is_away = [false; RING];
+        // Home; where it is not there, the tags of its bucket; and the cell that they say.
+        for step in 0..items.len() + 3 * AHEAD {
+            if let Some((hash, ..)) = items.get(step) {
+                memory::prefetch(&Self::cell_of(self.bucket(*hash), home_of(*hash))[0]);
             }
-            // Loads that do not depend on each other are waited for together, as many as fit into the window of a core: a loop
-            // of nothing else. Nothing is decided by what they give.
-            let mut touched = 0;
-            for home in &*homes {
-                touched ^= words[*home].load(Relaxed);
-            }
-            // Of keys that are elsewhere in their bucket or that are new.
-            for (home, (hash, key, _)) in homes.iter().zip(items) {
-                if !Self::is_in(&words[*home..][..Self::CELL], key) {
-                    touched ^= self.bucket(*hash)[TAGS].load(Relaxed);
+            let at = step.wrapping_sub(AHEAD);
+            if let Some((hash, key, _)) = items.get(at) {
+                let bucket = self.bucket(*hash);
+                is_away[at % RING] = !Self::is_in(Self::cell_of(bucket, home_of(*hash)), key);
+                if is_away[at % RING] {
+                    memory::prefetch(&bucket[TAGS]);
                 }
             }
-            std::hint::black_box(touched);
-            for (hash, key, element) in items {
+            let at = step.wrapping_sub(2 * AHEAD);
+            if let Some((hash, ..)) = items.get(at)
+                && is_away[at % RING]
+            {
+                let bucket = self.bucket(*hash);
+                if let Some(lane) = with_tag(bucket[TAGS].load(Relaxed), tag_of(*hash)).next() {
+                    memory::prefetch(&Self::cell_of(bucket, lane)[0]);
+                }
+            }
+            if let Some((hash, key, element)) = items.get(step.wrapping_sub(3 * AHEAD)) {
                 self.insert(*hash, key, *element);
             }
         }
@@ -292,7 +298,7 @@ impl<const WORDS: usize> Spreaders<WORDS> {
     pub fn list(&self, least: f64) -> Vec<([u64; WORDS], f64)> {
         let mut all = Vec::new();
         for bucket in self.all() {
-            let held = Self::held(bucket).into_iter().map(|cell| (cell.key, f64::from(cell.spread.estimate)));
+            let held = Self::held(bucket).map(|cell| (cell.key, f64::from(cell.spread.estimate)));
             all.extend(held.filter(|(_, estimate)| *estimate >= least));
         }
         all.sort_unstable_by(|(a, x), (b, y)| y.total_cmp(x).then_with(|| a.cmp(b)));
@@ -307,9 +313,16 @@ impl<const WORDS: usize> Spreaders<WORDS> {
     pub fn merge(&self, other: &Spreaders<WORDS>) -> Result<(), SketchError> {
         bucket::same_shape((self.memory_bytes(), self.hash_id), (other.memory_bytes(), other.hash_id))?;
         for (ours, theirs) in self.all().zip(other.all()) {
+            if theirs[TAGS].load(Relaxed) == 0 {
+                continue;
+            }
+            if ours[TAGS].load(Relaxed) == 0 {
+                Self::copy(ours, theirs);
+                continue;
+            }
             // Those that both have first: none of them is to lose its cell to another one. Then the larger ones.
             let (both, mut others): (Vec<_>, Vec<_>) =
-                Self::held(theirs).into_iter().partition(|held| Self::find_by_tag(ours, held.tag, &held.key).is_some());
+                Self::held(theirs).partition(|held| Self::find_by_tag(ours, held.tag, &held.key).is_some());
             others.sort_by(|a, b| b.spread.estimate.total_cmp(&a.spread.estimate));
             for Held { key, tag, spread, registers, .. } in both {
                 let Some(lane) = Self::find_by_tag(ours, tag, &key) else { continue };
@@ -342,6 +355,12 @@ impl<const WORDS: usize> Spreaders<WORDS> {
         Ok(())
     }
 
+    /// Makes a bucket what another one is.
+    fn copy(ours: &[AtomicU64], theirs: &[AtomicU64]) {
+        let copy = || ours.iter().zip(theirs).skip(TAGS).for_each(|(ours, theirs)| ours.store(theirs.load(Relaxed), Relaxed));
+        bucket::read(&theirs[VERSION], || bucket::write(&ours[VERSION], copy));
+    }
+
     /// Forgets everything. For the one writer; a reader meanwhile sees some buckets as they were.
     pub fn reset(&self) {
         for bucket in self.all() {
@@ -361,7 +380,7 @@ impl<const WORDS: usize> Spreaders<WORDS> {
         out.number(self.buckets as u64);
         out.word(self.hash_id);
         for bucket in self.all() {
-            let held = Self::held(bucket);
+            let held: Vec<_> = Self::held(bucket).collect();
             out.bytes(&[held.iter().map(|held| 1 << held.lane).sum()]);
             for Held { key, tag, spread, registers, .. } in held {
                 out.bytes(&[tag]);
@@ -448,10 +467,10 @@ impl<const WORDS: usize> Spreaders<WORDS> {
     }
 
     /// The cells of a bucket that are in use, as they were at one moment.
-    fn held(bucket: &[AtomicU64]) -> Vec<Held<WORDS>> {
+    fn held(bucket: &[AtomicU64]) -> impl Iterator<Item = Held<WORDS>> {
         bucket::read(&bucket[VERSION], || {
             let tags = bucket[TAGS].load(Relaxed);
-            let held = (0..WAYS).filter(|lane| tag_at(tags, *lane) != 0).map(|lane| {
+            let held = |lane: usize| {
                 let cell = Self::cell_of(bucket, lane);
                 let mut registers = [0; REGISTER_WORDS_MAX];
                 registers.iter_mut().zip(&cell[Self::REGISTERS..]).for_each(|(word, cell)| *word = cell.load(Relaxed));
@@ -462,9 +481,11 @@ impl<const WORDS: usize> Spreaders<WORDS> {
                     spread: Spread::load(&cell[SPREAD]),
                     registers,
                 }
-            });
-            held.collect()
+            };
+            std::array::from_fn::<_, WAYS, _>(|lane| (tag_at(tags, lane) != 0).then(|| held(lane)))
         })
+        .into_iter()
+        .flatten()
     }
 }
 

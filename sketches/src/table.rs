@@ -61,7 +61,18 @@ impl<const WORDS: usize> Table<WORDS> {
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.used.load(Relaxed) as usize >= self.capacity()
+        self.used() >= self.capacity()
+    }
+
+    /// How many keys are there.
+    pub(crate) fn used(&self) -> usize {
+        self.used.load(Relaxed) as usize
+    }
+
+    /// Asks the cache for where a key is, most likely.
+    #[inline]
+    pub(crate) fn prefetch(&self, hash: u64) {
+        memory::prefetch(&self.slot(self.home(hash))[COUNT]);
     }
 
     #[inline]

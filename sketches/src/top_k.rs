@@ -89,6 +89,12 @@ impl<const WORDS: usize> TopK<WORDS> {
         self.count(hash, key, n);
     }
 
+    /// Asks the cache for what an update of a key that hashes to `hash` will look at.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        self.table.prefetch(hash);
+    }
+
     fn count(&self, hash: u64, key: &[u64; WORDS], n: u64) {
         // A counter of nothing is no counter.
         if n == 0 {

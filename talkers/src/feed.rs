@@ -1,6 +1,6 @@
 //! What a worker counts into.
 
-use crate::field::{Hasher, Key, key_of, whole_key};
+use crate::field::{Hasher, Key, WORDS, key_of, whole_key};
 use crate::sketch::Sketch;
 use crate::slots::Slots;
 use crate::task::{Event, Task};
@@ -338,32 +338,59 @@ impl Lane {
             };
             let is_bytes = self.task.config.metric == Metric::Bytes;
             let weight = |sent: &Sent| if is_bytes { sent.bytes } else { u64::from(sent.pkts) };
-            let Sketch::HeavyHitters(sketch) = self.slots.sketch(slot) else {
-                sent.iter().for_each(|sent| self.count(slot, &sent.key, weight(sent)));
-                continue;
-            };
-            hashed.clear();
-            hashed.extend(sent.iter().map(|sent| {
-                let key = self.task.key.cut(&sent.key);
-                (self.hasher.hash(&key), key, weight(sent))
-            }));
-            sketch.update_all(hashed);
+            self.count_all(slot, sent.iter().map(|sent| (&sent.key, weight(sent))), hashed);
         }
     }
 
     /// Counts flows that have begun. `hashed` is room for them.
     fn begun(&mut self, keys: &[Key], hashed: &mut Vec<(u64, Key, u64)>) {
         self.is_used = true;
-        let Sketch::Spreaders(sketch) = self.slots.sketch(self.slot) else {
-            keys.iter().for_each(|key| self.count(self.slot, key, 1));
-            return;
+        self.count_all(self.slot, keys.iter().map(|key| (key, 1)), hashed);
+    }
+
+    /// Counts so much of each of many keys, or of their elements: what the sketch will look at is fetched before. `hashed` is room
+    /// for them.
+    fn count_all<'k>(
+        &self,
+        slot: usize,
+        items: impl Iterator<Item = (&'k Key, u64)>,
+        hashed: &mut Vec<(u64, Key, u64)>,
+    ) {
+        let task = &*self.task;
+        let keyed = |(whole, n): (&Key, u64)| {
+            let key = task.key.cut(whole);
+            (self.hasher.hash(&key), key, n)
         };
+        let element = |whole: &Key| self.element_hasher.hash(&task.elements.cut(whole));
         hashed.clear();
-        hashed.extend(keys.iter().map(|whole| {
-            let key = self.task.key.cut(whole);
-            (self.hasher.hash(&key), key, self.element_hasher.hash(&self.task.elements.cut(whole)))
-        }));
-        sketch.insert_all(hashed);
+        match self.slots.sketch(slot) {
+            Sketch::HeavyHitters(sketch) => {
+                hashed.extend(items.map(keyed));
+                sketch.update_all(hashed);
+            }
+            Sketch::TopK(sketch) => {
+                hashed.extend(items.map(keyed).inspect(|(hash, ..)| sketch.prefetch(*hash)));
+                hashed.iter().for_each(|(hash, key, n)| sketch.update(*hash, key, *n));
+            }
+            Sketch::Spreaders(sketch) => {
+                hashed.extend(items.map(|(whole, n)| {
+                    let (hash, key, _) = keyed((whole, n));
+                    (hash, key, element(whole))
+                }));
+                sketch.insert_all(hashed);
+            }
+            Sketch::Cardinality(sketch) => {
+                let hash = |(whole, n): (&Key, u64)| (element(whole), [0; WORDS], n);
+                hashed.extend(items.map(hash).inspect(|(hash, ..)| sketch.prefetch(*hash)));
+                hashed.iter().for_each(|(hash, ..)| sketch.insert(*hash));
+            }
+            Sketch::Entropy(sample, head) => {
+                let hash = |(whole, n): (&Key, u64)| (element(whole), [0; WORDS], n);
+                hashed.extend(items.map(hash).inspect(|(hash, ..)| sample.prefetch(*hash)));
+                hashed.iter().for_each(|(hash, _, n)| Sketch::count_item(sample, head, *hash, *n));
+            }
+            Sketch::Quantiles(sketch) => items.for_each(|(_, n)| sketch.insert(n, 1)),
+        }
     }
 
     /// Counts `n` of a key, or of an element.
@@ -386,9 +413,7 @@ impl Lane {
             }
             Sketch::Cardinality(sketch) => sketch.insert(element()),
             Sketch::Entropy(sample, head) => {
-                let hash = element();
-                sample.update(hash, n);
-                head.update(hash, &[hash], n);
+                Sketch::count_item(sample, head, element(), n);
             }
             Sketch::Quantiles(sketch) => sketch.insert(n, 1),
         }

@@ -11,7 +11,7 @@ pub(crate) enum Sketch {
     TopK(TopK<WORDS>),
     Spreaders(Spreaders<WORDS>),
     Cardinality(HyperLogLog),
-    /// A sample of all elements, and the largest of them.
+    /// A sample of all elements; and the largest of them, once the sample does not have all.
     Entropy(Entropy, TopK<1>),
     Quantiles(Quantiles),
 }
@@ -80,8 +80,16 @@ impl Sketch {
             (Sketch::Spreaders(ours), Sketch::Spreaders(theirs)) => ours.merge(theirs),
             (Sketch::Cardinality(ours), Sketch::Cardinality(theirs)) => ours.merge(theirs),
             (Sketch::Entropy(ours, head), Sketch::Entropy(theirs, other_head)) => {
-                ours.merge(theirs)?;
-                head.merge(other_head)
+                // In this order: a worker that counts into theirs fills its head before it lets go of items.
+                let counted = theirs.counted();
+                if head.total() > 0 || other_head.total() > 0 || !ours.has_room_for(counted.len()) {
+                    Sketch::begin_head(ours, head);
+                    match other_head.total() {
+                        0 => count_in_head(head, counted),
+                        _ => head.merge(other_head)?,
+                    }
+                }
+                ours.merge(theirs)
             }
             (Sketch::Quantiles(ours), Sketch::Quantiles(theirs)) => ours.merge(theirs),
             _ => Err(SketchError::Foreign { found: other.kind().name().to_owned(), wanted: self.kind().name() }),
@@ -99,6 +107,25 @@ impl Sketch {
                 head.reset();
             }
             Sketch::Quantiles(sketch) => sketch.reset(),
+        }
+    }
+
+    /// Counts `n` of the item that hashes to `hash`. While the sample has all items, they are not counted a second time.
+    #[inline]
+    pub(crate) fn count_item(sample: &Entropy, head: &TopK<1>, hash: u64, n: u64) {
+        if head.total() > 0 {
+            head.update(hash, &[hash], n);
+        } else if !sample.has_room_for(1) {
+            Sketch::begin_head(sample, head);
+            head.update(hash, &[hash], n);
+        }
+        sample.update(hash, n);
+    }
+
+    /// The head begins when the sample, which has all items up to now, is about to let go of some.
+    fn begin_head(sample: &Entropy, head: &TopK<1>) {
+        if head.total() == 0 {
+            count_in_head(head, sample.counted());
         }
     }
 
@@ -120,6 +147,10 @@ impl Sketch {
             Sketch::Quantiles(_) => Kind::Quantiles,
         }
     }
+}
+
+fn count_in_head(head: &TopK<1>, counted: Vec<(u64, u64)>) {
+    counted.into_iter().for_each(|(hash, count)| head.update(hash, &[hash], count));
 }
 
 fn checked(error: f64, least: f64, most: f64) -> Result<f64, TaskError> {

@@ -3,7 +3,7 @@
 
 /// An empty vector with room for `capacity` elements, for which the kernel is asked for huge pages (2 MiB on x86_64). It may
 /// have none: nothing changes but the speed. The pages themselves come when they are first touched.
-pub(crate) fn reserve<T>(capacity: usize) -> Vec<T> {
+pub fn reserve<T>(capacity: usize) -> Vec<T> {
     let vec: Vec<T> = Vec::with_capacity(capacity);
     advise(vec.as_ptr().addr(), capacity * size_of::<T>());
     vec
