@@ -630,7 +630,8 @@ fn key_fields(key: Option<&v1::TalkerKey>) -> Result<KeyFields, Status> {
     };
     fn number<T: TryFrom<u32>>(field: &str, most: u32, value: Option<u32>) -> Result<Option<T>, Status> {
         let refuse = |value| Status::invalid_argument(format!("key.{field} is {value}, allowed are 0 to {most}"));
-        value.map(|value| T::try_from(value).map_err(|_| refuse(value))).transpose()
+        let fits = |value| T::try_from(value).ok().filter(|_| value <= most);
+        value.map(|value| fits(value).ok_or_else(|| refuse(value))).transpose()
     }
     Ok(KeyFields {
         src_ip: address("src_ip", &key.src_ip)?,
@@ -638,7 +639,7 @@ fn key_fields(key: Option<&v1::TalkerKey>) -> Result<KeyFields, Status> {
         src_port: number("src_port", 65_535, key.src_port)?,
         dst_port: number("dst_port", 65_535, key.dst_port)?,
         proto: number("proto", 255, key.proto)?,
-        vlan: number("vlan", 65_535, key.vlan)?,
+        vlan: number("vlan", 4_095, key.vlan)?,
         originator: address("originator", &key.originator)?,
         responder: address("responder", &key.responder)?,
         originator_port: number("originator_port", 65_535, key.originator_port)?,

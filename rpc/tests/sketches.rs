@@ -701,6 +701,7 @@ async fn what_is_wrong_is_named_with_its_value_and_what_is_allowed() {
         (of(v1::TalkerKey::default()), &["key.src_ip has no value"]),
         (v1::EstimateKeyRequest { key: None, ..keyed(v1::TalkerKey::default()) }, &["key.src_ip has no value"]),
         (keyed(v1::TalkerKey { vlan: Some(3), ..Default::default() }), &["key.vlan is 3", "src_ip,proto"]),
+        (keyed(v1::TalkerKey { vlan: Some(4_096), ..Default::default() }), &["key.vlan is 4096", "4095"]),
         (
             of(v1::TalkerKey { src_ip: Some("x".to_owned()), ..Default::default() }),
             &["key.src_ip is 'x'", "IP address"],

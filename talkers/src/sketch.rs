@@ -18,6 +18,17 @@ pub(crate) enum Sketch {
 
 impl Sketch {
     pub(crate) fn new(task: &Task) -> Result<Sketch, TaskError> {
+        Self::of_size(task).map_err(|error| match (error, task.config.size) {
+            // A sketch speaks of its own parameters; the configuration has these.
+            (TaskError::Sketch { source: SketchError::OutOfRange { allowed, .. }, .. }, size) => match size {
+                Size::Memory(bytes) => TaskError::new("memory", bytes.to_string(), allowed),
+                Size::Error(error) => TaskError::new("error", error.to_string(), "no sketch is of this size; use a larger one"),
+            },
+            (error, _) => error,
+        })
+    }
+
+    fn of_size(task: &Task) -> Result<Sketch, TaskError> {
         let (kind, size, seed) = (task.config.kind, task.config.size, task.seed);
         let bytes = || Self::wanted_bytes(kind, size);
         Ok(match kind {
@@ -25,8 +36,9 @@ impl Sketch {
             Kind::TopK => Sketch::TopK(TopK::new(bytes()?, seed)?),
             Kind::Spreaders => Sketch::Spreaders(Spreaders::new(bytes()?, seed)?),
             Kind::Cardinality => {
-                let precision = bytes()?.max(1).ilog2();
-                Sketch::Cardinality(HyperLogLog::new(u8::try_from(precision).unwrap_or(u8::MAX))?)
+                let (bytes, allowed) = (bytes()?, "16B to 256KiB: a byte for each of 2^4 to 2^18 registers");
+                let sketch = u8::try_from(bytes.max(1).ilog2()).ok().and_then(|p| HyperLogLog::new(p).ok());
+                Sketch::Cardinality(sketch.ok_or_else(|| TaskError::new("memory", bytes.to_string(), allowed))?)
             }
             Kind::Entropy => {
                 let half = bytes()? / 2;

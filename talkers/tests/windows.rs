@@ -169,6 +169,49 @@ fn record(originator: u64, responder: (u64, u16), bytes: u64, rtt_us: Option<u32
     }
 }
 
+/// An entropy of more items than its sample has room for, most of them on a few: known only while those are, whether a worker's own
+/// sample became too small or that of all workers together.
+#[test]
+fn the_largest_items_of_an_entropy_are_known_when_the_sample_is_full() {
+    let config = || {
+        let config = task("ports", Kind::Entropy, &[], Size::Memory(64 << 10));
+        elements(TaskConfig { metric: Metric::Flows, ..config }, &["responder_port"])
+    };
+    for (workers, ports) in [(1, 1_500), (1, 10_000), (2, 20_000), (3, 3_000), (4, 1_500)] {
+        let (mut feeds, mut collector, _) =
+            start(vec![config()], &taps(1), &vec![0; workers], 1 << 30, 9, WhenBehind::GoOn).unwrap();
+        feeds.iter_mut().for_each(|feed| advance(feed, Nanos(1_000 * SECOND)));
+        let mut counts = vec![0_u64; 65_536];
+        let mut begin = |n: usize, port: u16| {
+            counts[usize::from(port)] += 1;
+            let first = packet((1, 4_000), (2, port), 1_000 * SECOND, 60, 0);
+            feeds[n % workers].begun(&first.key, first.direction);
+        };
+        // Two that have most from the start, two that come when there are many others, and each of the others once or twice.
+        for n in 0..ports {
+            begin(n, 1_024 + n as u16);
+            begin(n, [80, 443][n % 2]);
+            if n % 3 == 0 {
+                begin(n, 1_024 + n as u16);
+            }
+        }
+        for n in 0..ports {
+            begin(n, [53, 123][n % 2]);
+        }
+        let all: f64 = counts.iter().sum::<u64>() as f64;
+        let shares = counts.iter().filter(|n| **n > 0).map(|n| *n as f64 / all);
+        let wanted: f64 = shares.map(|share| -share * share.log2()).sum();
+        let over = finish(feeds, &mut collector);
+        let (entropy, _) = over[0].entropy().unwrap();
+        let told = format!("{workers} workers, {ports} ports: {entropy:?} of {wanted}");
+        match ports {
+            1_500 => assert!((entropy.estimate - wanted).abs() < 1e-9 && entropy.lower == entropy.upper, "{told}"),
+            _ => assert!((entropy.estimate - wanted).abs() < 0.2 && entropy.lower < entropy.upper, "{told}"),
+        }
+        assert_eq!(over[0].total(), Some(all as u64));
+    }
+}
+
 /// Flows: who contacts many, how many there are, how evenly, how large, how far.
 #[test]
 fn flows_are_counted_by_who_began_them() {
@@ -508,7 +551,7 @@ fn tasks_that_cannot_be_are_refused_by_setting() {
         (TaskConfig { lists: vec![names(&["dst_ip"])], ..base() }, "no part of the key src_ip"),
         (TaskConfig { elements: names(&["dst_ip"]), ..base() }, "elements"),
         (TaskConfig { metric: Metric::Flows, ..base() }, "metric is 'flows'"),
-        (TaskConfig { size: Size::Memory(100), ..base() }, "memory_bytes is 100"),
+        (TaskConfig { size: Size::Memory(100), ..base() }, "task 'a': memory is '100': at least a bucket of eight keys"),
         (
             TaskConfig { size: Size::Memory(1 << 40), ..base() },
             "memory_max is '1073741824': up to task 'a' they take at least",

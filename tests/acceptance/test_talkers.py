@@ -127,6 +127,7 @@ EVERYTHING = ["--limit", "0"]
 def test_everything_that_is_stored_equals_the_packets_and_the_flows(capture, roomy):
     for by in (["src_ip"], ["src_ip", "dst_ip"]):
         listed = ask("--by", ",".join(by), "--metric", "bytes", "--data-dir", roomy, *EVERYTHING)
+        assert listed == ask("--by", ",".join(by), "--data-dir", roomy, *EVERYTHING), "bytes, where nothing is said"
         truth = sent(capture[1], *by)
         assert counted(listed, *by) == truth
         assert all(row["lower"] == row["estimate"] == row["upper"] for row in listed)
@@ -246,8 +247,11 @@ def test_what_cannot_be_answered_is_told(capture, roomy, tmp_path):
     message = told("--by", "src_ip,dst_port")
     assert "history has no list" in message and "talkers (bytes by src_ip,dst_ip)" in message and "sketches.tasks" in message
     assert "history has no list of flows by src_ip" in told("--by", "src_ip", "--metric", "flows")
-    message = told("--by", "src_ip")
-    assert "several lists answer" in message and "talkers (bytes" in message and "packets (packets" in message and "--metric" in message
+    message = told("--by", "src_ip", "--since", "2023-11-15T00:00:00Z", "--until", "2023-11-14T00:00:00Z")
+    assert "--until lies before --since" in message
+    message = told("--task", "nobody")
+    assert message.startswith("--task: ") and "'nobody'" in message and "port_entropy" in message
+    assert told("--tap", "nowhere").startswith("--tap: ")
     assert "'octets'" in (message := told("--by", "src_ip", "--metric", "octets")) and "bytes, packets, flows or distinct" in message
     assert "no window of this length" in told("--by", "src_ip", "--metric", "bytes", "--window", "7m")
     assert "--window: '1 parsec'" in told("--by", "src_ip", "--window", "1 parsec")

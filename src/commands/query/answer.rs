@@ -1,6 +1,6 @@
 //! Where rows come from: a server, a data folder or an archive of many, read ahead of whoever prints them, until a signal ends it.
 
-use super::talkers::{Live, Stored};
+use super::talkers::Live;
 use super::{local, remote};
 use crate::cli::AnswerArgs;
 use crate::config::{Config, QuerySection};
@@ -36,10 +36,20 @@ pub(super) enum Question {
     /// A statement made here around the user's filter. Should the statement be refused, the filter is asked for alone:
     /// places in the error are then those in the filter.
     Made { sql: String, filter: FlowQuery },
-    /// What the sketches have stored: which lists there are, then one of them.
-    Stored(Box<Stored>),
+    /// A statement that another one's answer leads to.
+    Then(String, Box<dyn FnOnce(&[RecordBatch]) -> Result<String, Failure> + Send>),
     /// What a server's sketches have in memory.
     Talkers(Box<Live>),
+}
+
+impl Question {
+    /// A statement, and what makes another one of its answer.
+    pub(super) fn then(
+        first: String,
+        then: impl FnOnce(&[RecordBatch]) -> Result<String, Failure> + Send + 'static,
+    ) -> Question {
+        Question::Then(first, Box::new(then))
+    }
 }
 
 /// An answer on its way. Dropping it cancels the query.
@@ -233,13 +243,13 @@ async fn open(source: &Source, question: Question) -> Result<Batches, Failure> {
             },
             other => other,
         },
-        Question::Stored(stored) => {
-            let mut lists = asked.sql(&stored.lists()).await?;
+        Question::Then(first, then) => {
+            let mut batches = asked.sql(&first).await?;
             let mut all = Vec::new();
-            while let Some(batch) = lists.next().await? {
+            while let Some(batch) = batches.next().await? {
                 all.push(batch);
             }
-            asked.sql(&stored.sql(&all)?).await
+            asked.sql(&then(&all)?).await
         }
         Question::Talkers(live) => match &mut asked {
             Asked::Server(client) => {

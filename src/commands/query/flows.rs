@@ -3,7 +3,7 @@
 use super::answer::Question;
 use super::screen::Size;
 use super::shape::Shape;
-use super::{ask, local, name, usage};
+use super::{NO_TIME_BETWEEN, ask, local, name, usage};
 use crate::cli::{FlowsArgs, Output};
 use crate::failure::{Code, Failure};
 use chrono::Utc;
@@ -104,8 +104,7 @@ impl<'a> Asked<'a> {
             until: time("--until", &args.until)?,
         };
         if selection.since.zip(selection.until).is_some_and(|(since, until)| since > until) {
-            let told = "--until lies before --since, and no time between them: change one of them";
-            return Err(Failure::new(Code::Usage, anyhow::anyhow!(told)));
+            return Err(Failure::new(Code::Usage, anyhow::anyhow!(NO_TIME_BETWEEN)));
         }
         let metric = args.metric.as_deref().unwrap_or("bytes");
         Ok(Asked {

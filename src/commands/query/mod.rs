@@ -26,6 +26,9 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+/// Why two times select nothing.
+const NO_TIME_BETWEEN: &str = "--until lies before --since, and no time between them: change one of them";
+
 /// A format that only some commands have was asked of another.
 pub(crate) fn not_here(output: Output) -> Failure {
     let name = name(output);

@@ -4,7 +4,7 @@
 use super::answer::Question;
 use super::print::HEADING;
 use super::shape::{Look, Shape};
-use super::{ask, remote, usage};
+use super::{NO_TIME_BETWEEN, ask, remote, usage};
 use crate::cli::{Output, TalkersArgs};
 use crate::failure::{Code, Failure};
 use arrow::array::{
@@ -31,7 +31,7 @@ pub(crate) fn talkers(args: &TalkersArgs, output: Output) -> Result<(), Failure>
     if asked.by.is_empty() {
         let width = super::screen::Size::of_stdout().map(|size| size.width);
         let is_narrow = output == Output::Table && width.is_some_and(|width| width < WHOLES_WIDTH);
-        return ask(&args.answer, output, Question::Sql(asked.wholes(is_narrow)), Shape::Rows);
+        return ask(&args.answer, output, asked.wholes(is_narrow), Shape::Rows);
     }
     if args.follow {
         return follow(&asked, output);
@@ -43,7 +43,8 @@ pub(crate) fn talkers(args: &TalkersArgs, output: Output) -> Result<(), Failure>
         let live = Live { for_people: output == Output::Table && args.answer.export.is_none(), ..asked.live() };
         return ask(&args.answer, output, Question::Talkers(Box::new(live)), shape);
     }
-    ask(&args.answer, output, Question::Stored(Box::new(asked.stored()?)), shape)
+    let stored = asked.stored()?;
+    ask(&args.answer, output, Question::then(stored.lists(), move |lists| stored.sql(lists)), shape)
 }
 
 /// The options, understood.
@@ -75,13 +76,17 @@ impl<'a> Asked<'a> {
                 Failure::new(Code::Usage, anyhow::anyhow!("--window: '{text}' {told}"))
             })
         };
+        let (since, until) = (time("--since", &args.since)?, time("--until", &args.until)?);
+        if since.zip(until).is_some_and(|(since, until)| since > until) {
+            return Err(Failure::new(Code::Usage, anyhow::anyhow!(NO_TIME_BETWEEN)));
+        }
         Ok(Asked {
             args,
             by: KeySpec::new(&args.by).map_err(usage("--by"))?,
             metric: args.metric.as_ref().map(metric).transpose()?,
             window_us: args.window.as_ref().map(window).transpose()?,
-            since: time("--since", &args.since)?,
-            until: time("--until", &args.until)?,
+            since,
+            until,
         })
     }
 
@@ -134,15 +139,36 @@ impl<'a> Asked<'a> {
         })
     }
 
-    /// What the latest windows of tasks without a key say, bounds rounded so that they stay bounds.
-    fn wholes(&self, is_narrow: bool) -> String {
-        let mut only = "rank IS NULL AND key_fields IS NULL".to_owned();
+    /// What the latest windows of tasks without a key say; a task or tap that there is not is no empty answer.
+    fn wholes(&self, is_narrow: bool) -> Question {
+        let all = "rank IS NULL AND key_fields IS NULL".to_owned();
+        let mut only = all.clone();
         for (column, value) in [("task", &self.args.task), ("tap", &self.args.tap)] {
             if let Some(value) = value {
                 only.push_str(&format!(" AND {column} = {}", quoted(value)));
             }
         }
-        only.push_str(&within(self.since, self.until));
+        let latest = self.latest(&format!("{only}{}", within(self.since, self.until)), is_narrow);
+        let (task, tap) = (self.args.task.clone(), self.args.tap.clone());
+        if task.is_none() && tap.is_none() {
+            return Question::Sql(latest);
+        }
+        let there = format!("SELECT DISTINCT task, tap FROM talkers WHERE {all} ORDER BY task, tap");
+        Question::then(there, move |there| {
+            for (option, at, value) in [("--task", 0, task), ("--tap", 1, tap)] {
+                let known = texts(there, at);
+                if let Some(value) = value.filter(|value| !known.contains(value)) {
+                    let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+                    let told = format!("{option}: no window without a key is stored of '{value}'; there are {known}");
+                    return Err(Failure::new(Code::Usage, anyhow::anyhow!(told)));
+                }
+            }
+            Ok(latest)
+        })
+    }
+
+    /// Bounds are rounded so that they stay bounds.
+    fn latest(&self, only: &str, is_narrow: bool) -> String {
         let limit = if self.args.limit == 0 { String::new() } else { format!(" LIMIT {}", self.args.limit) };
         let [metric, end] = if is_narrow { ["", ""] } else { ["t.metric, ", ", t.t_end"] };
         format!(
@@ -153,6 +179,14 @@ impl<'a> Asked<'a> {
              t.task, t.tap, t.quantile{limit}"
         )
     }
+}
+
+/// The different texts of a column.
+fn texts(batches: &[RecordBatch], column: usize) -> Vec<String> {
+    let rows = batches.iter().flat_map(|batch| (0..batch.num_rows()).map(move |row| (batch.column(column), row)));
+    let all: std::collections::BTreeSet<String> =
+        rows.map(|(column, row)| query::render::cell(column, row).to_text().into_owned()).collect();
+    all.into_iter().collect()
 }
 
 fn quoted(text: &str) -> String {
@@ -171,7 +205,7 @@ fn within(since: Option<i64>, until: Option<i64>) -> String {
 }
 
 /// A question about what is stored.
-pub(super) struct Stored {
+struct Stored {
     by: KeySpec,
     metric: Option<Metric>,
     task: Option<String>,
@@ -200,7 +234,7 @@ struct List {
 impl Stored {
     /// The lists that there are at the time and tap that is asked for; without a time those of the last day, since a list may have
     /// been given up long ago.
-    pub(super) fn lists(&self) -> String {
+    fn lists(&self) -> String {
         let mut only = within(self.since, self.until);
         if only.is_empty() {
             only.push_str(" AND t_end > (SELECT max(t_end) FROM talkers) - INTERVAL '1 day'");
@@ -239,7 +273,7 @@ impl Stored {
     ///
     /// # Errors
     /// There is no such list, or more than one.
-    pub(super) fn sql(&self, lists: &[RecordBatch]) -> Result<String, Failure> {
+    fn sql(&self, lists: &[RecordBatch]) -> Result<String, Failure> {
         let text = |batch: &RecordBatch, at: usize, row: usize| {
             query::render::cell(batch.column(at), row).to_text().into_owned()
         };
@@ -268,6 +302,9 @@ impl Stored {
                 .collect::<Vec<_>>()
                 .join(", ")
         };
+        // Whoever does not say of what means bytes, where history has them.
+        let of_bytes: Vec<&List> = found.iter().copied().filter(|list| list.metric == Metric::Bytes).collect();
+        let found = if self.metric.is_none() && of_bytes.len() == 1 { of_bytes } else { found };
         match found[..] {
             [list] => Ok(self.of(list)),
             [] if all.is_empty() => Err(self.nothing()),
