@@ -357,7 +357,8 @@ impl<const WORDS: usize> Spreaders<WORDS> {
 
     /// Makes a bucket what another one is.
     fn copy(ours: &[AtomicU64], theirs: &[AtomicU64]) {
-        let copy = || ours.iter().zip(theirs).skip(TAGS).for_each(|(ours, theirs)| ours.store(theirs.load(Relaxed), Relaxed));
+        let copy =
+            || ours.iter().zip(theirs).skip(TAGS).for_each(|(ours, theirs)| ours.store(theirs.load(Relaxed), Relaxed));
         bucket::read(&theirs[VERSION], || bucket::write(&ours[VERSION], copy));
     }
 

@@ -22,7 +22,9 @@ impl Sketch {
             // A sketch speaks of its own parameters; the configuration has these.
             (TaskError::Sketch { source: SketchError::OutOfRange { allowed, .. }, .. }, size) => match size {
                 Size::Memory(bytes) => TaskError::new("memory", bytes.to_string(), allowed),
-                Size::Error(error) => TaskError::new("error", error.to_string(), "no sketch is of this size; use a larger one"),
+                Size::Error(error) => {
+                    TaskError::new("error", error.to_string(), "no sketch is of this size; use a larger one")
+                }
             },
             (error, _) => error,
         })

@@ -551,7 +551,10 @@ fn tasks_that_cannot_be_are_refused_by_setting() {
         (TaskConfig { lists: vec![names(&["dst_ip"])], ..base() }, "no part of the key src_ip"),
         (TaskConfig { elements: names(&["dst_ip"]), ..base() }, "elements"),
         (TaskConfig { metric: Metric::Flows, ..base() }, "metric is 'flows'"),
-        (TaskConfig { size: Size::Memory(100), ..base() }, "task 'a': memory is '100': at least a bucket of eight keys"),
+        (
+            TaskConfig { size: Size::Memory(100), ..base() },
+            "task 'a': memory is '100': at least a bucket of eight keys",
+        ),
         (
             TaskConfig { size: Size::Memory(1 << 40), ..base() },
             "memory_max is '1073741824': up to task 'a' they take at least",

@@ -27,6 +27,9 @@ const BATCHES_AHEAD: usize = 2;
 /// How long an interrupted command may take to end by itself before it is ended: it may hang in a write.
 const GRACE: Duration = Duration::from_millis(500);
 
+/// What makes a statement of an answer.
+type Next = Box<dyn FnOnce(&[RecordBatch]) -> Result<String, Failure> + Send>;
+
 /// What is asked.
 pub(super) enum Question {
     /// The newest flows.
@@ -37,7 +40,7 @@ pub(super) enum Question {
     /// places in the error are then those in the filter.
     Made { sql: String, filter: FlowQuery },
     /// A statement that another one's answer leads to.
-    Then(String, Box<dyn FnOnce(&[RecordBatch]) -> Result<String, Failure> + Send>),
+    Then(String, Next),
     /// What a server's sketches have in memory.
     Talkers(Box<Live>),
 }
