@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
+use std::time::Duration;
 use talkers::{Board, Collector, Feed, Kind, Measure, Metric, TaskConfig, TaskError, WhenBehind};
 
 /// Sketches: who sends most, to how many, how evenly, in fixed memory, for windows of packet time.
@@ -14,7 +15,7 @@ use talkers::{Board, Collector, Feed, Kind, Measure, Metric, TaskConfig, TaskErr
 pub(crate) struct SketchesSection {
     /// Whether there are any.
     pub(crate) enabled: bool,
-    /// Memory of all of them together, two windows for each worker and six for each tap.
+    /// Memory of all of them together, two windows for each worker, seven for each tap and one of all taps.
     pub(crate) memory_max: Size,
     /// What is counted. A file that has this key has all tasks there are; docs/sketches.md says what a task may have.
     pub(crate) tasks: Vec<TaskSection>,
@@ -280,9 +281,16 @@ impl SketchesSection {
             WhenFull::Drop => (std::hash::RandomState::new().build_hasher().finish(), WhenBehind::GoOn),
         };
         let tasks = self.to_tasks()?;
-        talkers::start(tasks, taps, worker_taps, self.memory_max(), seed, when_behind).map(Some).map_err(refused)
+        let started =
+            talkers::start(tasks, taps, worker_taps, self.memory_max(), seed, when_behind).map_err(refused)?;
+        started.2.share_running(RUNNING_EVERY);
+        Ok(Some(started))
     }
 }
+
+/// How often the window being filled is copied for questions: seldom enough that a worker does not feel it
+/// (`sketches --only reader`).
+const RUNNING_EVERY: Duration = Duration::from_millis(100);
 
 fn refused(error: TaskError) -> ConfigError {
     ConfigError::Stage(format!("sketches.{error}"))

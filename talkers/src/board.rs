@@ -9,6 +9,7 @@ use crate::{KeySpec, Metric, TaskError};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use wire::{Nanos, TapId};
 
 /// What to do when the collector is behind.
@@ -47,9 +48,16 @@ pub struct Board {
     workers: Vec<(usize, Vec<Arc<Slots>>)>,
     /// By tap and task: the last window and the one before.
     published: Mutex<Vec<Published>>,
+    /// By task and tap, behind the taps of all of them.
+    shared: Vec<Mutex<Shared>>,
+    /// Nanoseconds; see [`Board::share_running`].
+    shared_for: AtomicU64,
     windows: AtomicU64,
     stragglers: AtomicU64,
 }
+
+/// A copy of the window being filled, and when it was made.
+type Shared = Option<(Instant, Arc<Window>)>;
 
 /// The windows of one tap and task that are over.
 #[derive(Debug, Default)]
@@ -115,8 +123,10 @@ pub fn start(
         lanes.push(Collected { spares, ..Collected::default() });
     }
     let published = Mutex::new(lanes.iter().map(|_| Published::default()).collect());
-    let (windows, stragglers) = (AtomicU64::new(0), AtomicU64::new(0));
-    let board = Arc::new(Board { tasks, taps: taps.to_vec(), workers, published, windows, stragglers });
+    let shared = (0..tasks.len() * (taps.len() + 1)).map(|_| Mutex::default()).collect();
+    let [shared_for, windows, stragglers] = [0; 3].map(AtomicU64::new);
+    let taps = taps.to_vec();
+    let board = Arc::new(Board { tasks, taps, workers, published, shared, shared_for, windows, stragglers });
     Ok((feeds, Collector { board: board.clone(), lanes, when_behind, abandoned }, board))
 }
 
@@ -131,7 +141,7 @@ pub fn check(
     memory_max: usize,
     seed: u64,
 ) -> Result<Vec<Arc<Task>>, TaskError> {
-    let copies = 2 * workers + COLLECTED_MAX * taps;
+    let copies = 2 * workers + copies_of(taps);
     let (mut checked, mut bytes) = (Vec::<Arc<Task>>::new(), 0_usize);
     for (number, config) in tasks.into_iter().enumerate() {
         if checked.iter().any(|task| task.name() == config.name) {
@@ -144,7 +154,8 @@ pub fn check(
                 let all = bytes.saturating_add(more.saturating_mul(copies));
                 let allowed = format!(
                     "up to task '{name}' they take at least {all} bytes with {workers} worker(s) and {taps} tap(s), two windows a worker and \
-                     {COLLECTED_MAX} a tap; raise it, or make tasks smaller"
+                     {} of the taps; raise it, or make tasks smaller",
+                    copies_of(taps)
                 );
                 TaskError::new("memory_max", memory_max.to_string(), allowed)
             }
@@ -171,7 +182,7 @@ impl Board {
     pub fn memory_bytes(&self) -> usize {
         let workers = self.workers.iter().flat_map(|(_, slots)| slots).map(|slots| slots.memory_bytes()).sum::<usize>();
         let one: usize = self.tasks.iter().map(|task| task.memory_bytes()).sum();
-        workers + one * COLLECTED_MAX * self.taps.len()
+        workers + one * copies_of(self.taps.len())
     }
 
     /// What became of windows.
@@ -231,10 +242,44 @@ impl Board {
             },
         };
         match which {
-            Which::Running => self.running(at, &taps).map(|window| window.map(Arc::new)),
+            Which::Running => self.shared(at, &taps),
             Which::Last => self.over(at, &taps, 0),
             Which::Previous => self.over(at, &taps, 1),
         }
+    }
+
+    /// From now on the window being filled is copied so often at most, however often it is asked for: a copy takes cache lines from
+    /// the workers that fill it. Without this it is copied for each question.
+    pub fn share_running(&self, every: Duration) {
+        self.shared_for.store(u64::try_from(every.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// The window being filled: a copy of it that is young enough, or a new one.
+    fn shared(&self, at: usize, taps: &[usize]) -> Result<Option<Arc<Window>>, TaskError> {
+        let every = Duration::from_nanos(self.shared_for.load(Ordering::Relaxed));
+        if every.is_zero() {
+            return self.running(at, taps).map(|window| window.map(Arc::new));
+        }
+        let place = one_of(taps).map_or(self.taps.len(), |tap| usize::from(tap.0));
+        let shared = &self.shared[at * (self.taps.len() + 1) + place];
+        // Whoever asks meanwhile waits for the copy that is being made.
+        let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_good = |(made, window): &(Instant, Arc<Window>)| {
+            made.elapsed() < every && self.filled_by(at, taps).map(Filling::past).max() == Some(window.number)
+        };
+        if let Some((_, window)) = shared.as_ref().filter(|shared| is_good(shared)) {
+            return Ok(Some(window.clone()));
+        }
+        // Its memory first.
+        *shared = None;
+        let window = self.running(at, taps)?.map(Arc::new);
+        *shared = window.clone().map(|window| (Instant::now(), window));
+        Ok(window)
+    }
+
+    fn filled_by(&self, at: usize, taps: &[usize]) -> impl Iterator<Item = Filling> {
+        let workers = self.workers.iter().filter(|(tap, _)| taps.contains(tap));
+        workers.map(move |(_, slots)| slots[at].filling())
     }
 
     /// The window being filled.
@@ -242,7 +287,7 @@ impl Board {
         let task = &self.tasks[at];
         let workers = || self.workers.iter().filter(|(tap, _)| taps.contains(tap)).map(|(_, slots)| &slots[at]);
         for _ in 0..ATTEMPTS {
-            let before: Vec<Filling> = workers().map(|slots| slots.filling()).collect();
+            let before: Vec<Filling> = self.filled_by(at, taps).collect();
             let numbers = before.iter().filter_map(|filling| match filling {
                 Filling::Window(number, _) => Some(*number),
                 Filling::Nothing | Filling::Ended => None,
@@ -289,6 +334,12 @@ impl Board {
     fn published(&self) -> MutexGuard<'_, Vec<Published>> {
         self.published.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Sketches of each task beside the workers': those that are over, and a copy of the one being filled, of each tap; and such a copy of
+/// all taps together.
+fn copies_of(taps: usize) -> usize {
+    (COLLECTED_MAX + 1) * taps + usize::from(taps > 1)
 }
 
 fn one_of(taps: &[usize]) -> Option<TapId> {

@@ -212,6 +212,34 @@ fn the_largest_items_of_an_entropy_are_known_when_the_sample_is_full() {
     }
 }
 
+/// Questions to the window being filled share a copy of it, until it is old or the window is over.
+#[test]
+fn questions_share_a_copy_of_the_window_being_filled() {
+    let tasks = vec![task("senders", Kind::TopK, &["src_ip"], Size::Memory(1 << 16))];
+    let (mut feeds, _collector, board) = start(tasks, &taps(2), &[0, 1], 1 << 30, 5, WhenBehind::GoOn).unwrap();
+    let running = |tap| board.window(&board.tasks()[0], tap, Which::Running).unwrap().unwrap();
+    let mut send = |second: u64| {
+        for feed in &mut feeds {
+            advance(feed, Nanos(second * SECOND));
+            count(feed, &packet((1, 1), (2, 2), second * SECOND, 100, 0));
+            feed.flush();
+        }
+    };
+    send(1_000);
+    board.share_running(std::time::Duration::from_secs(3_600));
+    let [all, one] = [None, Some("tap1")].map(running);
+    assert_eq!((all.total(), one.total()), (Some(200), Some(100)));
+    send(1_001);
+    assert!(Arc::ptr_eq(&all, &running(None)) && Arc::ptr_eq(&one, &running(Some("tap1"))));
+    // The next window is another one.
+    send(1_010);
+    assert_eq!((running(None).total(), running(Some("tap1")).total()), (Some(200), Some(100)));
+    assert!(running(None).times().0 > all.times().0);
+    send(1_011);
+    board.share_running(std::time::Duration::from_nanos(1));
+    assert_eq!(running(None).total(), Some(400));
+}
+
 /// Flows: who contacts many, how many there are, how evenly, how large, how far.
 #[test]
 fn flows_are_counted_by_who_began_them() {
@@ -572,5 +600,5 @@ fn tasks_that_cannot_be_are_refused_by_setting() {
     let error = start(vec![base(), base()], &taps(1), &[0], 1 << 30, 0, WhenBehind::GoOn).err().unwrap().to_string();
     assert!(error.contains("there twice"), "{error}");
     let error = start(vec![base()], &taps(1), &[0], 1 << 20, 0, WhenBehind::GoOn).err().unwrap().to_string();
-    assert!(error.contains("memory_max is '1048576'") && error.contains("take at least 8388608 bytes"), "{error}");
+    assert!(error.contains("memory_max is '1048576'") && error.contains("take at least 9437184 bytes"), "{error}");
 }

@@ -2,6 +2,7 @@
 //! away as often as it can: the worst there is. Questions a person or a poll asks come between.
 
 use crate::contest::{Contestant, Data, HEAVY_BYTES, Outcome, timed};
+use flowtable::FlowDelta;
 use sketches::{CocoSketch, CountMin, UpdateRule, mix};
 use std::hint::black_box;
 use std::sync::atomic::{
@@ -9,6 +10,8 @@ use std::sync::atomic::{
     Ordering::{Acquire, Relaxed, Release},
 };
 use std::time::Duration;
+use talkers::{Board, Kind, WhenBehind, Which};
+use wire::{Addr, Direction, FlowKey, Nanos};
 
 const BESIDE: &str = "a writer beside a reader, u64 keys, Zipf: rate while it reads";
 
@@ -29,7 +32,35 @@ pub(crate) fn all() -> Vec<Contestant> {
             let write = |sketch: &CountMin, items: &[u64]| items.iter().for_each(|item| sketch.update(mix(*item), 1));
             beside(data, &sketch, sketch.memory_bytes(), Duration::ZERO, ask, write)
         }),
+        one("a task of heavy hitters, the window being filled without a pause, as a server asks", task),
     ]
+}
+
+/// What a server does: questions share copies of the window being filled.
+fn task(data: &Data) -> Outcome {
+    let tasks = talkers::default_tasks().into_iter().filter(|task| task.kind == Kind::HeavyHitters).collect();
+    let started = talkers::start(tasks, &["tap".to_owned()], &[0], usize::MAX, 1, WhenBehind::GoOn);
+    let (mut feeds, _collector, board) = started.expect("a task that is there by default");
+    board.share_running(Duration::from_millis(100));
+    let (feed, task, by) = (&mut feeds[0], &board.tasks()[0], "src_ip".parse().expect("a key"));
+    let now = Nanos::from_secs(1_700_000_000);
+    assert!(feed.must_turn(now, true), "the first window begins");
+    feed.turn(now);
+    feed.swept();
+    let ask = |board: &Board| {
+        if let Ok(Some(window)) = board.window(task, None, Which::Running) {
+            black_box(window.list(&by, 0, 10).expect("a key it has"));
+        }
+    };
+    let write = |_: &Board, items: &[u64]| {
+        for item in items {
+            let [.., a, b, c, d] = item.to_be_bytes();
+            let key = FlowKey { lo: Addr::v4([a, b, c, d]), lo_port: 1, hi_port: 2, proto: 6, ..FlowKey::default() };
+            let flow = FlowDelta { key: &key, originator: Direction::LoToHi, pkts: [1, 0], bytes: [100, 0] };
+            feed.delta(&flow, false);
+        }
+    };
+    beside(data, &*board, task.memory_bytes(), Duration::ZERO, ask, write)
 }
 
 fn coco(data: &Data, pause: Duration, ask: fn(&CocoSketch<1>)) -> Outcome {
@@ -58,7 +89,7 @@ fn beside<S: Sync>(
     memory_bytes: usize,
     pause: Duration,
     ask: impl Fn(&S) + Sync,
-    write: impl Fn(&S, &[u64]),
+    mut write: impl FnMut(&S, &[u64]),
 ) -> Outcome {
     let (is_on, is_over, asked) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
     // The first turn only warms up.

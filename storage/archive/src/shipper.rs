@@ -198,9 +198,16 @@ impl Shipper {
         self.list().await?;
         self.drop_lost().await?;
         let (mut sent, mut listed_at) = (0, Instant::now());
+        // By table: of one that ClickHouse refuses, as it does not have it yet, the others know nothing.
+        let mut refused: Vec<(String, ArchiveError)> = Vec::new();
         for (key, segment) in due {
-            if self.send(&key, &segment).await? {
-                sent += 1;
+            if refused.iter().any(|(table, _)| *table == key.0) {
+                continue;
+            }
+            match self.send(&key, &segment).await {
+                Ok(is_sent) => sent += usize::from(is_sent),
+                Err(error @ ArchiveError::ClickHouse { .. }) => refused.push((key.0, error)),
+                Err(error) => return Err(error),
             }
             if sent >= LIST_SEGMENTS_MAX || listed_at.elapsed() >= LIST_INTERVAL {
                 self.list().await?;
@@ -209,6 +216,9 @@ impl Shipper {
         }
         self.list().await?;
         self.look()?;
+        if let Some((_, error)) = refused.into_iter().next() {
+            return Err(error);
+        }
         self.worked();
         Ok(())
     }
