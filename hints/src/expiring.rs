@@ -27,11 +27,20 @@ struct Entry<K, V> {
     value: V,
 }
 
+/// Where an entry is, beside enough of its hash that others in its way are passed, and moved, without a look at them.
+#[derive(Clone, Copy)]
+struct Place {
+    slot: u32,
+    hash: u32,
+}
+
+const EMPTY: Place = Place { slot: NONE, hash: 0 };
+
 /// Up to a fixed number of entries under `K`. Values stay where they are when an entry goes, for the next to reuse.
 pub(crate) struct Expiring<K, V> {
     entries: Vec<Entry<K, V>>,
-    /// Open addressing with linear probing over slots: twice as many places as entries, at least one of them empty.
-    index: Vec<u32>,
+    /// Open addressing with linear probing: twice as many places as entries, at least one of them empty.
+    index: Vec<Place>,
     free: u32,
     oldest: u32,
     newest: u32,
@@ -50,7 +59,7 @@ impl<K: Copy + Eq + Hash + Default, V> Expiring<K, V> {
         };
         Expiring {
             entries: (0..entries_max).map(entry).collect(),
-            index: vec![NONE; (entries_max * 2).next_power_of_two()],
+            index: vec![EMPTY; (entries_max * 2).next_power_of_two()],
             free: 0,
             oldest: NONE,
             newest: NONE,
@@ -59,7 +68,7 @@ impl<K: Copy + Eq + Hash + Default, V> Expiring<K, V> {
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.entries.capacity() * size_of::<Entry<K, V>>() + self.index.capacity() * size_of::<u32>()
+        self.entries.capacity() * size_of::<Entry<K, V>>() + self.index.capacity() * size_of::<Place>()
     }
 
     pub(crate) fn value(&self, slot: Slot) -> &V {
@@ -87,7 +96,7 @@ impl<K: Copy + Eq + Hash + Default, V> Expiring<K, V> {
     }
 
     pub(crate) fn find(&self, key: &K) -> Option<Slot> {
-        self.place(key).map(|place| Slot(self.index[place]))
+        self.place(key).map(|place| Slot(self.index[place].slot))
     }
 
     /// A slot for a key that is not there, with the value of an earlier entry; `None` where the table is full.
@@ -106,11 +115,12 @@ impl<K: Copy + Eq + Hash + Default, V> Expiring<K, V> {
             _ => self.entries[older as usize].newer = slot,
         }
         self.newest = slot;
-        let mut place = self.home(&key);
-        while self.index[place] != NONE {
+        let hash = self.hash(&key);
+        let mut place = self.home(hash);
+        while self.index[place].slot != NONE {
             place = self.next(place);
         }
-        self.index[place] = slot;
+        self.index[place] = Place { slot, hash };
         Some(Slot(slot))
     }
 
@@ -140,36 +150,40 @@ impl<K: Copy + Eq + Hash + Default, V> Expiring<K, V> {
         let mut place = gap;
         loop {
             place = self.next(place);
-            let slot = self.index[place];
-            if slot == NONE {
+            let next = self.index[place];
+            if next.slot == NONE {
                 break;
             }
             // It may move back as far as its home.
-            let home = self.home(&self.entries[slot as usize].key);
-            if place.wrapping_sub(home) & mask >= place.wrapping_sub(gap) & mask {
-                self.index[gap] = slot;
+            if place.wrapping_sub(self.home(next.hash)) & mask >= place.wrapping_sub(gap) & mask {
+                self.index[gap] = next;
                 gap = place;
             }
         }
-        self.index[gap] = NONE;
+        self.index[gap] = EMPTY;
     }
 
     fn place(&self, key: &K) -> Option<usize> {
-        let mut place = self.home(key);
+        let hash = self.hash(key);
+        let mut place = self.home(hash);
         loop {
-            let slot = self.index[place];
-            if slot == NONE {
+            let found = self.index[place];
+            if found.slot == NONE {
                 return None;
             }
-            if self.entries[slot as usize].key == *key {
+            if found.hash == hash && self.entries[found.slot as usize].key == *key {
                 return Some(place);
             }
             place = self.next(place);
         }
     }
 
-    fn home(&self, key: &K) -> usize {
-        self.hasher.hash_one(key) as usize & (self.index.len() - 1)
+    fn hash(&self, key: &K) -> u32 {
+        self.hasher.hash_one(key) as u32
+    }
+
+    fn home(&self, hash: u32) -> usize {
+        hash as usize & (self.index.len() - 1)
     }
 
     fn next(&self, place: usize) -> usize {

@@ -105,7 +105,9 @@ impl<'a> Message<'a> {
         for index in 0..message.questions_count {
             let at = message.answers_at;
             scratch.clear();
-            let read = name::read(bytes, at, Some(scratch)).and_then(|end| Some((end, word(end)?, word(end + 2)?)));
+            // What the name says is asked for below alone.
+            let text = (check == Check::Whole).then_some(&mut *scratch);
+            let read = name::read(bytes, at, text).and_then(|end| Some((end, word(end)?, word(end + 2)?)));
             let Some((end, qtype, class)) = read else {
                 if index == 0 || !cut {
                     return None;

@@ -171,11 +171,26 @@ impl Transactions {
 }
 
 fn key(record: &DnsRecord, question: &Text) -> Key {
-    // FNV-1a: the table hashes what comes out with a key of its own.
-    let byte = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    let name = question.as_bytes().iter().map(u8::to_ascii_lowercase);
-    let hash = record.qtype.to_be_bytes().into_iter().chain(name).fold(0xcbf2_9ce4_8422_2325, byte);
+    // Eight bytes at a time, as in wyhash (Wang Yi, 2019); the table hashes what comes out with a key of its own.
+    let word = |hash: u64, word: u64| {
+        let product = u128::from(hash ^ lower_case(word)) * 0x9e37_79b9_7f4a_7c15;
+        product as u64 ^ (product >> 64) as u64
+    };
+    let (words, rest) = question.as_bytes().as_chunks::<8>();
+    let mut last = [0; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    let start = word(0xcbf2_9ce4_8422_2325, u64::from(record.qtype) << 8 | question.as_bytes().len() as u64);
+    let hash = words.iter().chain([&last]).fold(start, |hash, bytes| word(hash, u64::from_le_bytes(*bytes)));
     Key { flow_id: record.flow_id, question: hash, id: record.id }
+}
+
+/// Eight bytes of text, `A` to `Z` among them as `a` to `z`.
+fn lower_case(word: u64) -> u64 {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let low = word & (0x7f * EACH);
+    // The top bit of each byte that is `A` or above, but not above `Z`, and no part of a longer character.
+    let upper = (low + (0x80 - 0x41) * EACH) & !(low + (0x80 - 0x5b) * EACH) & !word & (0x80 * EACH);
+    word | upper >> 2
 }
 
 fn emit(mut record: DnsRecord, question: &Text, answers: &Text, sink: &mut impl HintSink) {
@@ -188,3 +203,34 @@ fn emit(mut record: DnsRecord, question: &Text, answers: &Text, sink: &mut impl 
 }
 
 const _: () = assert!(TEXT_MAX <= u8::MAX as usize);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_is_in_lower_case_whatever_stands_beside_it() {
+        for byte in 0..=255_u8 {
+            for beside in [0, 0x40, 0x5a, 0x7f, 0x80, 0xff] {
+                let mut bytes = [beside; 8];
+                bytes[3] = byte;
+                let wanted = bytes.map(|byte| byte.to_ascii_lowercase());
+                assert_eq!(lower_case(u64::from_le_bytes(bytes)).to_le_bytes(), wanted);
+            }
+        }
+    }
+
+    #[test]
+    fn questions_are_told_apart_but_not_by_case() {
+        let of = |qtype, name: &str| {
+            let mut text = Text::EMPTY;
+            text.push_str(name);
+            key(&DnsRecord { qtype, ..DnsRecord::default() }, &text).question
+        };
+        assert_eq!(of(1, "WWW.Example.com"), of(1, "www.eXample.COM"));
+        let names = ["", "a", "b", "aa", "www.example.com", "www.example.org", "www.example.com.", "www.exbmple.com", "a\000"];
+        let all: std::collections::HashSet<u64> =
+            names.iter().flat_map(|name| [1, 28].map(|qtype| of(qtype, name))).collect();
+        assert_eq!(all.len(), 2 * names.len());
+    }
+}
