@@ -14,11 +14,12 @@ use support::taphouse;
 const ARROWS: &[(&str, &[&str], &[&str])] = &[
     ("traffic", &[], &[]),
     ("tuning", &[], &[]),
-    ("sketches", &[], &[]),
+    ("memory", &[], &[]),
+    ("sketches", &["memory"], &[]),
     ("wire", &[], &["traffic"]),
     ("capture", &["wire"], &["traffic"]),
     ("hints", &["wire"], &["capture", "traffic"]),
-    ("flowtable", &["wire", "hints"], &["capture", "traffic"]),
+    ("flowtable", &["memory", "wire", "hints"], &["capture", "traffic"]),
     ("export", &["wire", "flowtable"], &["hints"]),
     ("talkers", &["wire", "flowtable", "sketches"], &["traffic"]),
     ("detect", &["wire", "flowtable", "sketches"], &["traffic"]),
@@ -32,7 +33,7 @@ const ARROWS: &[(&str, &[&str], &[&str])] = &[
         &[],
     ),
     ("history", &["wire", "flowtable", "export", "storage", "query", "benches"], &[]),
-    ("sketch_bench", &["sketches", "benches"], &[]),
+    ("sketch_bench", &["wire", "flowtable", "sketches", "talkers", "benches"], &[]),
     ("fuzz", &["wire", "capture", "hints", "flowtable", "traffic"], &[]),
     (
         "taphouse",
@@ -57,7 +58,7 @@ const ARROWS: &[(&str, &[&str], &[&str])] = &[
 ];
 
 /// Crates that touch every packet: no runtime, no serialisation, nothing that waits.
-const HOT: [&str; 6] = ["wire", "capture", "hints", "flowtable", "sketches", "talkers"];
+const HOT: [&str; 7] = ["memory", "wire", "capture", "hints", "flowtable", "sketches", "talkers"];
 const NOT_HOT: [&str; 10] =
     ["tokio", "tokio-stream", "tonic", "prost", "axum", "futures", "async-trait", "serde", "serde_json", "tracing"];
 
