@@ -337,10 +337,11 @@ pub(crate) struct TalkersArgs {
     /// What makes a key: fields, separated by commas.
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
     pub(crate) by: Vec<String>,
-    /// What is compared: bytes, packets, flows or distinct; what the task counts by default.
+    /// What is compared: bytes, packets, flows or distinct. By default what the first task that answers counts; of history bytes,
+    /// where a list has them.
     #[arg(long, value_name = "NAME", requires = "by")]
     pub(crate) metric: Option<String>,
-    /// A task of the configuration by name; the first that can answer by default, and of history the only one.
+    /// A task of the configuration by name; by default the first that answers, and of history the only one, or that of bytes.
     #[arg(long, value_name = "NAME")]
     pub(crate) task: Option<String>,
     /// One window of this length, such as 1m: the latest that is over. Without it, everything that is stored.

@@ -9,10 +9,10 @@ pub fn reserve<T>(capacity: usize) -> Vec<T> {
     vec
 }
 
-/// The whole pages of a range.
+/// The whole huge pages of a range; most often there is none in a small one.
 #[cfg(target_os = "linux")]
 fn advise(start: usize, bytes: usize) {
-    const PAGE: usize = 4096;
+    const PAGE: usize = 2 << 20;
     let (from, until) = (start.next_multiple_of(PAGE), (start + bytes) / PAGE * PAGE);
     if from < until {
         // SAFETY: the range lies within one allocation of ours, and MADV_HUGEPAGE changes nothing but how the kernel may

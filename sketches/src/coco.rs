@@ -115,8 +115,8 @@ impl<const WORDS: usize> CocoSketch<WORDS> {
         }
     }
 
-    /// Adds to many. The same as [`CocoSketch::update`] of each in order, but nothing is waited for: what an item needs is fetched
-    /// while those before it are counted.
+    /// Adds to many. The same as [`CocoSketch::update`] of each in order, but what an item needs whose key is held is fetched while those
+    /// before it are counted.
     pub fn update_all(&self, items: &[(u64, [u64; WORDS], u64)]) {
         /// Items between asking for a cache line and looking at it.
         const AHEAD: usize = 16;
@@ -185,8 +185,10 @@ impl<const WORDS: usize> CocoSketch<WORDS> {
     pub fn entries(&self) -> Vec<([u64; WORDS], Estimate)> {
         let mut all = Vec::new();
         for bucket in self.cells.chunks_exact(Self::STRIDE) {
-            let slacks = bucket[SLACKS..KEYS].iter().map(|slack| slack.load(Relaxed)).fold(0, u64::saturating_add);
-            all.extend(Self::held(bucket).map(|Held { key, count, slack, .. }| {
+            // Counts and slacks of one moment.
+            let held = Self::held(bucket);
+            let slacks = held.clone().map(|entry| entry.slack).fold(0, u64::saturating_add);
+            all.extend(held.map(|Held { key, count, slack, .. }| {
                 let lower = count.saturating_sub(slack);
                 (key, Estimate { value: count, lower, upper: lower.saturating_add(slacks) })
             }));
@@ -322,7 +324,7 @@ impl<const WORDS: usize> CocoSketch<WORDS> {
     }
 
     /// The entries of a bucket as they were at one moment.
-    fn held(bucket: &[AtomicU64]) -> impl Iterator<Item = Held<WORDS>> {
+    fn held(bucket: &[AtomicU64]) -> impl Iterator<Item = Held<WORDS>> + Clone {
         bucket::read(&bucket[VERSION], || {
             let tags = bucket[TAGS].load(Relaxed);
             let held = |lane: usize| Held {
@@ -339,6 +341,7 @@ impl<const WORDS: usize> CocoSketch<WORDS> {
 }
 
 /// An entry that is not empty.
+#[derive(Clone)]
 struct Held<const WORDS: usize> {
     key: [u64; WORDS],
     tag: u8,

@@ -26,6 +26,27 @@ pub struct Entropy {
     total: AtomicU64,
 }
 
+/// What an [`Entropy`] counted up to some moment.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    level: u64,
+    total: u64,
+    items: Vec<(u64, u64)>,
+    memory_bytes: usize,
+}
+
+impl Seen {
+    /// The items in the sample, as `(hash, count)`.
+    pub fn items(&self) -> &[(u64, u64)] {
+        &self.items
+    }
+
+    /// Whether these are all there were.
+    pub fn is_whole(&self) -> bool {
+        self.level == 0
+    }
+}
+
 /// An entropy, in bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Bits {
@@ -103,9 +124,15 @@ impl Entropy {
         self.table.used()
     }
 
-    /// Those, as `(hash, count)`.
-    pub fn counted(&self) -> Vec<(u64, u64)> {
-        self.sample().2
+    /// Those, as `(hash, count)`. For the one writer, who alone knows that none goes meanwhile.
+    pub fn each(&self, mut take: impl FnMut(u64, u64)) {
+        self.table.counters().for_each(|Counter { hash, count, .. }| take(hash, count));
+    }
+
+    /// What it counted, as it was at one moment.
+    pub fn seen(&self) -> Seen {
+        let (level, total, items) = self.sample();
+        Seen { level, total, items, memory_bytes: self.memory_bytes() }
     }
 
     fn count(&self, hash: u64, n: u64) {
@@ -185,13 +212,20 @@ impl Entropy {
     /// # Errors
     /// They have different sizes; `self` is then unchanged.
     pub fn merge(&self, other: &Entropy) -> Result<(), SketchError> {
-        bucket::same_shape((self.memory_bytes(), 0), (other.memory_bytes(), 0))?;
-        let (level, total, sample) = other.sample();
-        if level > self.level.load(Relaxed) {
-            self.rise(level);
+        self.merge_seen(&other.seen())
+    }
+
+    /// [`Entropy::merge`] of what another sketch counted up to some moment.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn merge_seen(&self, seen: &Seen) -> Result<(), SketchError> {
+        bucket::same_shape((self.memory_bytes(), 0), (seen.memory_bytes, 0))?;
+        if seen.level > self.level.load(Relaxed) {
+            self.rise(seen.level);
         }
-        sample.into_iter().for_each(|(hash, count)| self.count(hash, count));
-        add(&self.total, total);
+        seen.items.iter().for_each(|(hash, count)| self.count(*hash, *count));
+        add(&self.total, seen.total);
         Ok(())
     }
 

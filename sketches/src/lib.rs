@@ -23,7 +23,7 @@ pub use changes::{Change, changes};
 pub use coco::{CocoSketch, Estimate};
 pub use count_min::{CountMin, ErrorBound, UpdateRule};
 pub use count_sketch::CountSketch;
-pub use entropy::{Bits, Entropy};
+pub use entropy::{Bits, Entropy, Seen};
 pub use error::SketchError;
 pub use hyper_log_log::HyperLogLog;
 pub use key::{key_bytes, key_words};

@@ -163,7 +163,7 @@ impl<const WORDS: usize> Spreaders<WORDS> {
         // Home; where it is not there, the tags of its bucket; and the cell that they say.
         for step in 0..items.len() + 3 * AHEAD {
             if let Some((hash, ..)) = items.get(step) {
-                memory::prefetch(&Self::cell_of(self.bucket(*hash), home_of(*hash))[0]);
+                Self::prefetch(Self::cell_of(self.bucket(*hash), home_of(*hash)));
             }
             let at = step.wrapping_sub(AHEAD);
             if let Some((hash, key, _)) = items.get(at) {
@@ -179,12 +179,21 @@ impl<const WORDS: usize> Spreaders<WORDS> {
             {
                 let bucket = self.bucket(*hash);
                 if let Some(lane) = with_tag(bucket[TAGS].load(Relaxed), tag_of(*hash)).next() {
-                    memory::prefetch(&Self::cell_of(bucket, lane)[0]);
+                    Self::prefetch(Self::cell_of(bucket, lane));
                 }
             }
             if let Some((hash, key, element)) = items.get(step.wrapping_sub(3 * AHEAD)) {
                 self.insert(*hash, key, *element);
             }
+        }
+    }
+
+    /// Asks for a cell: a line, or with long keys its first and its last one.
+    #[inline]
+    fn prefetch(cell: &[AtomicU64]) {
+        memory::prefetch(&cell[0]);
+        if Self::CELL > CELLS {
+            memory::prefetch(&cell[Self::CELL - 1]);
         }
     }
 
@@ -357,9 +366,16 @@ impl<const WORDS: usize> Spreaders<WORDS> {
 
     /// Makes a bucket what another one is.
     fn copy(ours: &[AtomicU64], theirs: &[AtomicU64]) {
-        let copy =
-            || ours.iter().zip(theirs).skip(TAGS).for_each(|(ours, theirs)| ours.store(theirs.load(Relaxed), Relaxed));
-        bucket::read(&theirs[VERSION], || bucket::write(&ours[VERSION], copy));
+        let copy = || ours.iter().zip(theirs).skip(TAGS).for_each(|(to, from)| to.store(from.load(Relaxed), Relaxed));
+        bucket::write(&ours[VERSION], || {
+            bucket::read(&theirs[VERSION], copy);
+            // Estimates may have grown while they were copied.
+            let size = |lane| Spread::load(&Self::cell_of(ours, lane)[SPREAD]).size();
+            let sizes = (0..WAYS)
+                .filter(|lane| tag_at(ours[TAGS].load(Relaxed), *lane) != 0)
+                .fold(0, |sizes, lane| with_tag_at(sizes, lane, size(lane)));
+            ours[SIZES].store(sizes, Relaxed);
+        });
     }
 
     /// Forgets everything. For the one writer; a reader meanwhile sees some buckets as they were.

@@ -386,7 +386,13 @@ impl Lane {
             }
             Sketch::Entropy(sample, head) => {
                 let hash = |(whole, n): (&Key, u64)| (element(whole), [0; WORDS], n);
-                hashed.extend(items.map(hash).inspect(|(hash, ..)| sample.prefetch(*hash)));
+                let has_head = head.total() > 0;
+                hashed.extend(items.map(hash).inspect(|(hash, ..)| {
+                    sample.prefetch(*hash);
+                    if has_head {
+                        head.prefetch(*hash);
+                    }
+                }));
                 hashed.iter().for_each(|(hash, _, n)| Sketch::count_item(sample, head, *hash, *n));
             }
             Sketch::Quantiles(sketch) => items.for_each(|(_, n)| sketch.insert(n, 1)),

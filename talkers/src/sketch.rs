@@ -43,8 +43,10 @@ impl Sketch {
                 Sketch::Cardinality(sketch.ok_or_else(|| TaskError::new("memory", bytes.to_string(), allowed))?)
             }
             Kind::Entropy => {
-                let half = bytes()? / 2;
-                Sketch::Entropy(Entropy::new(half)?, TopK::new(half, seed)?)
+                let bytes = bytes()?;
+                let refused = |_| TaskError::new("memory", bytes.to_string(), "512B to 16GiB: half of it for a sample");
+                let (sample, head) = (Entropy::new(bytes / 2), TopK::new(bytes / 2, seed));
+                Sketch::Entropy(sample.map_err(refused)?, head.map_err(refused)?)
             }
             Kind::Quantiles => match size {
                 Size::Error(alpha) => Sketch::Quantiles(Quantiles::new(alpha)?),
@@ -94,16 +96,16 @@ impl Sketch {
             (Sketch::Spreaders(ours), Sketch::Spreaders(theirs)) => ours.merge(theirs),
             (Sketch::Cardinality(ours), Sketch::Cardinality(theirs)) => ours.merge(theirs),
             (Sketch::Entropy(ours, head), Sketch::Entropy(theirs, other_head)) => {
-                // In this order: a worker that counts into theirs fills its head before it lets go of items.
-                let counted = theirs.counted();
-                if head.total() > 0 || other_head.total() > 0 || !ours.has_room_for(counted.len()) {
+                // Sample and head of theirs may grow meanwhile. In this order: the head was filled before the sample let go of any.
+                let seen = theirs.seen();
+                if !seen.is_whole() {
                     Sketch::begin_head(ours, head);
-                    match other_head.total() {
-                        0 => count_in_head(head, counted),
-                        _ => head.merge(other_head)?,
-                    }
+                    head.merge(other_head)?;
+                } else if head.total() > 0 || !ours.has_room_for(seen.items().len()) {
+                    Sketch::begin_head(ours, head);
+                    seen.items().iter().for_each(|(hash, count)| head.update(*hash, &[*hash], *count));
                 }
-                ours.merge(theirs)
+                ours.merge_seen(&seen)
             }
             (Sketch::Quantiles(ours), Sketch::Quantiles(theirs)) => ours.merge(theirs),
             _ => Err(SketchError::Foreign { found: other.kind().name().to_owned(), wanted: self.kind().name() }),
@@ -139,7 +141,7 @@ impl Sketch {
     /// The head begins when the sample, which has all items up to now, is about to let go of some.
     fn begin_head(sample: &Entropy, head: &TopK<1>) {
         if head.total() == 0 {
-            count_in_head(head, sample.counted());
+            sample.each(|hash, count| head.update(hash, &[hash], count));
         }
     }
 
@@ -161,10 +163,6 @@ impl Sketch {
             Sketch::Quantiles(_) => Kind::Quantiles,
         }
     }
-}
-
-fn count_in_head(head: &TopK<1>, counted: Vec<(u64, u64)>) {
-    counted.into_iter().for_each(|(hash, count)| head.update(hash, &[hash], count));
 }
 
 fn checked(error: f64, least: f64, most: f64) -> Result<f64, TaskError> {

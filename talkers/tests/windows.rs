@@ -588,6 +588,13 @@ fn tasks_that_cannot_be_are_refused_by_setting() {
             "memory_max is '1073741824': up to task 'a' they take at least",
         ),
         (TaskConfig { size: Size::Error(0.0), ..base() }, "error is '0'"),
+        (
+            elements(
+                TaskConfig { kind: Kind::Entropy, key: names(&[]), size: Size::Memory(300), ..base() },
+                &["src_ip"],
+            ),
+            "'300': 512B to 16GiB",
+        ),
         (TaskConfig { kind: Kind::Quantiles, key: names(&[]), ..base() }, "of is 'nothing'"),
         (TaskConfig { lists: vec![names(&["src_ip"]), names(&["src_ip"])], ..base() }, "there twice"),
         (elements(TaskConfig { kind: Kind::Spreaders, ..base() }, &["responder"]), "another view"),

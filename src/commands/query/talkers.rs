@@ -153,13 +153,17 @@ impl<'a> Asked<'a> {
         if task.is_none() && tap.is_none() {
             return Question::Sql(latest);
         }
-        let there = format!("SELECT DISTINCT task, tap FROM talkers WHERE {all} ORDER BY task, tap");
+        let times = within(self.since, self.until);
+        let there = format!("SELECT DISTINCT task, tap FROM talkers WHERE {all}{times} ORDER BY task, tap");
         Question::then(there, move |there| {
-            for (option, at, value) in [("--task", 0, task), ("--tap", 1, tap)] {
+            let hint = "; what a task with a key lists is asked for with --by";
+            for (option, at, value, hint) in [("--task", 0, task, hint), ("--tap", 1, tap, "")] {
                 let known = texts(there, at);
-                if let Some(value) = value.filter(|value| !known.contains(value)) {
-                    let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-                    let told = format!("{option}: no window without a key is stored of '{value}'; there are {known}");
+                // Where there is nothing at all, the answer is that.
+                if let Some(value) = value.filter(|value| !known.is_empty() && !known.contains(value)) {
+                    let known = known.join(", ");
+                    let told =
+                        format!("{option}: no window without a key is stored of '{value}'; there are {known}{hint}");
                     return Err(Failure::new(Code::Usage, anyhow::anyhow!(told)));
                 }
             }
@@ -304,7 +308,8 @@ impl Stored {
         };
         // Whoever does not say of what means bytes, where history has them.
         let of_bytes: Vec<&List> = found.iter().copied().filter(|list| list.metric == Metric::Bytes).collect();
-        let found = if self.metric.is_none() && of_bytes.len() == 1 { of_bytes } else { found };
+        let is_open = self.metric.is_none() && self.task.is_none();
+        let found = if is_open && of_bytes.len() == 1 { of_bytes } else { found };
         match found[..] {
             [list] => Ok(self.of(list)),
             [] if all.is_empty() => Err(self.nothing()),
