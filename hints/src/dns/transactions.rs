@@ -229,7 +229,7 @@ mod tests {
         };
         assert_eq!(of(1, "WWW.Example.com"), of(1, "www.eXample.COM"));
         let names =
-            ["", "a", "b", "aa", "www.example.com", "www.example.org", "www.example.com.", "www.exbmple.com", "a\000"];
+            ["", "a", "b", "aa", "www.example.com", "www.example.org", "www.example.com.", "www.exbmple.com", "a\\000"];
         let all: std::collections::HashSet<u64> =
             names.iter().flat_map(|name| [1, 28].map(|qtype| of(qtype, name))).collect();
         assert_eq!(all.len(), 2 * names.len());
