@@ -346,6 +346,8 @@ impl SketchService for Sketches {
             let window = self.window(&from).await?;
             let (spec, of) = (by.clone(), window.clone());
             let known = self.read(move |_| of.estimate(&spec, &key).map_err(refused)).await?;
+            // Of a network its first address.
+            let key = by.network(&key).map_err(refused)?;
             let mut talkers = [talker(&key, known)];
             if request.exact {
                 self.prove(&from, &window, &by, &mut talkers).await?;

@@ -30,6 +30,9 @@ const SAMPLE: usize = 1_024;
 const BODY: u8 = 1;
 
 impl<const WORDS: usize> TopK<WORDS> {
+    /// The least memory it can have.
+    pub const MEMORY_MIN: usize = 8 * Table::<WORDS>::SLOT_BYTES;
+
     /// A table in at most `memory_bytes`, for keys hashed by the hash that is called `hash_id`. Allocates at once, and
     /// nothing later.
     ///
@@ -136,9 +139,11 @@ impl<const WORDS: usize> TopK<WORDS> {
     }
 
     fn between(&self, lower: u64) -> Estimate {
-        let upper = lower.saturating_add(self.offset());
-        // A key that is held has most likely been there all the time that things were taken.
-        Estimate { value: if lower == 0 { 0 } else { upper }, lower, upper }
+        let offset = self.offset();
+        let upper = lower.saturating_add(offset);
+        // Who has more than was taken has most likely been there all the time that it was. Others may have come later, and all of
+        // them together cannot have lost so much each.
+        Estimate { value: if lower >= offset { upper } else { lower }, lower, upper }
     }
 
     /// The keys held, those first that may have had most.

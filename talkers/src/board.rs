@@ -220,8 +220,7 @@ impl Board {
             false => format!("{} ({} by {})", task.name(), task.metric().name(), task.key()),
         };
         let tasks: Vec<String> = self.tasks.iter().map(of).collect();
-        let known =
-            if tasks.is_empty() { "none at all: sketches.enabled is false".to_owned() } else { tasks.join(", ") };
+        let known = if tasks.is_empty() { "none: sketches.tasks is empty".to_owned() } else { tasks.join(", ") };
         TaskError::Question(format!("{what}; there are {known}; more can be set under sketches.tasks"))
     }
 

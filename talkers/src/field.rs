@@ -211,6 +211,14 @@ impl KeySpec {
         cut
     }
 
+    /// The same fields with addresses cut to the prefixes that the key has.
+    ///
+    /// # Errors
+    /// A field has no value, or one that the key does not have has.
+    pub fn network(&self, values: &KeyFields) -> Result<KeyFields, TaskError> {
+        Ok(self.fields(&self.cut(&self.key(values)?)))
+    }
+
     /// The fields' values.
     pub(crate) fn fields(&self, key: &Key) -> KeyFields {
         let mut fields = KeyFields::default();

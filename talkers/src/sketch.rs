@@ -20,12 +20,18 @@ impl Sketch {
     pub(crate) fn new(task: &Task) -> Result<Sketch, TaskError> {
         Self::of_size(task).map_err(|error| match (error, task.config.size) {
             // A sketch speaks of its own parameters; the configuration has these.
-            (TaskError::Sketch { source: SketchError::OutOfRange { allowed, .. }, .. }, size) => match size {
-                Size::Memory(bytes) => TaskError::new("memory", bytes.to_string(), allowed),
-                Size::Error(error) => {
-                    TaskError::new("error", error.to_string(), "no sketch is of this size; use a larger one")
-                }
-            },
+            (TaskError::Sketch { source: SketchError::OutOfRange { .. }, .. }, Size::Memory(bytes)) => {
+                let least = match task.config.kind {
+                    Kind::HeavyHitters => CocoSketch::<WORDS>::MEMORY_MIN,
+                    Kind::Spreaders => Spreaders::<WORDS>::MEMORY_MIN,
+                    _ => TopK::<WORDS>::MEMORY_MIN,
+                };
+                let name = task.config.kind.name();
+                TaskError::new("memory", bytes.to_string(), format!("{least}B to 8GiB for a task of kind {name}"))
+            }
+            (TaskError::Sketch { source: SketchError::OutOfRange { .. }, .. }, Size::Error(error)) => {
+                TaskError::new("error", error.to_string(), "no sketch is of this size; use a larger one")
+            }
             (error, _) => error,
         })
     }

@@ -127,8 +127,11 @@ impl Window {
         }
         let Counts { keys, unheld, total } = self.counts(by)?;
         let (mut listed, mut sum, mut most) = (Vec::new(), 0_u64, unheld);
+        // Of whole keys those that surely had so much: a crowded entry makes small ones look large.
+        let is_sure = matches!(self.sketch, Sketch::HeavyHitters(_)) && by.is_same(&self.task.key);
+        let had = |estimate: &Estimate| if is_sure { estimate.lower } else { estimate.value };
         for (key, estimate) in &keys {
-            if estimate.value >= least && listed.len() < rows_max {
+            if had(estimate) >= least && listed.len() < rows_max {
                 sum = sum.saturating_add(estimate.value);
                 listed.push((by.fields(key), known(*estimate)));
             } else {

@@ -581,7 +581,7 @@ fn tasks_that_cannot_be_are_refused_by_setting() {
         (TaskConfig { metric: Metric::Flows, ..base() }, "metric is 'flows'"),
         (
             TaskConfig { size: Size::Memory(100), ..base() },
-            "task 'a': memory is '100': at least a bucket of eight keys",
+            "task 'a': memory is '100': 464B to 8GiB for a task of kind heavy_hitters",
         ),
         (
             TaskConfig { size: Size::Memory(1 << 40), ..base() },

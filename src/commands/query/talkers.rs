@@ -15,6 +15,7 @@ use query::question::TopTable;
 use query::render::{Renderer, TableLayout};
 use rpc::client::Client;
 use rpc::v1;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -92,7 +93,13 @@ impl<'a> Asked<'a> {
 
     fn live(&self) -> Live {
         let args = self.args;
-        let window = if args.running { v1::sketch_selector::Window::Running } else { Default::default() };
+        use v1::sketch_selector::Window;
+        let window = match args.window {
+            _ if args.running => Window::Running,
+            // One that is over, not the best there is.
+            Some(_) if !args.follow && !args.changes => Window::Last,
+            _ => Window::Unspecified,
+        };
         // A server has bounds of its own.
         let most = if args.exact { EXACT_MAX } else { i32::MAX };
         let limit = if args.limit == 0 { most } else { i32::try_from(args.limit).unwrap_or(i32::MAX) };
@@ -437,6 +444,10 @@ impl Live {
         }
         let shown = |us| humantime::format_duration(std::time::Duration::from_micros(us)).to_string();
         let keyed = tasks.iter().filter(|task| !task.key.is_empty());
+        if tasks.is_empty() {
+            let told = "the server counts nothing: sketches.tasks is empty";
+            return Err(Failure::new(Code::Usage, anyhow::anyhow!(told)));
+        }
         let all: Vec<String> =
             keyed.map(|t| format!("{} ({} by {}, {})", t.name, t.metric, t.key, shown(length(t)))).collect();
         let task = if from.task.is_empty() { "task".to_owned() } else { format!("task '{}'", from.task) };
@@ -459,7 +470,8 @@ impl Live {
         } else {
             let exact = self.request.exact;
             let answer = client.sketches.top_k(self.request).await.map_err(refused)?.into_inner();
-            (listed(&self.by, &answer, exact)?, heading(&answer))
+            let metrics = if self.for_people { metrics(client).await? } else { BTreeMap::new() };
+            (listed(&self.by, &answer, exact)?, heading(&answer, &metrics, exact))
         };
         if !self.for_people {
             return Ok(rows);
@@ -587,13 +599,14 @@ fn follow(asked: &Asked<'_>, output: Output) -> Result<(), Failure> {
         let mut live = asked.live();
         live.choose(&mut client).await?;
         let exact = live.request.exact;
+        let metrics = if output == Output::Table { metrics(&mut client).await? } else { BTreeMap::new() };
         let stream = client.sketches.watch_top_k(live.request).await.map_err(refused)?;
         let mut stream = stream.into_inner();
         let mut lines: Option<Renderer<std::io::Stdout>> = None;
         while let Some(answer) = stream.message().await.map_err(|s| remote(s.into()))? {
             let rows = listed(&asked.by, &answer, exact)?;
             if output == Output::Table {
-                table(&answer, &rows)?;
+                table(&heading(&answer, &metrics, exact), &rows)?;
                 continue;
             }
             let rows = marked(&rows, answer.window.as_ref().is_some_and(|window| window.running))?;
@@ -633,10 +646,22 @@ fn shown(window: &v1::SketchWindow) -> String {
     format!("{} to {}, {state}", time(window.start_time), time(window.end_time))
 }
 
+/// What each task counts.
+async fn metrics(client: &mut Client) -> Result<BTreeMap<String, String>, Failure> {
+    let tasks = client.sketches.list_tasks(v1::ListTasksRequest {}).await.map_err(refused)?.into_inner().tasks;
+    Ok(tasks.into_iter().map(|task| (task.name, task.metric)).collect())
+}
+
 /// What a list is of.
-fn heading(answer: &v1::TopKResponse) -> String {
-    let total = answer.total.map_or(String::new(), |total| format!("; all together {total}"));
-    format!("{}{total}", answer.window.as_ref().map_or(String::new(), shown))
+fn heading(answer: &v1::TopKResponse, metrics: &BTreeMap<String, String>, exact: bool) -> String {
+    let task = answer.window.as_ref().map_or("", |window| &window.task);
+    let metric = metrics.get(task).map_or("", String::as_str);
+    let total = answer.total.map_or(String::new(), |total| format!("; all together {total} {metric}"));
+    let of_flows = match metric {
+        "bytes" | "packets" if exact => "; exact counts the whole of the flows that overlap the window",
+        _ => "",
+    };
+    format!("{metric}, {}{total}{of_flows}", answer.window.as_ref().map_or(String::new(), shown))
 }
 
 fn without_times(rows: &RecordBatch) -> anyhow::Result<RecordBatch> {
@@ -646,9 +671,9 @@ fn without_times(rows: &RecordBatch) -> anyhow::Result<RecordBatch> {
 }
 
 /// A list as a table of its own, its window above it.
-fn table(answer: &v1::TopKResponse, rows: &RecordBatch) -> anyhow::Result<()> {
+fn table(heading: &str, rows: &RecordBatch) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{}", heading(answer))?;
+    writeln!(out, "{heading}")?;
     let rows = without_times(rows)?;
     let width = super::screen::Size::of_stdout().map(|size| size.width);
     let rows = match rows.column_by_name("share") {
