@@ -298,7 +298,7 @@ def test_the_last_window_is_the_one_in_history(live):
     assert {(row["src_ip"],): row["n"] for row in history()} == counted(listed, "src_ip")
     # For people the window stands above the rows.
     shown = taphouse("talkers", "--by", "src_ip", "--window", "1s", "--limit", "3", *server).stdout.splitlines()
-    assert re.fullmatch(r"[-0-9T:]+Z to [-0-9T:]+Z, over; all together [0-9]+", shown[0]), shown
+    assert re.fullmatch(r"bytes, [-0-9T:]+Z to [-0-9T:]+Z, over; all together [0-9]+ bytes", shown[0]), shown
     assert shown[1].split() == ["src_ip", "estimate", "lower", "upper", "share", "%", "plot"] and shown[-1] == "(3 rows)"
     everything = ask("--by", "src_ip", *server)
     assert everything[0]["estimate"] >= listed[0]["estimate"] and "t_end" not in everything[0]
