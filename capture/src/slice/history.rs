@@ -136,6 +136,11 @@ impl History {
         self.seq
     }
 
+    /// Number of the oldest record there is.
+    pub(super) fn oldest_seq(&self) -> u64 {
+        self.meta(self.oldest()).first_seq
+    }
+
     /// The place from which on every record of `from` or later is found, and as few others as the index allows.
     pub(super) fn seek(&self, from: Nanos) -> Cursor {
         // Clocks at the ends of blocks never fall from one block to the next.

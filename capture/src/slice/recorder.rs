@@ -79,8 +79,19 @@ pub struct Recorder {
     active_max: usize,
     /// Latest trigger that was taken note of.
     seen: SliceId,
+    /// Since when there is a trigger that could not be taken note of at once.
+    late: Option<Late>,
     /// Highest packet time, or wall clock of an idle source, so far.
     clock: Nanos,
+}
+
+/// How it was when a trigger was first seen to be there.
+#[derive(Clone, Copy)]
+struct Late {
+    /// The time, in case nobody knew any before.
+    clock: Nanos,
+    /// The oldest record of the history.
+    oldest: u64,
 }
 
 /// One slice, from the point of view of one worker.
@@ -107,7 +118,7 @@ impl Recorder {
         active_max: usize,
     ) -> Recorder {
         let active = Vec::with_capacity(active_max);
-        Recorder { board, index, history, queue, active, active_max, seen: SliceId(0), clock: Nanos::ZERO }
+        Recorder { board, index, history, queue, active, active_max, seen: SliceId(0), late: None, clock: Nanos::ZERO }
     }
 
     /// Backs the history with memory: to be called once by the thread that will use it, pinned, before packets come.
@@ -156,26 +167,28 @@ impl Recorder {
     /// but no longer than `patience`; what is left then counts as overwritten.
     pub fn finish(mut self, patience: Duration) {
         let started = Instant::now();
-        // A worker that never had a packet knows no time that a trigger could be at.
-        if self.board.latest() != self.seen && self.clock > Nanos::ZERO {
-            self.join(self.clock);
-        }
         loop {
+            // A worker that never had a packet knows no time that a trigger could be at.
+            let noted = self.board.latest() == self.seen || self.clock == Nanos::ZERO || self.join(self.clock);
             self.record(&[], self.clock, 0, PAST_FRAMES_IDLE);
-            if self.active.iter().all(|active| active.past.is_none()) || started.elapsed() >= patience {
+            let is_done = noted && self.active.iter().all(|active| active.past.is_none());
+            if is_done || started.elapsed() >= patience {
                 return;
             }
             std::thread::sleep(Duration::from_millis(1));
         }
     }
 
-    /// Takes note of new triggers, `clock` being a time in case nobody knew any before.
+    /// Takes note of new triggers, `clock` being a time in case nobody knew any before. False if the list of them was held by
+    /// another thread: then with the next batch, and what the history loses until then counts as overwritten.
     #[cold]
-    fn join(&mut self, clock: Nanos) {
+    fn join(&mut self, clock: Nanos) -> bool {
         // Room for those that follow: the writer never lets more than `active_max` be open.
         self.active.retain(|active| !active.trigger.is_closed());
-        let clock = self.clock.max(clock).min(CLOCK_MAX);
+        let oldest = self.history.as_ref().map_or(0, History::oldest_seq);
+        let first = self.late.unwrap_or(Late { clock: self.clock.max(clock).min(CLOCK_MAX), oldest });
         let (active, history) = (&mut self.active, self.history.as_ref());
+        let worker = &self.board.workers[self.index];
         // Read before the list: what is announced in between is found again, and skipped by its number.
         let mut seen = self.board.latest();
         let complete = self.board.try_after(self.seen, |trigger| {
@@ -183,14 +196,24 @@ impl Recorder {
                 seen = seen.min(SliceId(trigger.id.0 - 1));
                 return;
             }
-            let at = trigger.resolve(clock);
+            let at = trigger.resolve(first.clock);
             let past = history.map(|history| history.seek(trigger.window(at).from));
+            // Of a window that begins before all that is left.
+            if let Some(past) = past
+                && past.seq == oldest
+            {
+                let lost = oldest - first.oldest;
+                trigger.shares[self.index].overwritten.add(lost);
+                worker.overwritten.add(lost);
+            }
             active.push(Active { trigger: Arc::clone(trigger), at, past });
             seen = seen.max(trigger.id);
         });
+        self.late = if complete { None } else { Some(first) };
         if complete {
             self.seen = seen;
         }
+        complete
     }
 
     /// Gives each slice what it wants of `frames`, which are in the history already as record `seq_before` and the

@@ -249,12 +249,21 @@ impl Board {
         self.list().iter().filter(|trigger| trigger.id > seen).for_each(found);
     }
 
-    /// As [`after`](Self::after) for those who must not wait. False where they would have had to.
+    /// As [`after`](Self::after) for those who must not wait for long. False where they would have had to.
     pub(super) fn try_after(&self, seen: SliceId, found: impl FnMut(&Arc<Trigger>)) -> bool {
-        let list = match self.triggers.try_lock() {
-            Ok(list) => list,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return false,
+        /// Some microseconds: others hold the list for less, unless they are interrupted.
+        const ATTEMPTS: usize = 200;
+        let mut attempts = 0;
+        let list = loop {
+            match self.triggers.try_lock() {
+                Ok(list) => break list,
+                Err(TryLockError::Poisoned(poisoned)) => break poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) if attempts < ATTEMPTS => {
+                    attempts += 1;
+                    std::hint::spin_loop();
+                }
+                Err(TryLockError::WouldBlock) => return false,
+            }
         };
         list.iter().filter(|trigger| trigger.id > seen).for_each(found);
         true
