@@ -57,7 +57,7 @@ impl<const WORDS: usize> CocoSketch<WORDS> {
     /// Words of a bucket.
     const STRIDE: usize = KEYS + WAYS * WORDS;
 
-    /// The least memory it can have: a bucket.
+    /// The least memory it can have, in bytes: a bucket.
     pub const MEMORY_MIN: usize = Self::STRIDE * size_of::<u64>();
 
     /// A sketch in at most `memory_bytes`, for keys hashed by the hash that is called `hash_id`. Allocates at once, and

@@ -112,7 +112,7 @@ impl<const WORDS: usize> Spreaders<WORDS> {
     /// Of a key with no element.
     const EMPTY: Spread = Spread { estimate: 0.0, chance: Self::REGISTER_COUNT as u32 * CHANCE_OF_EMPTY };
 
-    /// The least memory it can have: a bucket.
+    /// The least memory it can have, in bytes: a bucket.
     pub const MEMORY_MIN: usize = Self::STRIDE * size_of::<u64>();
 
     /// A sketch in at most `memory_bytes`, for keys hashed by the hash that is called `hash_id`. Allocates at once, and

@@ -30,7 +30,7 @@ const SAMPLE: usize = 1_024;
 const BODY: u8 = 1;
 
 impl<const WORDS: usize> TopK<WORDS> {
-    /// The least memory it can have.
+    /// The least memory it can have, in bytes: eight slots.
     pub const MEMORY_MIN: usize = 8 * Table::<WORDS>::SLOT_BYTES;
 
     /// A table in at most `memory_bytes`, for keys hashed by the hash that is called `hash_id`. Allocates at once, and
