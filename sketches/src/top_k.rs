@@ -139,11 +139,9 @@ impl<const WORDS: usize> TopK<WORDS> {
     }
 
     fn between(&self, lower: u64) -> Estimate {
-        let offset = self.offset();
-        let upper = lower.saturating_add(offset);
-        // Who has more than was taken has most likely been there all the time that it was. Others may have come later, and all of
-        // them together cannot have lost so much each.
-        Estimate { value: if lower >= offset { upper } else { lower }, lower, upper }
+        let upper = lower.saturating_add(self.offset());
+        // A key that is held has most likely been there all the time that things were taken.
+        Estimate { value: if lower == 0 { 0 } else { upper }, lower, upper }
     }
 
     /// The keys held, those first that may have had most.
