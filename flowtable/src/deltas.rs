@@ -40,6 +40,14 @@ pub(crate) struct Deltas {
 }
 
 impl Deltas {
+    /// Fetches what the flow in a slot has told.
+    #[inline]
+    pub(crate) fn prefetch(&self, state: &FlowState, slot: usize) {
+        if self.wanted && state.bits & bits::TOLD != 0 {
+            memory::prefetch(&self.told[slot]);
+        }
+    }
+
     pub(crate) fn memory_bytes(&self) -> usize {
         size_of_val(&*self.told)
     }

@@ -186,8 +186,12 @@ impl FlowTable {
     }
 
     fn sweep_block(&mut self, from: usize, until: usize, now: u32, sink: &mut impl FlowSink) {
+        let is_due = |table: &FlowTable, slot: &usize| table.expiry.bounds[*slot] <= now;
+        // One after the other they would wait for memory: first for the flow, then for its line of the index.
+        (from..until).filter(|slot| is_due(self, slot)).for_each(|slot| self.prefetch_flow(slot));
+        (from..until).filter(|slot| is_due(self, slot)).for_each(|slot| self.prefetch_rest(slot));
         for slot in from..until {
-            if self.expiry.bounds[slot] > now {
+            if !is_due(self, &slot) {
                 continue;
             }
             let state = &self.states[slot];

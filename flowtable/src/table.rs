@@ -182,6 +182,24 @@ impl FlowTable {
         }
     }
 
+    /// Fetches the flow in a slot.
+    #[inline]
+    pub(crate) fn prefetch_flow(&self, slot: usize) {
+        memory::prefetch(&self.states[slot]);
+    }
+
+    /// Fetches what the end of the flow in a slot needs beside it.
+    #[inline]
+    pub(crate) fn prefetch_rest(&self, slot: usize) {
+        let state = &self.states[slot];
+        self.index.prefetch(self.hasher.hash(&state.key));
+        memory::prefetch(&self.births[slot]);
+        if state.extra != NO_EXTRA {
+            self.extras.prefetch(state.extra);
+        }
+        self.deltas.prefetch(state, slot);
+    }
+
     /// Exports everything: what had timed out by `clock` with its own reason, the rest as [`EndReason::Shutdown`].
     pub fn finish(&mut self, clock: Nanos, sink: &mut impl FlowSink) {
         self.clock = self.clock.max(clock);

@@ -1,12 +1,23 @@
 //! Large arrays that are touched at random, on huge pages: with small ones nearly every flow costs a walk through the page
 //! tables, which is dearer than the flow itself, most of all in a virtual machine.
 
+use std::sync::atomic::AtomicU64;
+
 /// An empty vector with room for `capacity` elements, for which the kernel is asked for huge pages (2 MiB on x86_64). It may
 /// have none: nothing changes but the speed. The pages themselves come when they are first touched.
 pub fn reserve<T>(capacity: usize) -> Vec<T> {
     let vec: Vec<T> = Vec::with_capacity(capacity);
     advise(vec.as_ptr().addr(), capacity * size_of::<T>());
     vec
+}
+
+/// Cells that are zero, on huge pages as far as there are any. They come from the kernel as zero, so that making them touches none
+/// of them.
+pub fn zeroed(count: usize) -> Box<[AtomicU64]> {
+    let cells = Box::<[AtomicU64]>::new_zeroed_slice(count);
+    advise(cells.as_ptr().addr(), size_of_val(&*cells));
+    // SAFETY: an AtomicU64 has the same in-memory representation as a u64, of which zero is one.
+    unsafe { cells.assume_init() }
 }
 
 /// The whole huge pages of a range; most often there is none in a small one.
@@ -29,6 +40,16 @@ fn advise(_: usize, _: usize) {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn zeroed_cells_are_zero_and_can_be_written() {
+        use std::sync::atomic::Ordering::Relaxed;
+        for count in [0, 1, 100, 1 << 20] {
+            let cells = zeroed(count);
+            assert_eq!(cells.len(), count);
+            assert!(cells.iter().all(|cell| cell.fetch_add(1, Relaxed) == 0));
+        }
+    }
 
     #[test]
     fn reserved_memory_is_ordinary_memory() {

@@ -3,5 +3,5 @@
 mod huge;
 mod prefetch;
 
-pub use huge::reserve;
+pub use huge::{reserve, zeroed};
 pub use prefetch::prefetch;

@@ -33,7 +33,7 @@ impl Bloom {
             return Err(SketchError::out_of_range("memory_bytes", memory_bytes, "64 to 8 GiB"));
         }
         let words = memory_bytes / (BLOCK * 8) * BLOCK;
-        Ok(Bloom { words: bucket::cells(words), inserted: AtomicU64::new(0) })
+        Ok(Bloom { words: memory::zeroed(words), inserted: AtomicU64::new(0) })
     }
 
     /// The smallest filter that takes something else for one of `items` with at most this probability.

@@ -63,13 +63,6 @@ pub(crate) fn with_tag_at(tags: u64, lane: usize, tag: u8) -> u64 {
     tags & !(0xff << (8 * lane)) | u64::from(tag) << (8 * lane)
 }
 
-/// Cells that are zero.
-pub(crate) fn cells(count: usize) -> Box<[AtomicU64]> {
-    let mut cells = memory::reserve(count);
-    cells.extend((0..count).map(|_| AtomicU64::new(0)));
-    cells.into_boxed_slice()
-}
-
 /// Cells that are zero, the first at the beginning of a cache line of 64 bytes.
 #[derive(Debug)]
 pub(crate) struct Lines {
@@ -82,7 +75,7 @@ impl Lines {
     const MORE: usize = 7;
 
     pub(crate) fn new(count: usize) -> Lines {
-        let cells = cells(count + Self::MORE);
+        let cells = memory::zeroed(count + Self::MORE);
         let start = cells.as_ptr().align_offset(64).min(Self::MORE);
         Lines { cells, start }
     }

@@ -73,7 +73,7 @@ impl<const WORDS: usize> CocoSketch<WORDS> {
     /// With numbers that follow from `seed`.
     fn with_buckets(buckets: usize, hash_id: u64, seed: u64) -> CocoSketch<WORDS> {
         CocoSketch {
-            cells: bucket::cells(buckets * Self::STRIDE),
+            cells: memory::zeroed(buckets * Self::STRIDE),
             buckets,
             total: AtomicU64::new(0),
             random: Random::new(seed),

@@ -1,4 +1,4 @@
-use crate::bucket::{self, add};
+use crate::bucket::add;
 use crate::frame::{Kind, Reader, Writer};
 use crate::{SketchError, mix};
 use std::f64::consts::E;
@@ -72,7 +72,7 @@ impl CountMin {
             .filter(|cells| *cells <= CELLS_MAX)
             .ok_or_else(|| SketchError::out_of_range("width x depth", format!("{width} x {depth}"), "up to 2^30"))?;
         Ok(CountMin {
-            cells: bucket::cells(cells),
+            cells: memory::zeroed(cells),
             total: AtomicU64::new(0),
             shift: 64 - width.trailing_zeros(),
             multipliers: (1..=depth as u64).map(|row| mix(row.wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1).collect(),

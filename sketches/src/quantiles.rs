@@ -1,5 +1,5 @@
 use crate::SketchError;
-use crate::bucket::{self, add};
+use crate::bucket::add;
 use crate::frame::{Kind, Reader, Writer};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -36,7 +36,7 @@ impl Quantiles {
         }
         let (counters, scale) = shape(alpha);
         Ok(Quantiles {
-            counters: bucket::cells(counters),
+            counters: memory::zeroed(counters),
             zeros: AtomicU64::new(0),
             sum: AtomicU64::new(0),
             least: AtomicU64::new(u64::MAX),

@@ -45,7 +45,7 @@ impl<const WORDS: usize> Table<WORDS> {
 
     /// `slots`: a power of two, of at least 4.
     pub(crate) fn new(slots: usize) -> Table<WORDS> {
-        Table { cells: bucket::cells(slots * Self::STRIDE), version: AtomicU64::new(0), used: AtomicU64::new(0) }
+        Table { cells: memory::zeroed(slots * Self::STRIDE), version: AtomicU64::new(0), used: AtomicU64::new(0) }
     }
 
     pub(crate) fn slots(&self) -> usize {
