@@ -38,7 +38,11 @@ const EMPTY: Place = Place { slot: NONE, hash: 0 };
 
 /// Up to a fixed number of entries under `K`. Values stay where they are when an entry goes, for the next to reuse.
 pub(crate) struct Expiring<K, V> {
+    /// Those that were needed so far. There is room for all from the start; what nobody needs is never touched.
     entries: Vec<Entry<K, V>>,
+    entries_max: usize,
+    /// Makes the value of one.
+    value: fn() -> V,
     /// Open addressing with linear probing: twice as many places as entries, at least one of them empty.
     index: Vec<Place>,
     free: u32,
@@ -47,20 +51,15 @@ pub(crate) struct Expiring<K, V> {
     hasher: RandomState,
 }
 
-impl<K: Copy + Eq + Hash + Default, V> Expiring<K, V> {
-    pub(crate) fn new(entries_max: usize, mut value: impl FnMut() -> V) -> Expiring<K, V> {
+impl<K: Copy + Eq + Hash, V> Expiring<K, V> {
+    pub(crate) fn new(entries_max: usize, value: fn() -> V) -> Expiring<K, V> {
         assert!((1..=1 << 24).contains(&entries_max));
-        let entry = |at: usize| Entry {
-            key: K::default(),
-            since: Nanos::ZERO,
-            older: NONE,
-            newer: if at + 1 < entries_max { at as u32 + 1 } else { NONE },
-            value: value(),
-        };
         Expiring {
-            entries: (0..entries_max).map(entry).collect(),
+            entries: Vec::with_capacity(entries_max),
+            value,
+            entries_max,
             index: vec![EMPTY; (entries_max * 2).next_power_of_two()],
-            free: 0,
+            free: NONE,
             oldest: NONE,
             newest: NONE,
             hasher: RandomState::new(),
@@ -80,7 +79,7 @@ impl<K: Copy + Eq + Hash + Default, V> Expiring<K, V> {
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.free == NONE
+        self.free == NONE && self.entries.len() == self.entries_max
     }
 
     /// The entry that has been there the longest.
@@ -102,14 +101,21 @@ impl<K: Copy + Eq + Hash + Default, V> Expiring<K, V> {
     /// A slot for a key that is not there, with the value of an earlier entry; `None` where the table is full.
     pub(crate) fn insert(&mut self, key: K, since: Nanos) -> Option<Slot> {
         debug_assert!(self.place(&key).is_none());
-        let slot = self.free;
-        if slot == NONE {
+        if self.is_full() {
             return None;
         }
-        let older = self.newest;
-        let entry = &mut self.entries[slot as usize];
-        self.free = entry.newer;
-        (entry.key, entry.since, entry.older, entry.newer) = (key, since, older, NONE);
+        let (slot, older) = (self.free, self.newest);
+        let slot = match self.entries.get_mut(slot as usize) {
+            Some(entry) => {
+                self.free = entry.newer;
+                (entry.key, entry.since, entry.older, entry.newer) = (key, since, older, NONE);
+                slot
+            }
+            None => {
+                self.entries.push(Entry { key, since, older, newer: NONE, value: (self.value)() });
+                (self.entries.len() - 1) as u32
+            }
+        };
         match older {
             NONE => self.oldest = slot,
             _ => self.entries[older as usize].newer = slot,
