@@ -148,6 +148,10 @@ impl Listing {
             }
             at += line.len();
         }
+        // One is written whole, with its first line, and then replaces the one before.
+        if at == 0 && listing.damage.is_none() {
+            listing.damage = Some((0, "it is empty".to_owned()));
+        }
         Ok(listing)
     }
 }

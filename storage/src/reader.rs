@@ -6,8 +6,9 @@ use crate::error::IoContext;
 use crate::folder::Layout;
 use crate::manifest::Listing;
 use crate::options::Retention;
+use crate::recover::segment_names;
 use crate::retention::{self, Held, RetentionPlan};
-use crate::segment::{Segment, Unlinks};
+use crate::segment::{Segment, SegmentId, Unlinks};
 use crate::segments::Segments;
 use crate::shared::{Rows, StoreCounts};
 use crate::table::Table;
@@ -138,6 +139,22 @@ impl StoreReader {
         retention::plan(&OsDisk, self.dir(), &held, retention, wall)
     }
 
+    /// Of files: segment files that neither the manifest nor a log accounts for, whose rows no snapshot has. There are some for a
+    /// moment while segments are published or merged, after a crash until the next start, and where the manifest was cut
+    /// short. Lists every folder of segments.
+    ///
+    /// # Errors
+    /// If files cannot be read.
+    pub fn unlisted(&self) -> Result<Vec<PathBuf>, StorageError> {
+        match &self.source {
+            Source::Memory { .. } => Ok(Vec::new()),
+            Source::Files { tables, .. } => {
+                let of = tables.iter().map(|files| files.unlisted()).collect::<Result<Vec<_>, _>>()?;
+                Ok(of.into_iter().flatten().collect())
+            }
+        }
+    }
+
     /// The store's counters of a table; `None` when it runs in another process.
     pub fn counts_of(&self, table: Table) -> Option<StoreCounts> {
         match &self.source {
@@ -211,6 +228,19 @@ impl Files {
         let unlinks = Arc::new(Unlinks::new(self.layout.disk.clone()));
         let segment = |meta| Arc::new(Segment::new(&segments_dir, meta, unlinks.clone()));
         Arc::new(listing.segments.values().map(segment).collect())
+    }
+
+    fn unlisted(&self) -> Result<Vec<PathBuf>, StorageError> {
+        // Before the manifest, which lists what has been published meanwhile.
+        let present = segment_names(&self.layout)?;
+        let logs = self.layout.numbered(&self.layout.wal_dir(), "wal")?;
+        let listing = self.listing()?;
+        let is_listed = |id: &SegmentId| {
+            listing.segments.contains_key(id)
+                || listing.removed.iter().any(|one| one.key() == *id)
+                || logs.iter().any(|(number, _)| *number == id.number)
+        };
+        Ok(present.into_iter().filter(|(id, _)| !is_listed(id)).map(|(_, path)| path).collect())
     }
 
     fn held(&self, shipped: &BTreeSet<(String, String)>) -> Result<Held, StorageError> {

@@ -40,6 +40,9 @@ pub(crate) fn recover(layout: &Layout) -> Result<Recovered, StorageError> {
         tracing::warn!(kept = %kept.display(), at, reason, "the manifest is damaged; rebuilding it from the segments");
         // What it lists may have been merged since, and be gone in part.
         listing.segments.clear();
+    } else if let Some((at, reason)) = listing.torn.take() {
+        counts.files_damaged += 1;
+        tracing::warn!(path = %manifest.display(), at, reason, "the manifest's last line does not check out; finding out from the segments what it said");
     }
     let mut present = segment_files(layout)?;
     let mut removed = Vec::new();
@@ -76,28 +79,60 @@ const DEPTH_MAX: usize = 3;
 fn segment_files(layout: &Layout) -> Result<Present, StorageError> {
     let root = layout.segments_dir();
     let mut found = Present::new();
-    let mut dirs = vec![(root.clone(), 0)];
+    for (path, kind) in files_below(layout)? {
+        match kind {
+            Kind::Half => layout.disk.remove_file(&path).at("remove", &path)?,
+            Kind::Foreign => {
+                tracing::warn!(path = %path.display(), "not a segment, by its name and place; left alone, and in no answer");
+            }
+            Kind::Whole(id) => {
+                let bytes = layout.disk.stat(&path).at("look at", &path)?.bytes;
+                let Some(file) = path.strip_prefix(&root).ok().and_then(Path::to_str) else { continue };
+                if let Some((other, _)) = found.insert(id, (file.to_owned(), bytes)) {
+                    tracing::warn!(file, other, "two segment files have one number; only the first is used");
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// All segment files that are whole, as their names say.
+pub(crate) fn segment_names(layout: &Layout) -> Result<Vec<(SegmentId, PathBuf)>, StorageError> {
+    let whole = |(path, kind)| match kind {
+        Kind::Whole(id) => Some((id, path)),
+        Kind::Half | Kind::Foreign => None,
+    };
+    Ok(files_below(layout)?.into_iter().filter_map(whole).collect())
+}
+
+enum Kind {
+    Whole(SegmentId),
+    /// Being written, or left so by a crash.
+    Half,
+    /// No segment's name.
+    Foreign,
+}
+
+/// What lies below `segments/`, and is no folder of ours.
+fn files_below(layout: &Layout) -> Result<Vec<(PathBuf, Kind)>, StorageError> {
+    let mut found = Vec::new();
+    let mut dirs = vec![(layout.segments_dir(), 0)];
     while let Some((dir, depth)) = dirs.pop() {
         for path in layout.disk.list(&dir).at("list", &dir)? {
-            let stat = layout.disk.stat(&path).at("look at", &path)?;
-            if stat.is_dir {
-                if depth < DEPTH_MAX {
-                    dirs.push((path, depth + 1));
-                }
-                continue;
-            }
             let stem = path.file_stem().and_then(|stem| stem.to_str());
-            let Some(id) = stem.filter(|_| depth > 0).and_then(SegmentId::parse) else { continue };
-            match path.extension().and_then(|extension| extension.to_str()) {
-                Some("tmp") => layout.disk.remove_file(&path).at("remove", &path)?,
-                Some("parquet") => {
-                    let Some(file) = path.strip_prefix(&root).ok().and_then(Path::to_str) else { continue };
-                    if let Some((other, _)) = found.insert(id, (file.to_owned(), stat.bytes)) {
-                        tracing::warn!(file, other, "two segment files have one number; only the first is used");
-                    }
+            let id = stem.filter(|_| depth > 0).and_then(SegmentId::parse);
+            let kind = match (id, path.extension().and_then(|extension| extension.to_str())) {
+                (Some(_), Some("tmp")) => Kind::Half,
+                (Some(id), Some("parquet")) => Kind::Whole(id),
+                // No folder of ours is named as a file is, so nothing else need be looked at.
+                _ if depth < DEPTH_MAX && layout.disk.stat(&path).at("look at", &path)?.is_dir => {
+                    dirs.push((path, depth + 1));
+                    continue;
                 }
-                _ => {}
-            }
+                _ => Kind::Foreign,
+            };
+            found.push((path, kind));
         }
     }
     Ok(found)
@@ -260,6 +295,7 @@ pub(crate) fn load_wal(
 ) -> Result<Vec<RecordBatch>, StorageError> {
     let mut log = match WalReader::open(&*layout.disk, path, layout.table) {
         Ok(Some(log)) => log,
+        // Cut within its head: nothing was ever stored in it.
         Ok(None) => {
             remove_wal(layout, path);
             return Ok(Vec::new());

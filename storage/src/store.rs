@@ -166,13 +166,15 @@ impl Store {
         Ok(merges)
     }
 
-    /// Flushes, ends what is done in the background, and lets go of the folder.
+    /// Flushes, drops what is then too much, ends what is done in the background, and lets go of the folder.
     ///
     /// # Errors
     /// As `flush`. Rows that could not be published are synced in the log, and become a segment at the next start.
     pub fn close(mut self) -> Result<(), StorageError> {
         self.compactor = None;
-        self.flush()
+        let flushed = self.flush();
+        self.apply_retention(Now::read());
+        flushed
     }
 
     /// Reads what this store holds, from any thread.

@@ -174,7 +174,7 @@ pub(crate) struct WalEnd {
 }
 
 impl WalReader {
-    /// Opens a log file. `Ok(None)` if its head is not complete: nothing was ever stored in it.
+    /// Opens a log file. `Ok(None)` if its head is there in part: nothing was ever stored in it.
     ///
     /// # Errors
     /// `Damaged` if it is no log file.
@@ -186,8 +186,14 @@ impl WalReader {
         let file = disk.open(path, Open::Read).at("open", path)?;
         let mut head = [0; HEAD_BYTES];
         let read = disk::read_full(&*file, &mut head, 0).at("read", path)?;
-        if read >= HEAD_1_BYTES && ![MAGIC, MAGIC_1].iter().any(|magic| head.starts_with(*magic)) {
-            let reason = "it does not begin as a taphouse log does".to_owned();
+        let known = read.min(MAGIC.len());
+        // What a crash leaves of a head may be zeros.
+        let is_torn = read < HEAD_1_BYTES && head[..read].iter().all(|byte| *byte == 0);
+        if !is_torn && ![MAGIC, MAGIC_1].iter().any(|magic| head[..known] == magic[..known]) {
+            let is_newer = head.starts_with(&MAGIC[..7]) && head[7] > MAGIC[7];
+            let reason =
+                if is_newer { "it is a log of a newer version" } else { "it does not begin as a taphouse log does" };
+            let reason = reason.to_owned();
             return Err(StorageError::Damaged { path: path.to_owned(), offset: 0, reason });
         }
         let length = if head.starts_with(MAGIC_1) { HEAD_1_BYTES } else { HEAD_BYTES };

@@ -164,3 +164,88 @@ fn unpublished_rows_wait_and_stay_visible() {
     store.flush().unwrap();
     assert_eq!(store.counts().segment_rows, kept.len() as u64 + 10);
 }
+
+/// A folder with two segments, at rest.
+fn two_segments(dir: &Path) {
+    let mut store = Store::open(options(dir)).unwrap();
+    for from in [0, 10] {
+        store.append(&flows(from..from + 10), &[]).unwrap();
+        store.flush().unwrap();
+    }
+    store.close().unwrap();
+}
+
+#[test]
+fn a_manifest_that_was_cut_short_is_told_and_a_start_mends_it() {
+    let dir = tempfile::tempdir().unwrap();
+    two_segments(dir.path());
+    let manifest = dir.path().join("manifest.ndjson");
+    let whole = fs::read(&manifest).unwrap();
+    let reader = StoreReader::open(dir.path()).unwrap();
+    assert_eq!(reader.unlisted().unwrap(), Vec::<std::path::PathBuf>::new());
+
+    fs::write(&manifest, "").unwrap();
+    let error = reader.snapshot().unwrap_err().to_string();
+    assert!(error.contains("manifest.ndjson") && error.contains("it is empty"), "{error}");
+
+    // Lines that are whole, and not all.
+    let first = whole.split_inclusive(|byte| *byte == b'\n').next().unwrap();
+    fs::write(&manifest, first).unwrap();
+    assert_eq!(reader.snapshot().unwrap().rows(), 0);
+    assert_eq!(reader.unlisted().unwrap().len(), 2);
+
+    for cut in ["".as_bytes(), first] {
+        fs::write(&manifest, cut).unwrap();
+        let store = Store::open(options(dir.path())).unwrap();
+        assert_eq!(ids(&store.reader().snapshot().unwrap()), (0..20).collect::<Vec<u64>>());
+    }
+    assert_eq!(reader.unlisted().unwrap(), Vec::<std::path::PathBuf>::new());
+}
+
+#[test]
+fn a_last_line_that_does_not_check_out_is_counted_and_its_rows_found() {
+    let dir = tempfile::tempdir().unwrap();
+    two_segments(dir.path());
+    let manifest = dir.path().join("manifest.ndjson");
+    let mut text = fs::read(&manifest).unwrap();
+    let at = text.len() - 5;
+    text[at] ^= 1;
+    fs::write(&manifest, text).unwrap();
+    let store = Store::open(options(dir.path())).unwrap();
+    assert_eq!(ids(&store.reader().snapshot().unwrap()), (0..20).collect::<Vec<u64>>());
+    assert_eq!(store.counts().files_damaged, 1);
+}
+
+#[test]
+fn a_foreign_file_among_the_logs_is_set_aside_however_short() {
+    let dir = tempfile::tempdir().unwrap();
+    two_segments(dir.path());
+    let log = |number: u64| dir.path().join(format!("wal/{number:016}.wal"));
+    fs::write(log(77), "x\n").unwrap();
+    fs::write(log(78), "TAPHWAL9 and more than a head has").unwrap();
+    // What a crash leaves of a log that was begun.
+    fs::write(log(79), "TAPHW").unwrap();
+    fs::write(log(80), [0; 9]).unwrap();
+    let store = Store::open(options(dir.path())).unwrap();
+    assert_eq!(store.counts().files_damaged, 2);
+    let kept = |number: u64| dir.path().join(format!("damaged/{number:016}.wal")).exists();
+    assert_eq!([77, 78, 79, 80].map(kept), [true, true, false, false]);
+    assert!([77, 78, 79, 80].iter().all(|number| !log(*number).exists()));
+    assert_eq!(ids(&store.reader().snapshot().unwrap()), (0..20).collect::<Vec<u64>>());
+}
+
+#[test]
+fn the_quota_holds_after_a_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    two_segments(dir.path());
+    let sizes: Vec<u64> =
+        StoreReader::open(dir.path()).unwrap().snapshot().unwrap().segments.iter().map(|s| s.bytes).collect();
+    // Room for two and a half.
+    let max_bytes = Some(sizes.iter().sum::<u64>() + sizes[0] / 2);
+    let retention = storage::Retention { max_bytes, ..storage::Retention::default() };
+    let mut store = Store::open(StoreOptions { retention, ..options(dir.path()) }).unwrap();
+    store.append(&flows(20..30), &[]).unwrap();
+    store.close().unwrap();
+    let left = StoreReader::open(dir.path()).unwrap().snapshot().unwrap();
+    assert_eq!(ids(&left), (10..30).collect::<Vec<u64>>());
+}

@@ -10,7 +10,7 @@ use archive::ArchiveReader;
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
 use futures::StreamExt;
-use query::{Engine, FlowQuery, QueryStream};
+use query::{Engine, FlowQuery, QueryError, QueryStream};
 use rpc::client::{BatchStream, Client};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,6 +26,18 @@ const BATCHES_AHEAD: usize = 2;
 
 /// How long an interrupted command may take to end by itself before it is ended: it may hang in a write.
 const GRACE: Duration = Duration::from_millis(500);
+
+/// What a query over a folder is to say beside its answer.
+const WARNINGS: &str = "off,storage=warn,taphouse=warn";
+
+/// Times a query begins over a folder whose segments are dropped or merged meanwhile.
+const TRIES_MAX: u32 = 10;
+
+/// Segments up to which a folder is looked through for others: of many, listing them would take longer than the question.
+const UNLISTED_SOUGHT_MAX: usize = 10_000;
+
+/// Longer than it takes from a segment's name to its line in the manifest.
+const PUBLISHING: Duration = Duration::from_millis(300);
 
 /// What makes a statement of an answer.
 type Next = Box<dyn FnOnce(&[RecordBatch]) -> Result<String, Failure> + Send>;
@@ -178,7 +190,8 @@ enum Asked {
 
 enum Batches {
     Remote(Box<BatchStream>),
-    Local(QueryStream),
+    /// Its first batch has been read already.
+    Local(QueryStream, Option<RecordBatch>),
     /// All of it, until it is taken.
     Ready(SchemaRef, Option<RecordBatch>),
 }
@@ -187,7 +200,7 @@ impl Batches {
     fn schema(&self) -> SchemaRef {
         match self {
             Batches::Remote(stream) => stream.schema(),
-            Batches::Local(stream) => stream.schema(),
+            Batches::Local(stream, _) => stream.schema(),
             Batches::Ready(schema, _) => schema.clone(),
         }
     }
@@ -195,7 +208,10 @@ impl Batches {
     async fn next(&mut self) -> Result<Option<RecordBatch>, Failure> {
         match self {
             Batches::Remote(stream) => stream.next().await.map_err(remote),
-            Batches::Local(stream) => stream.next().await.transpose().map_err(local),
+            Batches::Local(stream, first) => match first.take() {
+                Some(first) => Ok(Some(first)),
+                None => stream.next().await.transpose().map_err(local),
+            },
             Batches::Ready(_, batch) => Ok(batch.take()),
         }
     }
@@ -212,7 +228,13 @@ impl Asked {
                         let archive = ArchiveReader::open(url).map_err(|e| Failure::new(Code::Usage, e))?;
                         Engine::with_geo(archive, limits, &geo)?
                     }
-                    None => Engine::with_geo(Tables::of_folder(StoreReader::open(dir)?), limits, &geo)?,
+                    None => {
+                        // What is left out of an answer is told, even where nothing else is.
+                        drop(super::super::start_logging(WARNINGS));
+                        let reader = StoreReader::open(dir)?;
+                        warn_of_unlisted(&reader)?;
+                        Engine::with_geo(Tables::of_folder(reader), limits, &geo)?
+                    }
                 };
                 Asked::Folder(engine)
             }
@@ -222,16 +244,58 @@ impl Asked {
     async fn sql(&mut self, text: &str) -> Result<Batches, Failure> {
         match self {
             Asked::Server(client) => client.query(text).await.map(|s| Batches::Remote(Box::new(s))).map_err(remote),
-            Asked::Folder(engine) => engine.sql(text).await.map(Batches::Local).map_err(local),
+            Asked::Folder(engine) => begun(engine, Asking::Sql(text)).await,
         }
     }
 
     async fn flows(&mut self, query: FlowQuery) -> Result<Batches, Failure> {
         match self {
             Asked::Server(client) => client.flows(&query).await.map(|s| Batches::Remote(Box::new(s))).map_err(remote),
-            Asked::Folder(engine) => engine.flows(query).await.map(Batches::Local).map_err(local),
+            Asked::Folder(engine) => begun(engine, Asking::Flows(query)).await,
         }
     }
+}
+
+/// What is asked of a folder.
+enum Asking<'a> {
+    Sql(&'a str),
+    Flows(FlowQuery),
+}
+
+/// Asks again as long as a segment is gone before anything was answered: a server that writes the folder may drop or merge
+/// segments between two looks at it, and the next snapshot has what there is then.
+async fn begun(engine: &Engine, asking: Asking<'_>) -> Result<Batches, Failure> {
+    let mut tries = 1;
+    loop {
+        let stream = match &asking {
+            Asking::Sql(text) => engine.sql(text).await,
+            Asking::Flows(query) => engine.flows(query.clone()).await,
+        };
+        let mut stream = stream.map_err(local)?;
+        match stream.next().await.transpose() {
+            Err(QueryError::SegmentGone { .. }) if tries < TRIES_MAX => tries += 1,
+            first => return Ok(Batches::Local(stream, first.map_err(local)?)),
+        }
+    }
+}
+
+/// Tells of segments that no answer has. Those of a moment, while a server publishes or merges, are none.
+fn warn_of_unlisted(reader: &StoreReader) -> Result<(), Failure> {
+    let listed: usize = reader.segments()?.iter().map(|(_, segments)| segments.len()).sum();
+    if listed > UNLISTED_SOUGHT_MAX || reader.unlisted()?.is_empty() {
+        return Ok(());
+    }
+    std::thread::sleep(PUBLISHING);
+    let unlisted = reader.unlisted()?;
+    if let Some(first) = unlisted.first() {
+        tracing::warn!(
+            first = %first.display(),
+            "{} segment file(s) are in no answer, since the manifest does not list them: it was cut short, or a crash left them; a start of \
+             the server lists those whose rows are nowhere else",
+            unlisted.len()
+        );
+    }
+    Ok(())
 }
 
 async fn open(source: &Source, question: Question) -> Result<Batches, Failure> {

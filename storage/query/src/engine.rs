@@ -286,7 +286,8 @@ impl Request {
             Request::Sql(text, _) => (TextKind::Sql, text.as_str()),
             Request::Flows(query) => (TextKind::Filter, query.filter.as_deref().unwrap_or_default()),
         };
-        kind.error(Located::complaint(text, Complaint::new(error, session)))
+        let complaint = Complaint::new(error, session).of_either_side(text);
+        kind.error(Located::complaint(text, complaint))
     }
 }
 

@@ -132,8 +132,8 @@ pub enum QueryError {
     },
     /// A segment's file does not read as one.
     #[error(
-        "segment {path} is damaged ({message}): leave its time out of the query, or move the file out of the data folder \
-         and start the server again, which goes on without it"
+        "segment {path} is damaged ({message}): leave its time out of the query, or move the file away; of a data folder \
+         the server goes on without it when it starts again"
     )]
     BadSegment {
         /// The file, or in an archive the object.
@@ -243,6 +243,25 @@ impl Complaint {
         }
     }
 
+    /// Where what is missing is not in the text: `host`, `net` and `port` stand for columns that some tables do not have.
+    pub(crate) fn of_either_side(self, text: &str) -> Complaint {
+        let Culprit::Word(column) = &self.culprit else { return self };
+        let text = text.to_ascii_lowercase();
+        let (columns, words): (_, &[&str]) = match column.as_str() {
+            "src_ip" | "dst_ip" => ("src_ip and dst_ip", &["host", "net"]),
+            "src_port" | "dst_port" => ("src_port and dst_port", &["port"]),
+            _ => return self,
+        };
+        match words.iter().find(|word| text.contains(&format!("{word}("))) {
+            Some(word) if !text.contains(column.as_str()) => Complaint {
+                message: format!("`{word}` looks at {columns}, which this table does not have"),
+                culprit: Culprit::Word((*word).to_owned()),
+                hint: Some("name its own columns, as in client_ip = '10.0.0.1' OR server_ip = '10.0.0.1'".to_owned()),
+            },
+            _ => self,
+        }
+    }
+
     fn schema(error: &SchemaError) -> Complaint {
         match error {
             SchemaError::FieldNotFound { field, valid_fields } => {
@@ -304,7 +323,36 @@ impl Complaint {
                 }),
             };
         }
-        Complaint { message: plain(message), culprit: Culprit::Nowhere, hint: None }
+        if let Some(column) = between(message, "column \"", "\" must appear in the GROUP BY") {
+            let name = column.rsplit('.').next().unwrap_or(column);
+            return Complaint {
+                message: format!("`{name}` is neither grouped by nor in an aggregate function"),
+                culprit: Culprit::Word(name.to_owned()),
+                hint: Some(format!("add GROUP BY {name}, or write max({name})")),
+            };
+        }
+        // The engine's name of the type.
+        let of_address = message.contains("FixedSizeBinary(16)");
+        let of_time = message.contains("timestamp") || message.contains("Timestamp(") || message.contains("Nanosecond");
+        let hint = match (of_address, of_time) {
+            (true, _) => Some(
+                "an address is compared with addresses, and counted; `ip_text(...)` gives it as text for everything else",
+            ),
+            (false, true) => {
+                Some("write a time as '2026-11-28T09:30:00Z', to the year 2262, or as now() - interval '1 hour'")
+            }
+            (false, false) => None,
+        };
+        let hint = hint.map(str::to_owned);
+        let no_match = ["failed to match any signature", "coercion failed with"].iter().any(|it| message.contains(it));
+        if no_match && let Some(name) = between(message, "unction '", "'") {
+            let message = format!("`{name}` does not take what it is given");
+            return Complaint { message, culprit: Culprit::Word(name.to_owned()), hint };
+        }
+        let literal =
+            [("string '", "'"), ("timestamp from '", "'")].iter().find_map(|(from, to)| between(message, from, to));
+        let message = plain(message).replace("FixedSizeBinary(16)", "address");
+        Complaint { message, culprit: literal.map_or(Culprit::Nowhere, |text| Culprit::Literal(text.to_owned())), hint }
     }
 }
 
@@ -350,6 +398,20 @@ pub(crate) fn message_of(error: &DataFusionError) -> String {
 /// In the manner of this project: first letter small, one line, no period at the end.
 pub(crate) fn plain(message: &str) -> String {
     let message = message.split("\n\nbacktrace:").next().unwrap_or(message);
+    // Whose mistake it is, is not for the engine to say.
+    let message = message.split("This issue was likely caused by a bug").next().unwrap_or(message).trim_end();
+    const PREFIXES: [&str; 6] = [
+        "Internal error: ",
+        "External error: ",
+        "Arrow error: ",
+        "Parser error: ",
+        "Cast error: ",
+        "Error during planning: ",
+    ];
+    let mut message = message;
+    while let Some(rest) = PREFIXES.iter().find_map(|prefix| message.strip_prefix(prefix)) {
+        message = rest;
+    }
     let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
     let line = line.trim_end_matches('.');
     let mut chars = line.chars();
@@ -377,5 +439,8 @@ mod tests {
         assert_eq!(plain("Cannot do\nthis."), "cannot do this");
         assert_eq!(plain("SQL is hard"), "SQL is hard");
         assert_eq!(plain("A"), "A");
+        let bug = "Internal error: could not cast.\nThis issue was likely caused by a bug in DataFusion's code. Please help us";
+        assert_eq!(plain(bug), "could not cast");
+        assert_eq!(plain("Arrow error: Cast error: Cannot cast string 'https'"), "cannot cast string 'https'");
     }
 }

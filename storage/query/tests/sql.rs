@@ -242,6 +242,33 @@ fn mistakes_point_at_their_place() {
              write the table's name or alias before it, as in `f.src_ip`",
         ),
         (
+            "SELECT 1 FROM flows WHERE t_end > 'yesterday'",
+            "error parsing timestamp from 'yesterday': timestamp must contain at least 10 characters (line 1, column 35)\n  \
+             SELECT 1 FROM flows WHERE t_end > 'yesterday'\n                                    ^\n\
+             write a time as '2026-11-28T09:30:00Z', to the year 2262, or as now() - interval '1 hour'",
+        ),
+        (
+            "SELECT 1 FROM flows WHERE dst_port = 'https'",
+            "cannot cast string 'https' to value of UInt16 type (line 1, column 38)\n  \
+             SELECT 1 FROM flows WHERE dst_port = 'https'\n                                       ^",
+        ),
+        (
+            "SELECT sum(src_ip) FROM flows",
+            "`sum` does not take what it is given (line 1, column 8)\n  SELECT sum(src_ip) FROM flows\n         ^\n\
+             an address is compared with addresses, and counted; `ip_text(...)` gives it as text for everything else",
+        ),
+        (
+            "SELECT tap, count(*) FROM flows",
+            "`tap` is neither grouped by nor in an aggregate function (line 1, column 8)\n  \
+             SELECT tap, count(*) FROM flows\n         ^\nadd GROUP BY tap, or write max(tap)",
+        ),
+        (
+            "SELECT 1 FROM dns WHERE host('1.1.1.1')",
+            "`host` looks at src_ip and dst_ip, which this table does not have (line 1, column 25)\n  \
+             SELECT 1 FROM dns WHERE host('1.1.1.1')\n                          ^\n\
+             name its own columns, as in client_ip = '10.0.0.1' OR server_ip = '10.0.0.1'",
+        ),
+        (
             "SELECT 1 FROM flows WHERE proto = ) 6",
             "expected an expression, found ) (line 1, column 35)\n  \
              SELECT 1 FROM flows WHERE proto = ) 6\n                                    ^",

@@ -301,6 +301,8 @@ fn named(path: &Arc<str>, error: DataFusionError) -> DataFusionError {
     let message = message_of(&error);
     let damaged = match error.find_root() {
         DataFusionError::ParquetError(_) if message.contains(FILTER_FAILED) => return error,
+        // The file is shorter than the manifest says.
+        _ if message.contains("Requested range was invalid") => true,
         DataFusionError::ParquetError(error) => !is_of_the_store(error) && !message.contains("Object Store error"),
         DataFusionError::ArrowError(error, _) if matches!(**error, ArrowError::ParquetError(_)) => true,
         DataFusionError::ObjectStore(_) | DataFusionError::IoError(_) => false,
