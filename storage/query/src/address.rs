@@ -62,6 +62,13 @@ impl Kind {
             Kind::Mac => Name::Mac,
         }
     }
+
+    const fn writer(self) -> Name {
+        match self {
+            Kind::Ip => Name::IpText,
+            Kind::Mac => Name::MacText,
+        }
+    }
 }
 
 /// The bytes of the address a text denotes.
@@ -116,7 +123,12 @@ pub(crate) struct TextAsAddress;
 
 impl ExprPlanner for TextAsAddress {
     fn plan_binary_op(&self, expr: RawBinaryExpr, schema: &DFSchema) -> Result<PlannerResult<RawBinaryExpr>> {
-        use BinaryOperator::{Eq, Gt, GtEq, Lt, LtEq, NotEq, Spaceship};
+        use BinaryOperator::{Eq, Gt, GtEq, Lt, LtEq, NotEq, Spaceship, StringConcat};
+        if expr.op == StringConcat {
+            let RawBinaryExpr { op, left, right } = expr;
+            let (left, right) = (as_text(left, schema), as_text(right, schema));
+            return Ok(PlannerResult::Original(RawBinaryExpr { op, left, right }));
+        }
         if !matches!(expr.op, Eq | NotEq | Lt | LtEq | Gt | GtEq | Spaceship) {
             return Ok(PlannerResult::Original(expr));
         }
@@ -172,6 +184,14 @@ fn as_kind(text: &Expr, kind: Kind, schema: &dyn ExprSchema) -> Result<Option<Ex
     })
 }
 
+/// An address as people write it; anything else as it is.
+fn as_text(value: Expr, schema: &dyn ExprSchema) -> Expr {
+    match value.get_type(schema).ok().as_ref().and_then(Kind::of) {
+        Some(kind) => call(kind.writer(), vec![value]),
+        None => value,
+    }
+}
+
 fn literal_text(expr: &Expr) -> Option<&str> {
     match expr {
         Expr::Literal(ScalarValue::Utf8(Some(s)), _)
@@ -224,11 +244,28 @@ fn rewrite_expr(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
         Expr::InList(list) => in_list(list, schema),
         Expr::Between(between) => between_rewrite(between, schema),
         Expr::Case(case) => case_rewrite(case, schema),
+        Expr::Cast(mut cast) if is_text(cast.field.data_type()) && has_kind(&cast.expr, schema) => {
+            *cast.expr = as_text(std::mem::take(cast.expr.as_mut()), schema);
+            Ok(Transformed::yes(Expr::Cast(cast)))
+        }
+        Expr::TryCast(mut cast) if is_text(cast.field.data_type()) && has_kind(&cast.expr, schema) => {
+            *cast.expr = as_text(std::mem::take(cast.expr.as_mut()), schema);
+            Ok(Transformed::yes(Expr::TryCast(cast)))
+        }
         Expr::Like(like) => like_check(&like, schema).map(|()| Transformed::no(Expr::Like(like))),
         Expr::SimilarTo(like) => like_check(&like, schema).map(|()| Transformed::no(Expr::SimilarTo(like))),
         Expr::ScalarFunction(function) => function_rewrite(function, schema),
         other => Ok(Transformed::no(other)),
     }
+}
+
+fn is_text(data_type: &DataType) -> bool {
+    matches!(data_type, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
+}
+
+/// Whether it is an address.
+fn has_kind(expr: &Expr, schema: &DFSchema) -> bool {
+    expr.get_type(schema).ok().as_ref().and_then(Kind::of).is_some()
 }
 
 fn is_comparison(op: Operator) -> bool {
@@ -266,11 +303,19 @@ fn between_rewrite(mut b: Between, schema: &DFSchema) -> Result<Transformed<Expr
     Ok(transformed(Expr::Between(b), changed))
 }
 
-/// `CASE src_ip WHEN '10.0.0.1' THEN ...`
+/// `CASE src_ip WHEN '10.0.0.1' THEN ...`, and texts among results that are addresses.
 fn case_rewrite(mut case: Case, schema: &DFSchema) -> Result<Transformed<Expr>> {
-    let Some(model) = &case.expr else { return Ok(Transformed::no(Expr::Case(case))) };
-    let mut whens: Vec<&mut Expr> = case.when_then_expr.iter_mut().map(|(when, _)| when.as_mut()).collect();
-    let changed = read_all(&mut whens, model, schema)?;
+    let mut changed = false;
+    if let Some(model) = &case.expr {
+        let mut whens: Vec<&mut Expr> = case.when_then_expr.iter_mut().map(|(when, _)| when.as_mut()).collect();
+        changed = read_all(&mut whens, model, schema)?;
+    }
+    let results = case.when_then_expr.iter().map(|(_, then)| then).chain(&case.else_expr);
+    if let Some(model) = results.into_iter().find(|result| has_kind(result, schema)).cloned() {
+        let thens = case.when_then_expr.iter_mut().map(|(_, then)| then.as_mut());
+        let mut results: Vec<&mut Expr> = thens.chain(case.else_expr.as_deref_mut()).collect();
+        changed |= read_all(&mut results, &model, schema)?;
+    }
     Ok(transformed(Expr::Case(case), changed))
 }
 
