@@ -338,7 +338,7 @@ def test_a_read_only_folder(disk, testdata):
 
 def test_a_disk_that_fills_up_ends_a_replay_and_loses_nothing(disk, testdata, generated):
     # The log fits and the segment does not; then not even the log fits.
-    for size, word in (("2400k", "in the log"), ("1200k", "could not be stored")):
+    for size, word in (("4600k", "in the log"), ("2800k", "could not be stored")):
         small = disk(size)
         data = small.at / "data"
         small.run("replay", testdata / "pcap/mix_example.pcap", "--data-dir", data, *NO_RETENTION)

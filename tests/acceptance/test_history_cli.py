@@ -10,6 +10,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import struct
 import subprocess
@@ -514,3 +515,26 @@ def test_help_has_examples():
     for command, words in {"flows": ["--top 10 --by src_ip,dst_port", "--timeline 5m", "--sort bytes", "--export", "ends"], "sql": ["-f report.sql", "--export"]}.items():
         text = taphouse(command, "--help").stdout
         assert all(word in text for word in ["Examples:", *words]), command
+
+
+def test_segments_that_no_line_of_the_manifest_lists_are_told(stored, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(stored[0], data)
+    manifest = data / "manifest.ndjson"
+    whole = manifest.read_bytes()
+    count = ["sql", f"SELECT count(*) FROM flows WHERE {OURS}", "--data-dir", data, "--output", "csv"]
+    rows = taphouse(*count)
+    assert rows.stderr == ""
+
+    manifest.write_bytes(whole.splitlines(keepends=True)[0])
+    cut = taphouse(*count)
+    assert cut.stdout.splitlines()[-1] == "0"
+    assert "1 segment file(s) are in no answer" in cut.stderr and "first=" in cut.stderr
+
+    manifest.write_bytes(b"")
+    empty = taphouse(*count, ok=False)
+    assert empty.returncode == 1 and "manifest.ndjson is damaged" in empty.stderr and "it is empty" in empty.stderr
+
+    # A start finds out from the segments.
+    Server(["demo", "--rate", "1", "--data-dir", data]).stop()
+    assert taphouse(*count).stdout == rows.stdout
