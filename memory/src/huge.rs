@@ -11,8 +11,8 @@ pub fn reserve<T>(capacity: usize) -> Vec<T> {
     vec
 }
 
-/// Cells that are zero, on huge pages as far as there are any. They come from the kernel as zero, so that making them touches none
-/// of them.
+/// Cells that are zero, on huge pages as far as there are any. New ones come from the kernel as zero, so that making them touches
+/// none.
 pub fn zeroed(count: usize) -> Box<[AtomicU64]> {
     let cells = Box::<[AtomicU64]>::new_zeroed_slice(count);
     advise(cells.as_ptr().addr(), size_of_val(&*cells));
