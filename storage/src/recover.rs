@@ -14,6 +14,7 @@ use arrow::record_batch::RecordBatch;
 use hashbrown::{HashMap, HashSet};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// The state a start continues from.
@@ -119,18 +120,31 @@ fn files_below(layout: &Layout) -> Result<Vec<(PathBuf, Kind)>, StorageError> {
     let mut found = Vec::new();
     let mut dirs = vec![(layout.segments_dir(), 0)];
     while let Some((dir, depth)) = dirs.pop() {
-        for path in layout.disk.list(&dir).at("list", &dir)? {
+        let entries = match layout.disk.list(&dir) {
+            // A folder of before there was this table, or one that has gone meanwhile with its last segment.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries.at("list", &dir)?,
+        };
+        for path in entries {
             let stem = path.file_stem().and_then(|stem| stem.to_str());
             let id = stem.filter(|_| depth > 0).and_then(SegmentId::parse);
             let kind = match (id, path.extension().and_then(|extension| extension.to_str())) {
                 (Some(_), Some("tmp")) => Kind::Half,
                 (Some(id), Some("parquet")) => Kind::Whole(id),
                 // No folder of ours is named as a file is, so nothing else need be looked at.
-                _ if depth < DEPTH_MAX && layout.disk.stat(&path).at("look at", &path)?.is_dir => {
-                    dirs.push((path, depth + 1));
-                    continue;
-                }
-                _ => Kind::Foreign,
+                _ => match layout.disk.stat(&path) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    stat => {
+                        if !stat.at("look at", &path)?.is_dir {
+                            Kind::Foreign
+                        } else {
+                            if depth < DEPTH_MAX {
+                                dirs.push((path, depth + 1));
+                            }
+                            continue;
+                        }
+                    }
+                },
             };
             found.push((path, kind));
         }

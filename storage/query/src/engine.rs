@@ -10,6 +10,7 @@ use crate::reader::ScanBudget;
 use crate::stop::{self, Stop};
 use crate::stream::{self, AbortOnDrop, QueryStream, Running};
 use crate::table::{self, SnapshotCell, StoredTable, with_t_start};
+use crate::times;
 use crate::{FlowQuery, GeoFiles, Located, Parameters, QueryError, Reading};
 use archive::ArchiveReader;
 use arrow::datatypes::SchemaRef;
@@ -472,6 +473,7 @@ fn template(limits: &QueryLimits, geo: &Arc<GeoDatabases>) -> Result<SessionStat
     scalar.retain(|f| !UNBOUNDED.contains(&f.name()));
     scalar.extend(Name::ALL.map(functions::function));
     scalar.extend(geo::functions(geo));
+    scalar.iter_mut().for_each(|function| *function = times::of_all_times(function.clone()));
     Ok(builder.build())
 }
 

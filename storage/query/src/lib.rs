@@ -26,6 +26,7 @@ mod seek;
 mod stop;
 mod stream;
 mod table;
+mod times;
 mod view;
 
 pub use community_id::community_id;

@@ -73,3 +73,39 @@ fn odd_input_gives_null_or_a_sentence() {
         assert_eq!(one(&flows.engine(), &format!("SELECT count(*) FROM flows WHERE {filter}")), "0", "{filter}");
     }
 }
+
+/// What the engine computes, and what is computed here where a later time is beside it.
+#[test]
+fn times_beyond_the_year_2262_are_cut_like_all_others() {
+    let engine = FLOWS.engine();
+    // 2554-07-21T23:34:33.709551Z, a Sunday: the last time there is in ns without a sign.
+    const LATE: &str = "(18446744073709551)";
+    let ordinary = [0, 1, -1, 951_782_400_000_000, 1_709_251_199_999_999, 1_767_225_599_999_999, -86_400_000_001];
+    let ordinary = ordinary.map(|time: i64| format!("({time})")).join(",");
+    let cut = |call: &str, rows: &str| {
+        one(
+            &engine,
+            &format!(
+                "SELECT string_agg(CAST(cut AS TEXT), ' ' ORDER BY v) FROM (SELECT v, CAST({call} AS BIGINT) AS cut FROM \
+                 (SELECT v, to_timestamp_micros(v) AS t FROM (VALUES {rows}) AS x(v)))"
+            ),
+        )
+    };
+    for (call, late) in [
+        ("date_trunc('millisecond', t)", "2554-07-21T23:34:33.709Z"),
+        ("date_trunc('second', t)", "2554-07-21T23:34:33Z"),
+        ("date_trunc('minute', t)", "2554-07-21T23:34:00Z"),
+        ("date_trunc('hour', t)", "2554-07-21T23:00:00Z"),
+        ("date_trunc('day', t)", "2554-07-21T00:00:00Z"),
+        ("date_trunc('week', t)", "2554-07-15T00:00:00Z"),
+        ("date_trunc('month', t)", "2554-07-01T00:00:00Z"),
+        ("date_trunc('quarter', t)", "2554-07-01T00:00:00Z"),
+        ("date_trunc('YEAR', t)", "2554-01-01T00:00:00Z"),
+        ("date_bin(interval '15 minutes', t)", "2554-07-21T23:30:00Z"),
+        ("date_bin(interval '1 day', t)", "2554-07-21T00:00:00Z"),
+    ] {
+        let late = chrono::DateTime::parse_from_rfc3339(late).unwrap().timestamp_micros();
+        assert_eq!(cut(call, &format!("{ordinary},{LATE}")), format!("{} {late}", cut(call, &ordinary)), "{call}");
+    }
+    assert!(sql_error(&engine, "SELECT date_trunc('fortnight', to_timestamp_micros(0))").contains("fortnight"));
+}
