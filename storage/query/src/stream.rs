@@ -216,14 +216,38 @@ impl Producer {
             }
             DataFusionError::ArrowError(error, _) => QueryError::Computing { message: plain(&error.to_string()) },
             root if root.to_string().contains(FILTER_FAILED) => {
-                QueryError::Computing { message: plain(&message_of(root)) }
+                QueryError::Computing { message: plain(&filter_failure(&message_of(root))) }
             }
             _ => QueryError::Execution { message: plain(&message_of(error)) },
         }
     }
 }
 
+/// What went wrong in a filter. Parquet's reader, which asked it, hands on only how the error looks to a programmer:
+/// `ArrowError(DivideByZero, ...)`, or with a text of its own in quotes.
+fn filter_failure(message: &str) -> String {
+    let cause = message.split_once(FILTER_FAILED).map_or(message, |(_, cause)| cause.trim_start_matches([':', ' ']));
+    match cause.split_once("(\"").and_then(|(_, rest)| rest.split_once("\")")) {
+        _ if cause.contains("DivideByZero") => "divide by zero".to_owned(),
+        Some((text, _)) => text.to_owned(),
+        None => cause.to_owned(),
+    }
+}
+
 /// Whether a file was missing. The reader of footers hands on only the text of the store's error.
 fn is_gone(message: &str) -> bool {
     message.contains("Object at location") && message.contains("not found")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fails_in_a_filter_is_said_as_elsewhere() {
+        let said = |cause: &str| filter_failure(&format!("External: Compute error: {FILTER_FAILED}: {cause}"));
+        assert_eq!(said("ArrowError(DivideByZero, Some(\"\"))"), "divide by zero");
+        assert_eq!(said("ArrowError(CastError(\"Cannot cast 'x'\"), Some(\"\"))"), "Cannot cast 'x'");
+        assert_eq!(said("something else"), "something else");
+    }
 }
