@@ -69,8 +69,6 @@ pub(crate) struct Listing {
     pub(crate) format: u32,
     /// Why reading stopped before the end of the file, and at which byte.
     pub(crate) damage: Option<(u64, String)>,
-    /// Where the last line is complete and does not check out, and why. A start takes that for the trace of a crash.
-    pub(crate) torn: Option<(u64, String)>,
 }
 
 impl Listing {
@@ -135,12 +133,8 @@ impl Listing {
                     return Err(StorageError::Newer { dir, found: format, supported: FORMAT_VERSION });
                 }
                 Ok(line) => listing.apply(line),
-                // A crash while appending: what the line says was never acknowledged. But for who does not know of a crash,
-                // a line that is complete is damage.
-                Err(reason) if is_last && at > 0 => {
-                    listing.torn = line.ends_with(b"\n").then_some((at as u64, reason));
-                    break;
-                }
+                // A crash while appending: what the line says was never acknowledged.
+                Err(_) if is_last && at > 0 && !line.ends_with(b"\n") => break,
                 Err(reason) => {
                     listing.damage = Some((at as u64, reason));
                     break;

@@ -139,9 +139,9 @@ impl StoreReader {
         retention::plan(&OsDisk, self.dir(), &held, retention, wall)
     }
 
-    /// Of files: segment files that neither the manifest nor a log accounts for, whose rows no snapshot has. There are some for a
-    /// moment while segments are published or merged, after a crash until the next start, and where the manifest was cut
-    /// short. Lists every folder of segments.
+    /// Of files: segment files that neither the manifest nor a log accounts for: no snapshot has them, and their rows only where
+    /// other segments have these too, as while some are merged. There are some for a moment while segments are merged, after a
+    /// crash until the next start, and where the manifest was cut short. Lists every folder of segments.
     ///
     /// # Errors
     /// If files cannot be read.
@@ -208,7 +208,7 @@ impl Files {
     fn listing(&self) -> Result<Listing, StorageError> {
         let path = self.layout.manifest();
         let mut listing = Listing::read(&*self.layout.disk, &path)?;
-        if let Some((offset, reason)) = listing.damage.take().or(listing.torn.take()) {
+        if let Some((offset, reason)) = listing.damage.take() {
             return Err(StorageError::Damaged { path, offset, reason });
         }
         // Every start writes one.

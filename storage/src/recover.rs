@@ -41,9 +41,6 @@ pub(crate) fn recover(layout: &Layout) -> Result<Recovered, StorageError> {
         tracing::warn!(kept = %kept.display(), at, reason, "the manifest is damaged; rebuilding it from the segments");
         // What it lists may have been merged since, and be gone in part.
         listing.segments.clear();
-    } else if let Some((at, reason)) = listing.torn.take() {
-        counts.files_damaged += 1;
-        tracing::warn!(path = %manifest.display(), at, reason, "the manifest's last line does not check out; finding out from the segments what it said");
     }
     let mut present = segment_files(layout)?;
     let mut removed = Vec::new();
@@ -65,8 +62,13 @@ pub(crate) fn recover(layout: &Layout) -> Result<Recovered, StorageError> {
     for (id, _) in &wals {
         listing.next_id = listing.next_id.max(id + 1);
     }
-    let done = wals.extract_if(.., |(id, _)| *id <= listing.published).map(|(_, path)| path);
-    let wals_done = done.collect();
+    let mut wals_done = Vec::new();
+    for (_, path) in wals.extract_if(.., |(id, _)| *id <= listing.published) {
+        match WalReader::open(&*layout.disk, &path, layout.table) {
+            Err(error @ StorageError::Damaged { .. }) => foreign_log(layout, &path, &error, &mut counts)?,
+            _ => wals_done.push(path),
+        }
+    }
     Ok(Recovered { listing, wals, wals_done, counts })
 }
 
@@ -81,17 +83,17 @@ fn segment_files(layout: &Layout) -> Result<Present, StorageError> {
     let root = layout.segments_dir();
     let mut found = Present::new();
     for (path, kind) in files_below(layout)? {
+        let stat = layout.disk.stat(&path).at("look at", &path)?;
         match kind {
-            Kind::Half => layout.disk.remove_file(&path).at("remove", &path)?,
-            Kind::Foreign => {
-                tracing::warn!(path = %path.display(), "not a segment, by its name and place; left alone, and in no answer");
-            }
-            Kind::Whole(id) => {
-                let bytes = layout.disk.stat(&path).at("look at", &path)?.bytes;
+            Kind::Whole(id) if !stat.is_dir => {
                 let Some(file) = path.strip_prefix(&root).ok().and_then(Path::to_str) else { continue };
-                if let Some((other, _)) = found.insert(id, (file.to_owned(), bytes)) {
+                if let Some((other, _)) = found.insert(id, (file.to_owned(), stat.bytes)) {
                     tracing::warn!(file, other, "two segment files have one number; only the first is used");
                 }
+            }
+            Kind::Half if !stat.is_dir => layout.disk.remove_file(&path).at("remove", &path)?,
+            _ => {
+                tracing::warn!(path = %path.display(), "not a segment, by its name, place or kind; left alone, and in no answer");
             }
         }
     }
@@ -131,21 +133,21 @@ fn files_below(layout: &Layout) -> Result<Vec<(PathBuf, Kind)>, StorageError> {
             let kind = match (id, path.extension().and_then(|extension| extension.to_str())) {
                 (Some(_), Some("tmp")) => Kind::Half,
                 (Some(id), Some("parquet")) => Kind::Whole(id),
-                // No folder of ours is named as a file is, so nothing else need be looked at.
-                _ => match layout.disk.stat(&path) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                    stat => {
-                        if !stat.at("look at", &path)?.is_dir {
-                            Kind::Foreign
-                        } else {
-                            if depth < DEPTH_MAX {
-                                dirs.push((path, depth + 1));
-                            }
-                            continue;
-                        }
-                    }
-                },
+                _ => Kind::Foreign,
             };
+            // What is named as a segment is looked at by who needs it: there may be very many.
+            if matches!(kind, Kind::Foreign) {
+                let stat = match layout.disk.stat(&path) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    stat => stat.at("look at", &path)?,
+                };
+                if stat.is_dir {
+                    if depth < DEPTH_MAX {
+                        dirs.push((path, depth + 1));
+                    }
+                    continue;
+                }
+            }
             found.push((path, kind));
         }
     }
@@ -315,9 +317,7 @@ pub(crate) fn load_wal(
             return Ok(Vec::new());
         }
         Err(error @ StorageError::Damaged { .. }) => {
-            let kept = layout.set_aside(path)?;
-            counts.files_damaged += 1;
-            tracing::warn!(kept = %kept.display(), %error, "a log does not read; set aside");
+            foreign_log(layout, path, &error, counts)?;
             return Ok(Vec::new());
         }
         Err(error) => return Err(error),
@@ -341,6 +341,19 @@ pub(crate) fn load_wal(
         remove_wal(layout, path);
     }
     Ok(log.batches)
+}
+
+/// Sets aside what is named as a log and is none.
+fn foreign_log(
+    layout: &Layout,
+    path: &Path,
+    error: &StorageError,
+    counts: &mut StoreCounts,
+) -> Result<(), StorageError> {
+    let kept = layout.set_aside(path)?;
+    counts.files_damaged += 1;
+    tracing::warn!(kept = %kept.display(), %error, "a log does not read; set aside");
+    Ok(())
 }
 
 /// A second name for a file, in `damaged/`, so that it outlives its use. Costs no space and may be repeated.

@@ -186,10 +186,12 @@ impl WalReader {
         let file = disk.open(path, Open::Read).at("open", path)?;
         let mut head = [0; HEAD_BYTES];
         let read = disk::read_full(&*file, &mut head, 0).at("read", path)?;
-        let known = read.min(MAGIC.len());
-        // What a crash leaves of a head may be zeros.
-        let is_torn = read < HEAD_1_BYTES && head[..read].iter().all(|byte| *byte == 0);
-        if !is_torn && ![MAGIC, MAGIC_1].iter().any(|magic| head[..known] == magic[..known]) {
+        // A crash may leave of a head what comes first, and zeros behind it.
+        let is_begun = |magic: &&[u8; 8]| {
+            let same = head[..read].iter().zip(*magic).take_while(|(a, b)| a == b).count();
+            same == magic.len().min(read) || (read < HEAD_BYTES && head[same..read].iter().all(|byte| *byte == 0))
+        };
+        if ![MAGIC, MAGIC_1].iter().any(is_begun) {
             let is_newer = head.starts_with(&MAGIC[..7]) && head[7] > MAGIC[7];
             let reason =
                 if is_newer { "it is a log of a newer version" } else { "it does not begin as a taphouse log does" };

@@ -214,6 +214,31 @@ fn a_last_line_that_does_not_check_out_is_counted_and_its_rows_found() {
     let store = Store::open(options(dir.path())).unwrap();
     assert_eq!(ids(&store.reader().snapshot().unwrap()), (0..20).collect::<Vec<u64>>());
     assert_eq!(store.counts().files_damaged, 1);
+    assert!(dir.path().join("damaged/manifest.ndjson").exists());
+}
+
+/// What the line says has been done: one of the segments that were merged is gone, the other is there again, as after a kill between
+/// their removals.
+#[test]
+fn a_damaged_line_of_a_merge_costs_no_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    two_segments(dir.path());
+    let compaction = storage::Compaction { segments_min: 2, ..options(dir.path()).compaction };
+    let mut store = Store::open(StoreOptions { compaction, ..options(dir.path()) }).unwrap();
+    let before = store.reader().snapshot().unwrap();
+    let left = before.segments.iter().last().unwrap().path.clone();
+    let bytes = fs::read(&left).unwrap();
+    drop(before);
+    assert_eq!(store.compact().unwrap(), 1);
+    store.close().unwrap();
+    fs::write(&left, bytes).unwrap();
+    let manifest = dir.path().join("manifest.ndjson");
+    let mut text = fs::read(&manifest).unwrap();
+    let at = text.len() - 5;
+    text[at] ^= 1;
+    fs::write(&manifest, text).unwrap();
+    let store = Store::open(options(dir.path())).unwrap();
+    assert_eq!(ids(&store.reader().snapshot().unwrap()), (0..20).collect::<Vec<u64>>());
 }
 
 #[test]
@@ -226,11 +251,14 @@ fn a_foreign_file_among_the_logs_is_set_aside_however_short() {
     // What a crash leaves of a log that was begun.
     fs::write(log(79), "TAPHW").unwrap();
     fs::write(log(80), [0; 9]).unwrap();
+    fs::write(log(81), b"TAPH\0\0\0\0\0\0").unwrap();
+    // Of a number whose rows are in segments.
+    fs::write(log(1), "y").unwrap();
     let store = Store::open(options(dir.path())).unwrap();
-    assert_eq!(store.counts().files_damaged, 2);
+    assert_eq!(store.counts().files_damaged, 3);
     let kept = |number: u64| dir.path().join(format!("damaged/{number:016}.wal")).exists();
-    assert_eq!([77, 78, 79, 80].map(kept), [true, true, false, false]);
-    assert!([77, 78, 79, 80].iter().all(|number| !log(*number).exists()));
+    assert_eq!([1, 77, 78, 79, 80, 81].map(kept), [true, true, true, false, false, false]);
+    assert!([1, 77, 78, 79, 80, 81].iter().all(|number| !log(*number).exists()));
     assert_eq!(ids(&store.reader().snapshot().unwrap()), (0..20).collect::<Vec<u64>>());
 }
 

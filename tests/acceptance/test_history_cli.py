@@ -529,7 +529,7 @@ def test_segments_that_no_line_of_the_manifest_lists_are_told(stored, tmp_path):
     manifest.write_bytes(whole.splitlines(keepends=True)[0])
     cut = taphouse(*count)
     assert cut.stdout.splitlines()[-1] == "0"
-    assert "1 segment file(s) are in no answer" in cut.stderr and "first=" in cut.stderr
+    assert "the manifest does not list 1 segment file(s)" in cut.stderr and "first=" in cut.stderr
 
     manifest.write_bytes(b"")
     empty = taphouse(*count, ok=False)

@@ -30,13 +30,16 @@ const GRACE: Duration = Duration::from_millis(500);
 /// What a query over a folder is to say beside its answer.
 const WARNINGS: &str = "off,storage=warn,taphouse=warn";
 
-/// Times a query begins over a folder whose segments are dropped or merged meanwhile.
-const TRIES_MAX: u32 = 10;
+/// Times a query begins anew over a folder whose segments are dropped or merged meanwhile.
+const TRIES_MAX: usize = 10;
+
+/// Between two looks for the place of a query.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// Segments up to which a folder is looked through for others: of many, listing them would take longer than the question.
 const UNLISTED_SOUGHT_MAX: usize = 10_000;
 
-/// Longer than it takes from a segment's name to its line in the manifest.
+/// Longer than it mostly takes from a segment's name to its line in the manifest.
 const PUBLISHING: Duration = Duration::from_millis(300);
 
 /// What makes a statement of an answer.
@@ -95,7 +98,7 @@ impl Stop {
 }
 
 impl Answer {
-    /// Asks, and waits until the columns are known.
+    /// Asks, and waits until the columns are known, and over a folder the first rows too.
     pub(super) fn ask(args: &AnswerArgs, question: Question) -> Result<Answer, Failure> {
         let source = match &args.from.data_dir {
             Some(dir) => {
@@ -190,7 +193,7 @@ enum Asked {
 
 enum Batches {
     Remote(Box<BatchStream>),
-    /// Its first batch has been read already.
+    /// With the first batch, until it is taken.
     Local(QueryStream, Option<RecordBatch>),
     /// All of it, until it is taken.
     Ready(SchemaRef, Option<RecordBatch>),
@@ -232,7 +235,7 @@ impl Asked {
                         // What is left out of an answer is told, even where nothing else is.
                         drop(super::super::start_logging(WARNINGS));
                         let reader = StoreReader::open(dir)?;
-                        warn_of_unlisted(&reader)?;
+                        warn_of_unlisted(&reader).await;
                         Engine::with_geo(Tables::of_folder(reader), limits, &geo)?
                     }
                 };
@@ -262,40 +265,64 @@ enum Asking<'a> {
     Flows(FlowQuery),
 }
 
-/// Asks again as long as a segment is gone before anything was answered: a server that writes the folder may drop or merge
-/// segments between two looks at it, and the next snapshot has what there is then.
+/// Asks again where a segment is gone before anything was answered: a server that writes the folder may drop or merge segments
+/// between two looks at it, and the next snapshot has what there is then. One that is gone twice stays so.
 async fn begun(engine: &Engine, asking: Asking<'_>) -> Result<Batches, Failure> {
-    let mut tries = 1;
+    let mut gone: Vec<String> = Vec::new();
     loop {
         let stream = match &asking {
             Asking::Sql(text) => engine.sql(text).await,
             Asking::Flows(query) => engine.flows(query.clone()).await,
         };
-        let mut stream = stream.map_err(local)?;
+        let mut stream = match stream {
+            // The place of the query before, which is being given back.
+            Err(QueryError::Busy { .. }) if !gone.is_empty() => {
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+            stream => stream.map_err(local)?,
+        };
         match stream.next().await.transpose() {
-            Err(QueryError::SegmentGone { .. }) if tries < TRIES_MAX => tries += 1,
+            Err(QueryError::SegmentGone { path }) if gone.len() < TRIES_MAX && !gone.contains(&path) => gone.push(path),
             first => return Ok(Batches::Local(stream, first.map_err(local)?)),
         }
     }
 }
 
-/// Tells of segments that no answer has. Those of a moment, while a server publishes or merges, are none.
-fn warn_of_unlisted(reader: &StoreReader) -> Result<(), Failure> {
-    let listed: usize = reader.segments()?.iter().map(|(_, segments)| segments.len()).sum();
-    if listed > UNLISTED_SOUGHT_MAX || reader.unlisted()?.is_empty() {
-        return Ok(());
+/// Tells of segments that no answer has. Those of a moment, while a server publishes or merges, are none. What cannot be looked
+/// at is no reason not to answer.
+async fn warn_of_unlisted(reader: &StoreReader) {
+    let first = unlisted(reader).await;
+    if first.is_empty() {
+        return;
     }
-    std::thread::sleep(PUBLISHING);
-    let unlisted = reader.unlisted()?;
-    if let Some(first) = unlisted.first() {
+    tokio::time::sleep(PUBLISHING).await;
+    let again = unlisted(reader).await;
+    let still: Vec<&PathBuf> = first.iter().filter(|path| again.contains(path)).collect();
+    if let Some(first) = still.first() {
         tracing::warn!(
             first = %first.display(),
-            "{} segment file(s) are in no answer, since the manifest does not list them: it was cut short, or a crash left them; a start of \
-             the server lists those whose rows are nowhere else",
-            unlisted.len()
+            "the manifest does not list {} segment file(s), and no answer has rows that only they have: it was cut short, or a crash left \
+             them; a start of the server lists those whose rows are nowhere else",
+            still.len()
         );
     }
-    Ok(())
+}
+
+async fn unlisted(reader: &StoreReader) -> Vec<PathBuf> {
+    let reader = reader.clone();
+    let look = move || {
+        let listed: usize = reader.segments()?.iter().map(|(_, segments)| segments.len()).sum();
+        if listed > UNLISTED_SOUGHT_MAX { Ok(Vec::new()) } else { reader.unlisted() }
+    };
+    match tokio::task::spawn_blocking(look).await {
+        Ok(Ok(unlisted)) => unlisted,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "cannot look for segments that are not listed");
+            Vec::new()
+        }
+        Err(_) => Vec::new(),
+    }
 }
 
 async fn open(source: &Source, question: Question) -> Result<Batches, Failure> {

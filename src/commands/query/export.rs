@@ -97,11 +97,12 @@ pub(super) fn export(
     shape: Shape,
 ) -> Result<(), Failure> {
     let begun = Instant::now();
+    let failed = || format!("cannot write {}", super::super::show(&target.path));
+    // Before the question, which may take long.
+    let beside = Beside::create(&target.beside).with_context(failed)?;
     let mut answer = Answer::ask(args, question)?;
     answer.be_patient();
     let mut rows = Shaped::new(&mut answer, shape, None)?;
-    let failed = || format!("cannot write {}", super::super::show(&target.path));
-    let beside = Beside::create(&target.beside).with_context(failed)?;
     let bytes = Arc::new(AtomicU64::new(0));
     let progress = Progress::start(bytes.clone());
     let file = Counted { file: beside.file.try_clone().with_context(failed)?, bytes: bytes.clone() };

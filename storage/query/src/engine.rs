@@ -287,7 +287,7 @@ impl Request {
             Request::Sql(text, _) => (TextKind::Sql, text.as_str()),
             Request::Flows(query) => (TextKind::Filter, query.filter.as_deref().unwrap_or_default()),
         };
-        let complaint = Complaint::new(error, session).of_either_side(text);
+        let complaint = Complaint::new(error, session).of_either_side(error, text);
         kind.error(Located::complaint(text, complaint))
     }
 }

@@ -243,20 +243,24 @@ impl Complaint {
         }
     }
 
-    /// Where what is missing is not in the text: `host`, `net` and `port` stand for columns that some tables do not have.
-    pub(crate) fn of_either_side(self, text: &str) -> Complaint {
-        let Culprit::Word(column) = &self.culprit else { return self };
+    /// Where a column is missing that is not in the text: `host`, `net` and `port` stand for columns that some tables do not
+    /// have.
+    pub(crate) fn of_either_side(self, error: &DataFusionError, text: &str) -> Complaint {
+        let DataFusionError::SchemaError(missing, _) = error.find_root() else { return self };
+        let SchemaError::FieldNotFound { field, .. } = missing.as_ref() else { return self };
         let text = text.to_ascii_lowercase();
-        let (columns, words): (_, &[&str]) = match column.as_str() {
-            "src_ip" | "dst_ip" => ("src_ip and dst_ip", &["host", "net"]),
-            "src_port" | "dst_port" => ("src_port and dst_port", &["port"]),
+        let (columns, words, example): (_, &[&str], _) = match field.name() {
+            "src_ip" | "dst_ip" => {
+                ("src_ip and dst_ip", &["host", "net"], "client_ip = '10.0.0.1' OR server_ip = '10.0.0.1'")
+            }
+            "src_port" | "dst_port" => ("src_port and dst_port", &["port"], "client_port = 53 OR server_port = 53"),
             _ => return self,
         };
         match words.iter().find(|word| text.contains(&format!("{word}("))) {
-            Some(word) if !text.contains(column.as_str()) => Complaint {
+            Some(word) if !text.contains(field.name()) => Complaint {
                 message: format!("`{word}` looks at {columns}, which this table does not have"),
                 culprit: Culprit::Word((*word).to_owned()),
-                hint: Some("name its own columns, as in client_ip = '10.0.0.1' OR server_ip = '10.0.0.1'".to_owned()),
+                hint: Some(format!("name its own columns, as in {example}")),
             },
             _ => self,
         }
@@ -328,12 +332,13 @@ impl Complaint {
             return Complaint {
                 message: format!("`{name}` is neither grouped by nor in an aggregate function"),
                 culprit: Culprit::Word(name.to_owned()),
-                hint: Some(format!("add GROUP BY {name}, or write max({name})")),
+                hint: Some(format!("name {name} in GROUP BY, or write max({name})")),
             };
         }
         // The engine's name of the type.
         let of_address = message.contains("FixedSizeBinary(16)");
-        let of_time = message.contains("timestamp") || message.contains("Timestamp(") || message.contains("Nanosecond");
+        let of_time =
+            ["parsing timestamp", "to Nanosecond", "Timestamp(µs, \"UTC\") "].iter().any(|it| message.contains(it));
         let hint = match (of_address, of_time) {
             (true, _) => Some(
                 "an address is compared with addresses, and counted; `ip_text(...)` gives it as text for everything else",
@@ -351,7 +356,8 @@ impl Complaint {
         }
         let literal =
             [("string '", "'"), ("timestamp from '", "'")].iter().find_map(|(from, to)| between(message, from, to));
-        let message = plain(message).replace("FixedSizeBinary(16)", "address");
+        let message =
+            plain(message).replace("FixedSizeBinary(16)", "address").replace("FixedSizeBinary(6)", "MAC address");
         Complaint { message, culprit: literal.map_or(Culprit::Nowhere, |text| Culprit::Literal(text.to_owned())), hint }
     }
 }

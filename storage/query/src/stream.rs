@@ -229,7 +229,7 @@ fn filter_failure(message: &str) -> String {
     let cause = message.split_once(FILTER_FAILED).map_or(message, |(_, cause)| cause.trim_start_matches([':', ' ']));
     match cause.split_once("(\"").and_then(|(_, rest)| rest.split_once("\")")) {
         _ if cause.contains("DivideByZero") => "divide by zero".to_owned(),
-        Some((text, _)) => text.to_owned(),
+        Some((text, _)) => text.replace("\\\"", "\""),
         None => cause.to_owned(),
     }
 }

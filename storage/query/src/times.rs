@@ -1,5 +1,6 @@
 //! `date_trunc` and `date_bin` for times that the engine's own have no room for: these compute in ns, of which 2^63 end in
-//! the year 2262. A broken clock writes later ones, and one such row must not end a query over all others.
+//! the year 2262 (and begin in 1677). A broken clock writes later ones, and one such row must not end a query over all others.
+//! What bins by months, or from an origin, is left to the engine.
 
 use arrow::array::{Array, ArrayRef, AsArray, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, FieldRef, TimeUnit, TimestampMicrosecondType};

@@ -264,13 +264,27 @@ fn mistakes_point_at_their_place() {
         (
             "SELECT tap, count(*) FROM flows",
             "`tap` is neither grouped by nor in an aggregate function (line 1, column 8)\n  \
-             SELECT tap, count(*) FROM flows\n         ^\nadd GROUP BY tap, or write max(tap)",
+             SELECT tap, count(*) FROM flows\n         ^\nname tap in GROUP BY, or write max(tap)",
         ),
         (
             "SELECT 1 FROM dns WHERE host('1.1.1.1')",
             "`host` looks at src_ip and dst_ip, which this table does not have (line 1, column 25)\n  \
              SELECT 1 FROM dns WHERE host('1.1.1.1')\n                          ^\n\
              name its own columns, as in client_ip = '10.0.0.1' OR server_ip = '10.0.0.1'",
+        ),
+        (
+            "SELECT 1 FROM dns WHERE port(53)",
+            "`port` looks at src_port and dst_port, which this table does not have (line 1, column 25)\n  \
+             SELECT 1 FROM dns WHERE port(53)\n                          ^\n\
+             name its own columns, as in client_port = 53 OR server_port = 53",
+        ),
+        (
+            "SELECT host('10.0.0.1'), count(*) FROM flows",
+            "`src_ip` is neither grouped by nor in an aggregate function\nname src_ip in GROUP BY, or write max(src_ip)",
+        ),
+        (
+            "SELECT 1 FROM flows a JOIN flows b ON a.flow_id = b.flow_id WHERE host('10.0.0.1')",
+            "column `src_ip` is in more than one table here\nwrite the table's name or alias before it, as in `f.src_ip`",
         ),
         (
             "SELECT 1 FROM flows WHERE proto = ) 6",
