@@ -18,7 +18,7 @@ const ARROWS: &[(&str, &[&str], &[&str])] = &[
     ("sketches", &["memory"], &[]),
     ("wire", &[], &["traffic"]),
     ("capture", &["wire"], &["traffic"]),
-    ("hints", &["wire"], &["capture", "traffic"]),
+    ("hints", &["memory", "wire"], &["capture", "traffic"]),
     ("flowtable", &["memory", "wire", "hints"], &["capture", "traffic"]),
     ("export", &["wire", "flowtable"], &["hints"]),
     ("talkers", &["wire", "flowtable", "sketches"], &["traffic"]),

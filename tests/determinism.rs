@@ -6,6 +6,133 @@ use serde_json::Value;
 use std::path::Path;
 use support::{generate, replay, run, sql, taphouse};
 
+/// A capture of IPv4 packets without a link header.
+struct Capture(Vec<u8>);
+
+impl Capture {
+    fn new() -> Capture {
+        let words = [0xa1b2_c3d4, 0x0004_0002, 0, 0, 262_144, 101];
+        Capture(words.into_iter().flat_map(u32::to_le_bytes).collect())
+    }
+
+    /// `time` in ms since 1970. Between two hosts of their own for each `pair`, so that workers share them.
+    fn packet(&mut self, time: u64, pair: u16, proto: u8, ports: [u16; 2], transport: &[u8]) {
+        let [high, low] = pair.to_be_bytes();
+        let mut hosts = [[10, 0, high, low], [10, 1, high, low]];
+        // The well-known port is the server's.
+        if ports[0] < ports[1] {
+            hosts.swap(0, 1);
+        }
+        let total = 24 + transport.len() as u16;
+        let ip = [0x45, 0, (total >> 8) as u8, total as u8, 0, 1, 0, 0, 64, proto, 0, 0];
+        let [seconds, micros] = [time / 1000, time % 1000 * 1000].map(|n| n as u32);
+        let record = [seconds, micros, u32::from(total), u32::from(total)];
+        self.0.extend(record.into_iter().flat_map(u32::to_le_bytes));
+        self.0.extend([&ip[..], &hosts.concat(), &ports.map(u16::to_be_bytes).concat(), transport].concat());
+    }
+
+    fn udp(&mut self, time: u64, pair: u16, ports: [u16; 2], payload: &[u8]) {
+        let len = (payload.len() as u16 + 8).to_be_bytes();
+        self.packet(time, pair, 17, ports, &[&len[..], &[0, 0], payload].concat());
+    }
+
+    fn tcp(&mut self, time: u64, pair: u16, ports: [u16; 2], seq: u32, payload: &[u8]) {
+        let numbers = [seq, 1].map(u32::to_be_bytes).concat();
+        self.packet(time, pair, 6, ports, &[&numbers[..], &[0x50, 0x10, 255, 255, 0, 0, 0, 0], payload].concat());
+    }
+}
+
+/// A DNS message about `a.example`, type A: a query, or an answer that there is no such name.
+fn dns(id: u16, is_answer: bool) -> Vec<u8> {
+    let flags = if is_answer { [0x81, 0x83] } else { [1, 0] };
+    let question = b"\x01a\x07example\0\0\x01\0\x01";
+    [&id.to_be_bytes()[..], &flags, &[0, 1, 0, 0, 0, 0, 0, 0], question].concat()
+}
+
+/// Payloads larger than frames usually are, and what came too late while a few hundred others passed: neither how much of a payload
+/// travels to another worker nor where a batch ends may show.
+#[test]
+fn large_payloads_and_late_answers_are_the_same_for_any_number_of_workers() {
+    const QUERIES: u16 = 1000;
+    let mut capture = Capture::new();
+    let messages = |is_answer| {
+        (0..QUERIES).flat_map(move |id| {
+            let message = dns(id, is_answer);
+            [&(message.len() as u16).to_be_bytes()[..], &message].concat()
+        })
+    };
+    for pair in 0..4 {
+        capture.tcp(0, pair, [40_000, 53], 1, &messages(false).collect::<Vec<u8>>());
+        capture.tcp(20, pair, [53, 40_000], 1, &messages(true).collect::<Vec<u8>>());
+        let request = format!("GET / HTTP/1.1\r\nCookie: {}\r\nHost: far.example\r\n\r\n", "x".repeat(30_000));
+        capture.tcp(30, pair, [40_001, 80], 1, request.as_bytes());
+        capture.udp(40, pair, [40_002, 53], &dns(7, false));
+        capture.tcp(50, pair, [40_003, 80], 1, b"GET / HTTP/1.1\r\nHost: la");
+    }
+    for n in 0..800 {
+        capture.udp(60 + n, 100 + n as u16, [40_004, 9], b"in between");
+    }
+    for pair in 0..4 {
+        capture.udp(15_040, pair, [53, 40_002], &dns(7, true));
+        capture.tcp(15_050, pair, [40_003, 80], 25, b"te.example\r\n\r\n");
+    }
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("large.pcap");
+    std::fs::write(&path, &capture.0).expect("a file");
+    let told = |workers: u16| {
+        let dir = tempfile::tempdir().expect("a folder");
+        let summary = replay(&path, dir.path(), &["flowtable.timeouts=off", &format!("pipeline.workers={workers}")]);
+        assert_eq!(summary["ledger"]["balanced"], true, "{summary}");
+        let of = |query: &str| sql(query, dir.path());
+        (
+            of("SELECT proto, rcode, latency_us, count(*) AS n FROM dns GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"),
+            of("SELECT app, name, count(*) AS n FROM flows GROUP BY 1, 2 ORDER BY 1, 2"),
+        )
+    };
+    let row = |proto: u8, rcode: Option<u16>, latency: Option<u32>, n: u32| serde_json::json!({"proto": proto, "rcode": rcode, "latency_us": latency, "n": n});
+    let (queries, flows) = told(1);
+    let late = [row(17, Some(3), None, 4), row(17, None, None, 4)];
+    assert_eq!(queries, [&[row(6, Some(3), Some(20_000), 4 * u32::from(QUERIES))][..], &late].concat());
+    let http: Vec<_> = flows.iter().filter(|row| row["app"] == "http").map(|row| (&row["name"], &row["n"])).collect();
+    let (far, none) = (Value::from("far.example"), Value::Null);
+    assert_eq!(http, [(&far, &4.into()), (&none, &4.into())], "{flows:#?}");
+    for workers in [2, 4] {
+        assert_eq!(told(workers), (queries.clone(), flows.clone()), "{workers} workers");
+    }
+}
+
+/// One packet from 2106 among those of five minutes: no other flow is ended later for it, or less often.
+#[test]
+fn a_packet_from_the_future_changes_its_own_record_alone() {
+    const START: u64 = 1_700_000_000_000;
+    let flows = |rogue: bool| {
+        let mut capture = Capture::new();
+        for second in 0..300 {
+            let time = START + second * 1000;
+            capture.udp(time, 1, [40_000, 9], b"goes on and on");
+            capture.udp(time + 1, 100 + second as u16, [40_000, 9], b"once");
+            if rogue && second == 10 {
+                capture.udp(u64::from(u32::MAX) * 1000, 2, [40_000, 9], b"from the future");
+            }
+        }
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("clock.pcap");
+        std::fs::write(&path, &capture.0).expect("a file");
+        let summary = replay(&path, &dir.path().join("data"), &[]);
+        assert_eq!(summary["packets"], 600 + u64::from(rogue), "{summary}");
+        sql("SELECT * FROM flows ORDER BY t_end, flow_id, part", &dir.path().join("data"))
+    };
+    let (mut with, without) = (flows(true), flows(false));
+    let rogue = with.pop().expect("it is stored");
+    assert!(rogue["t_end"].as_str().is_some_and(|time| time.starts_with("2106-02-07")), "{rogue}");
+    assert!(
+        without.iter().any(|row| row["end_reason"] == "idle")
+            && without.iter().any(|row| row["end_reason"] == "active")
+    );
+    let first = with.iter().zip(&without).find(|(a, b)| a != b);
+    assert!(first.is_none() && with.len() == without.len(), "{first:#?}");
+}
+
 fn outcome(capture: &Path, workers: u16) -> (Vec<Value>, Vec<Value>) {
     let dir = tempfile::tempdir().expect("a folder");
     let summary = replay(capture, dir.path(), &[&format!("pipeline.workers={workers}")]);

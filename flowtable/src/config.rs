@@ -80,6 +80,17 @@ pub enum FlowTableError {
         /// What was asked for.
         value: usize,
     },
+    /// The system does not give so much memory.
+    #[error(
+        "flowtable.flows_max {flows_max} and side_memory take {gigabytes} GB in each worker, which this host does not give; lower \
+         them, or pipeline.workers"
+    )]
+    Memory {
+        /// Flows that were asked for.
+        flows_max: u32,
+        /// Bytes of all, in units of 10^9, rounded up.
+        gigabytes: usize,
+    },
     /// A timeout of zero would end every flow at its first packet.
     #[error("flowtable.timeouts.{name} is 0; give a duration above zero, or `timeouts: off` for none at all")]
     ZeroTimeout {

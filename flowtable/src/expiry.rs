@@ -6,6 +6,7 @@
 //! over ten million flows reads 40 MB.
 
 use crate::{FlowSink, FlowTable};
+use std::collections::TryReserveError;
 use wire::Nanos;
 
 /// Slots whose bound is examined per batch at most, so that no jump in time stalls a worker.
@@ -37,15 +38,15 @@ pub(crate) struct Expiry {
 }
 
 impl Expiry {
-    pub(crate) fn new(flows_max: u32) -> Expiry {
-        Expiry {
-            bounds: memory::reserve(flows_max as usize),
+    pub(crate) fn new(flows_max: u32) -> Result<Expiry, TryReserveError> {
+        Ok(Expiry {
+            bounds: memory::reserve(flows_max as usize)?,
             epoch: None,
             sweep_at: 0,
             swept_until: Nanos::ZERO,
             victim_at: 0,
             search_from: Nanos::ZERO,
-        }
+        })
     }
 
     /// Ticks count from the clock of the first flow.

@@ -4,6 +4,7 @@
 use crate::record::RttLife;
 use crate::state::NO_EXTRA;
 use hints::{Hint, TEXT_MAX, TextLens};
+use std::collections::TryReserveError;
 
 /// Most bytes of text that a flow can have.
 pub(crate) const TEXTS_MAX: usize = 4 * TEXT_MAX;
@@ -92,8 +93,8 @@ struct Slab<T> {
 }
 
 impl<T: Copy> Slab<T> {
-    fn new(max: usize) -> Slab<T> {
-        Slab { slots: memory::reserve(max), max, free: NONE }
+    fn new(max: usize) -> Result<Slab<T>, TryReserveError> {
+        Ok(Slab { slots: memory::reserve(max)?, max, free: NONE })
     }
 
     /// A slot that holds `value`, or `None` where there is none. `next` reads the list in a free slot.
@@ -120,9 +121,10 @@ pub(crate) struct Extras {
 }
 
 impl Extras {
-    pub(crate) fn new(bytes_max: usize) -> Extras {
+    pub(crate) fn new(bytes_max: usize) -> Result<Extras, TryReserveError> {
         let half = |size: usize| (bytes_max / 2 / size).min(NONE as usize);
-        Extras { extras: Slab::new(half(size_of::<Extra>())), blocks: Slab::new(half(size_of::<Block>())), refused: 0 }
+        let (extras, blocks) = (Slab::new(half(size_of::<Extra>()))?, Slab::new(half(size_of::<Block>()))?);
+        Ok(Extras { extras, blocks, refused: 0 })
     }
 
     /// Round trips and hints that found no room so far.
@@ -284,7 +286,7 @@ mod tests {
 
     #[test]
     fn texts_come_back_as_they_were_and_leave_no_block_behind() {
-        let mut extras = Extras::new(64 * 2 * 40);
+        let mut extras = Extras::new(64 * 2 * 40).expect("memory");
         let long = "x".repeat(TEXT_MAX + 9);
         let mut handles = [NONE; 3];
         for round in 0..100 {
@@ -303,7 +305,7 @@ mod tests {
 
     #[test]
     fn what_finds_no_room_is_counted_and_costs_nobody_else_anything() {
-        let mut extras = Extras::new(64 * 2 * 2);
+        let mut extras = Extras::new(64 * 2 * 2).expect("memory");
         let (mut a, mut b, mut c) = (NONE, NONE, NONE);
         extras.add_texts(&mut a, &Hint { name: "a.example", ..Hint::default() });
         let long = "y".repeat(200);
@@ -318,7 +320,7 @@ mod tests {
 
     #[test]
     fn round_trips_are_summed_up_within_their_bounds() {
-        let mut extras = Extras::new(1 << 12);
+        let mut extras = Extras::new(1 << 12).expect("memory");
         let mut handle = NONE;
         for us in 1..=1000u32 {
             extras.round_trip(&mut handle, 0, us * 10);
@@ -334,7 +336,7 @@ mod tests {
 
     #[test]
     fn a_later_hint_adds_to_an_earlier_one() {
-        let (mut extras, mut handle) = (Extras::new(1 << 12), NONE);
+        let (mut extras, mut handle) = (Extras::new(1 << 12).expect("memory"), NONE);
         extras.add_texts(&mut handle, &Hint { name: "a.example", agent: "curl", ..Hint::default() });
         extras.add_texts(&mut handle, &Hint { name: "b.example", alpn: "h2", ..Hint::default() });
         let (lens, all) = texts(&extras, handle);

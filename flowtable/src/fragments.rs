@@ -4,22 +4,19 @@
 //! ones take them from there. A later fragment whose first one was not seen before it counts in a flow with ports 0.
 
 use crate::hash::KeyHasher;
+use memory::Expiring;
 use wire::{Direction, FlowKey, Nanos, PacketMeta};
 
-/// Ways of a set: where a datagram can be kept.
-const WAYS: usize = 8;
-/// Packet time after which a datagram is over, complete or not (Linux: `ipfrag_time`, 30 s).
+/// Packet time after its first fragment at which a datagram is over, complete or not (Linux: `ipfrag_time`, 30 s).
 const TIMEOUT: Nanos = Nanos::from_secs(30);
 
 /// A datagram of which a first fragment was seen.
 #[derive(Clone, Copy, Default)]
 struct Datagram {
-    /// Hash of addresses, protocol, identification, tap, VLANs and tunnel, keyed; 0 for none.
-    hash: u64,
-    /// Clock at its latest fragment.
-    clock: Nanos,
     src_port: u16,
     dst_port: u16,
+    /// The transport's, which later fragments may not say.
+    proto: u8,
     /// Payload of the first fragment, bytes, its transport header not counted: what later ones start behind.
     first: u32,
     /// Where the later fragments seen begin and end, in bytes from the start of the datagram.
@@ -44,21 +41,20 @@ pub struct FragmentCounts {
     pub evicted: u64,
 }
 
-/// Remembers the ports of fragmented datagrams. Fixed memory: 40 bytes a datagram.
+/// Remembers the ports of fragmented datagrams. Memory is bounded from the start: some 90 bytes a datagram.
 pub struct FragmentCache {
     hasher: KeyHasher,
-    /// Sets of `WAYS`, one after the other.
-    datagrams: Vec<Datagram>,
+    /// By a keyed hash of what its fragments share, which stands for that.
+    datagrams: Expiring<u64, Datagram>,
     counts: FragmentCounts,
 }
 
 impl FragmentCache {
-    /// For at least so many datagrams in progress.
+    /// For so many datagrams in progress, 1 to 2^24.
     pub fn new(datagrams_max: u32) -> FragmentCache {
-        let sets = (datagrams_max as usize).div_ceil(WAYS).max(1).next_power_of_two();
         FragmentCache {
             hasher: KeyHasher::new(),
-            datagrams: vec![Datagram::default(); sets * WAYS],
+            datagrams: Expiring::new(datagrams_max.clamp(1, 1 << 24) as usize, Datagram::default),
             counts: FragmentCounts::default(),
         }
     }
@@ -68,43 +64,66 @@ impl FragmentCache {
         self.counts
     }
 
-    /// Takes a fragment into account (`fragment.fragment` is set); a later one gets the ports of its first one.
+    /// Takes a fragment into account (`fragment.fragment` is set); a later one gets ports and protocol of its first one. Clocks
+    /// never decrease.
     #[cold]
     pub fn assign(&mut self, fragment: &mut PacketMeta) {
+        self.expire(fragment.clock);
         let hash = self.hash(fragment);
-        let set = (hash >> 32) as usize % (self.datagrams.len() / WAYS) * WAYS;
-        let set = &mut self.datagrams[set..set + WAYS];
-        let is_live = |d: &Datagram| fragment.clock - d.clock < TIMEOUT;
+        let known = self.datagrams.find(&hash);
         if fragment.fragment_offset == 0 {
             self.counts.first += 1;
-            // The same again (a packet seen twice), an old one, an empty place, or whoever was silent the longest.
-            let Some(place) = set.iter_mut().min_by_key(|d| (d.hash != hash, d.hash != 0, d.clock)) else { return };
-            self.counts.evicted += u64::from(place.hash != hash && place.hash != 0 && is_live(place));
-            let (src_port, dst_port) = ports(fragment);
-            let (clock, first) = (fragment.clock, fragment.payload_len);
-            let range = (u32::MAX, 0);
-            *place = Datagram { hash, clock, src_port, dst_port, first, range, bytes: 0, overlaps: false };
+            match known {
+                // A packet seen twice, or another datagram under the same number.
+                Some(slot) => self.datagrams.remove(slot),
+                None if self.datagrams.is_full() => {
+                    self.counts.evicted += 1;
+                    if let Some(oldest) = self.datagrams.oldest() {
+                        self.datagrams.remove(oldest);
+                    }
+                }
+                None => {}
+            }
+            if let Some(slot) = self.datagrams.insert(hash, fragment.clock.0) {
+                let (src_port, dst_port) = ports(fragment);
+                let (first, range) = (fragment.payload_len, (u32::MAX, 0));
+                *self.datagrams.value_mut(slot) =
+                    Datagram { src_port, dst_port, proto: fragment.key.proto, first, range, bytes: 0, overlaps: false };
+            }
             return;
         }
-        match set.iter_mut().find(|d| d.hash == hash && is_live(d)) {
-            Some(datagram) => {
+        match known {
+            Some(slot) => {
+                let datagram = self.datagrams.value_mut(slot);
                 self.counts.assigned += 1;
                 self.counts.overlapping += u64::from(datagram.add(fragment));
+                fragment.key.proto = datagram.proto;
                 set_ports(fragment, datagram.src_port, datagram.dst_port);
             }
             None => self.counts.unassigned += 1,
         }
     }
 
+    /// Forgets what has taken too long.
+    fn expire(&mut self, clock: Nanos) {
+        if clock < TIMEOUT {
+            return;
+        }
+        while let Some(slot) = self.datagrams.expired((clock - TIMEOUT).0) {
+            self.datagrams.remove(slot);
+        }
+    }
+
     fn hash(&self, fragment: &PacketMeta) -> u64 {
         let k = fragment.key;
-        // The direction is part of it, since each side numbers its own datagrams. So is the number.
+        // The direction is part of it, since each side numbers its own datagrams. So is the number, and the protocol where that is
+        // a matter of the datagram: what is in the key may be that of a header which only the first fragment has.
         let (lo, hi) = match fragment.direction {
             Direction::LoToHi => (k.lo, k.hi),
             Direction::HiToLo => (k.hi, k.lo),
         };
         let (lo_port, hi_port) = ((fragment.fragment_id >> 16) as u16, fragment.fragment_id as u16);
-        self.hasher.hash(&FlowKey { lo, hi, lo_port, hi_port, ..k }).max(1)
+        self.hasher.hash(&FlowKey { lo, hi, lo_port, hi_port, proto: fragment.fragment_proto, ..k })
     }
 }
 
@@ -113,7 +132,6 @@ impl Datagram {
     fn add(&mut self, fragment: &PacketMeta) -> bool {
         let from = u32::from(fragment.fragment_offset) * 8;
         let len = fragment.payload_len;
-        self.clock = self.clock.max(fragment.clock);
         self.range = (self.range.0.min(from), self.range.1.max(from.saturating_add(len)));
         self.bytes = self.bytes.saturating_add(len);
         let overlaps = from < self.first || self.bytes > self.range.1 - self.range.0;
@@ -166,6 +184,7 @@ mod tests {
             payload_len: if offset == 0 { bytes - UDP_HEADER } else { bytes },
             fragment: true,
             fragment_id: id,
+            fragment_proto: proto::UDP,
             fragment_offset: (offset / 8) as u16,
             ..PacketMeta::default()
         };
@@ -198,7 +217,7 @@ mod tests {
     fn a_number_is_forgotten_after_its_time() {
         let mut fragments = [fragment(1, 0, 1480, 0), fragment(1, 1480, 1480, 29), fragment(1, 2960, 1480, 59)];
         let counts = run(&mut fragments, 64);
-        assert_eq!((counts.assigned, counts.unassigned), (1, 1), "30 s after the latest fragment");
+        assert_eq!((counts.assigned, counts.unassigned), (1, 1), "30 s after the first fragment");
     }
 
     #[test]
@@ -209,6 +228,35 @@ mod tests {
         assert_eq!(run(&mut twice, 64).overlapping, 1);
         let mut backwards = [fragment(1, 0, 48, 0), fragment(1, 96, 48, 0), fragment(1, 48, 48, 0)];
         assert_eq!(run(&mut backwards, 64).overlapping, 0);
+    }
+
+    /// What stands in the way of a set of eight: as many as there is room for find each other, in every process.
+    #[test]
+    fn as_many_as_there_is_room_for_are_remembered() {
+        const MAX: u32 = 8192;
+        let offsets = [0, 1480].into_iter();
+        let mut all: Vec<_> = offsets.flat_map(|at| (0..MAX).map(move |id| fragment(id, at, 1480, 0))).collect();
+        let counts = run(&mut all, MAX);
+        assert_eq!((counts.assigned, counts.unassigned, counts.evicted), (u64::from(MAX), 0, 0));
+    }
+
+    /// IPv6: what a later fragment says of the next header is not what the datagram carries; IPv4 behind an authentication
+    /// header likewise. Two datagrams of different IPv4 protocols under one number are two.
+    #[test]
+    fn the_protocol_is_that_of_the_first_fragment() {
+        let later = |proto, fragment_proto| {
+            let mut p = fragment(1, 1480, 1480, 0);
+            (p.key.proto, p.fragment_proto) = (proto, fragment_proto);
+            p
+        };
+        for of_datagram in [0, proto::AH] {
+            let mut fragments = [fragment(1, 0, 1480, 0), later(60, of_datagram)];
+            fragments[0].fragment_proto = of_datagram;
+            assert_eq!(run(&mut fragments, 64).assigned, 1);
+            assert_eq!((fragments[1].key.proto, fragments[1].key.lo_port), (proto::UDP, 53));
+        }
+        let mut others = [fragment(1, 0, 1480, 0), later(proto::TCP, proto::TCP)];
+        assert_eq!(run(&mut others, 64).unassigned, 1);
     }
 
     #[test]

@@ -6,6 +6,8 @@
 //! million flows. Removal leaves no tombstones: each bucket counts the entries that wanted it and went on
 //! (the scheme of F14, Bronson and Shi 2019).
 
+use std::collections::TryReserveError;
+
 /// What fits a cache line beside a count: tags of 2 bytes, slots of 4.
 const WAYS: usize = 10;
 /// Share of the ways that may be taken, in hundredths.
@@ -56,11 +58,11 @@ pub(crate) struct Index {
 
 impl Index {
     /// Room for `entries`.
-    pub(crate) fn new(entries: u32) -> Index {
+    pub(crate) fn new(entries: u32) -> Result<Index, TryReserveError> {
         let count = next_prime((entries as usize * 100).div_ceil(WAYS * LOAD).max(2));
-        let mut buckets = memory::reserve(count);
+        let mut buckets = memory::reserve(count)?;
         buckets.resize(count, Bucket::EMPTY);
-        Index { buckets }
+        Ok(Index { buckets })
     }
 
     #[inline]
@@ -198,7 +200,7 @@ mod tests {
         /// Few distinct hashes, so that buckets overflow and tags collide; a map is the oracle.
         #[test]
         fn agrees_with_a_map(ops in proptest::collection::vec((any::<bool>(), 0u64..6, 0u64..40), 1..400)) {
-            let mut index = Index::new(64);
+            let mut index = Index::new(64).expect("memory");
             let mut model: HashMap<u64, u32> = HashMap::new();
             for (at, (insert, bucket, low)) in ops.into_iter().enumerate() {
                 let hash = (bucket << 60) | (low % 3);
@@ -227,7 +229,7 @@ mod tests {
 
     #[test]
     fn removal_leaves_no_trace() {
-        let mut index = Index::new(1000);
+        let mut index = Index::new(1000).expect("memory");
         for round in 0..50u64 {
             for i in 0..1000u64 {
                 index.insert((i * 7 + round) << 48 | (i & 3), i as u32);

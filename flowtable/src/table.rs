@@ -7,6 +7,7 @@ use crate::sink::{FlowInView, HintOwner, HintSlot};
 use crate::state::{Birth, FlowState, NO_EXTRA, bits};
 use crate::{EndReason, FlowRecord, FlowSink, FlowTableConfig, FlowTableError, segments};
 use hints::App;
+use std::collections::TryReserveError;
 use wire::{Nanos, PacketMeta, proto};
 
 /// Packets between two looks at what has timed out.
@@ -17,6 +18,8 @@ const INDEX_AHEAD: usize = 24;
 const STATE_AHEAD: usize = 12;
 /// Packets between asking for what a flow has in the side arena and the packet's turn.
 const EXTRA_AHEAD: usize = 5;
+/// Bytes of a flow in the table: its state, what is known of its beginning, its bound, and its share of the index.
+const FLOW_BYTES: usize = 252;
 /// No slot has this number: there are fewer.
 pub(crate) const NO_SLOT: u32 = u32::MAX;
 
@@ -73,20 +76,25 @@ impl FlowTable {
     /// An empty shard.
     ///
     /// # Errors
-    /// A size or timeout that cannot work.
+    /// A size or timeout that cannot work, or more memory than the system gives.
     pub fn new(config: FlowTableConfig) -> Result<FlowTable, FlowTableError> {
         config.validate()?;
+        let flows = config.flows_max as usize;
+        let refused = |_: TryReserveError| FlowTableError::Memory {
+            flows_max: config.flows_max,
+            gigabytes: (flows * FLOW_BYTES + config.side_bytes_max).div_ceil(1_000_000_000),
+        };
         Ok(FlowTable {
             timeouts: config.timeouts,
             flows_max: config.flows_max,
             patience: Patience::normal(config.timeouts),
             hasher: KeyHasher::new(),
-            index: Index::new(config.flows_max),
-            states: memory::reserve(config.flows_max as usize),
-            births: memory::reserve(config.flows_max as usize),
+            index: Index::new(config.flows_max).map_err(refused)?,
+            states: memory::reserve(flows).map_err(refused)?,
+            births: memory::reserve(flows).map_err(refused)?,
             free: NO_SLOT,
-            extras: Extras::new(config.side_bytes_max),
-            expiry: crate::expiry::Expiry::new(config.flows_max),
+            extras: Extras::new(config.side_bytes_max).map_err(refused)?,
+            expiry: crate::expiry::Expiry::new(config.flows_max).map_err(refused)?,
             clock: Nanos::ZERO,
             counts: FlowTableCounts::default(),
             deltas: Deltas::default(),
@@ -172,13 +180,15 @@ impl FlowTable {
         }
     }
 
-    /// What the flow in a slot has in the side arena, if it has anything.
+    /// What the flow in a slot has in the side arena, if it has anything, and what is asked for while it is young.
     #[inline]
     fn prefetch_extra(&self, slot: u32) {
-        if let Some(state) = self.states.get(slot as usize)
-            && state.extra != NO_EXTRA
-        {
+        let Some(state) = self.states.get(slot as usize) else { return };
+        if state.extra != NO_EXTRA {
             self.extras.prefetch(state.extra);
+        }
+        if state.hint.wants() {
+            memory::prefetch(&self.births[slot as usize]);
         }
     }
 

@@ -57,6 +57,7 @@ const DIRTY: PacketMeta = PacketMeta {
     dscp: 0xa5,
     dst_mac: Mac([0xa5; 6]),
     src_mac: Mac([0x5a; 6]),
+    fragment_proto: 0x5a,
     fragment_offset: 0xa5a5,
     icmp_type: 0xa5,
     icmp_code: 0x5a,

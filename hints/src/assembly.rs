@@ -1,8 +1,8 @@
 //! Streams in pieces: what a ClientHello, an HTTP request or a DNS message over TCP is put together from, and the
 //! CRYPTO frames of QUIC. A fixed number of buffers of a fixed size.
 
-use crate::expiring::{Expiring, Slot};
 use crate::{InspectCounts, InspectLimits};
+use memory::{Expiring, Slot};
 use std::ops::Range;
 use wire::Nanos;
 
@@ -118,7 +118,7 @@ impl Assemblies {
             counts.assemblies_evicted += 1;
             self.table.remove(self.table.oldest()?);
         }
-        let slot = self.table.insert(key, now)?;
+        let slot = self.table.insert(key, now.0)?;
         counts.assemblies += 1;
         let assembly = self.table.value_mut(slot);
         (assembly.base, assembly.segments, assembly.ranges_count) = (base, 0, 0);
@@ -231,7 +231,7 @@ impl Assemblies {
         if clock < self.timeout {
             return;
         }
-        while let Some(slot) = self.table.expired(clock - self.timeout) {
+        while let Some(slot) = self.table.expired((clock - self.timeout).0) {
             self.table.remove(slot);
             counts.assemblies_expired += 1;
         }

@@ -3,7 +3,6 @@
 use crate::assembly::{Added, Assemblies, StreamKey};
 use crate::dhcp;
 use crate::dns::{Check, Exchange, Message, Transactions};
-use crate::expiring::Slot;
 use crate::hello::Hello;
 use crate::http;
 use crate::ja4::{self, Transport};
@@ -13,6 +12,7 @@ use crate::signature;
 use crate::text::Text;
 use crate::tls::{self, handshake};
 use crate::{App, DnsRecord, Hint, InspectCounts, InspectLimits, Progress};
+use memory::Slot;
 use wire::{Addr, Nanos, TapId, proto};
 
 /// One transport payload and where it belongs.
@@ -140,6 +140,8 @@ impl Inspector {
         if payload.bytes.is_empty() {
             return;
         }
+        // What is over by now is over, wherever batches begin and end.
+        self.advance(payload.clock, sink);
         self.counts.payloads += 1;
         *progress = match progress.stage() {
             Stage::Looking { originator, responder } => self.look(payload, originator, responder, sink),
@@ -152,6 +154,7 @@ impl Inspector {
     }
 
     /// Moves packet time on: DNS queries without an answer are exported, assemblies that were not completed let go.
+    #[inline]
     pub fn advance(&mut self, clock: Nanos, sink: &mut impl HintSink) {
         self.assemblies.expire(clock, &mut self.counts);
         self.transactions.expire(clock, &mut self.counts, sink);
@@ -284,7 +287,8 @@ impl Inspector {
     fn look_at_tcp(&mut self, p: &Payload<'_>, sink: &mut impl HintSink) -> Option<Stage> {
         self.texts.clear();
         let on_53 = p.src_port == 53 || p.dst_port == 53;
-        if on_53 && (p.bytes.len() < 2 || begins_dns(p.bytes)) || is_whole_dns(p, &mut self.texts.name) {
+        let is_dns = on_53 && (p.bytes.len() < 2 || begins_dns(p.bytes) && !is_client_hello(p.bytes));
+        if is_dns || is_whole_dns(p, &mut self.texts.name) {
             return Some(self.dns_over_tcp(p, Dns::default(), sink));
         }
         self.texts.clear();
@@ -712,6 +716,12 @@ fn udp_is_worth_a_look(p: &Payload<'_>) -> bool {
 fn begins_dns(bytes: &[u8]) -> bool {
     let Some((len, message)) = bytes.split_first_chunk() else { return false };
     u16::from_be_bytes(*len) >= 12 && (message.len() < 12 || Message::is_plausible(message))
+}
+
+/// A record of TLS 1.0 to 1.3 that begins with a ClientHello (RFC 8446 sections 4 and 5.1), which reads as well as the beginning of
+/// a DNS message of 5635 bytes.
+fn is_client_hello(bytes: &[u8]) -> bool {
+    matches!(bytes, [0x16, 3, 0..=4, _, _, handshake::CLIENT_HELLO, 0, ..])
 }
 
 /// The payload is one DNS message over TCP, to its last byte.

@@ -7,7 +7,6 @@ mod cursor;
 mod dhcp;
 mod dns;
 mod dns_record;
-mod expiring;
 #[doc(hidden)]
 pub mod fuzz;
 mod hello;

@@ -39,6 +39,26 @@ impl Text {
         self.cut
     }
 
+    /// Becomes a copy of `other`, of which only what is used is copied.
+    pub(crate) fn copy_from(&mut self, other: &Text) {
+        (self.len, self.cut) = (0, other.cut);
+        self.append(other.as_bytes());
+    }
+
+    /// Takes back what was added since the text had `len` bytes and was not cut.
+    pub(crate) fn take_back(&mut self, len: usize) {
+        debug_assert!(len <= usize::from(self.len));
+        (self.len, self.cut) = (len as u8, false);
+    }
+
+    /// Printable characters of ASCII.
+    pub(crate) fn push_printable(&mut self, bytes: &[u8]) {
+        debug_assert!(is_printable(bytes));
+        let end = if self.cut { 0 } else { bytes.len().min(TEXT_MAX - usize::from(self.len)) };
+        self.cut |= end < bytes.len();
+        self.append(&bytes[..end]);
+    }
+
     /// Text without control characters.
     pub(crate) fn push_str(&mut self, text: &str) {
         let room = TEXT_MAX - usize::from(self.len);
@@ -55,12 +75,8 @@ impl Text {
     pub(crate) fn push_lossy(&mut self, bytes: &[u8]) {
         // All that can be kept, and a character that is cut.
         let bytes = &bytes[..bytes.len().min(TEXT_MAX + 4)];
-        if bytes.iter().all(|b| (0x20..0x7f).contains(b)) {
-            let end = bytes.len().min(TEXT_MAX - usize::from(self.len));
-            let end = if self.cut { 0 } else { end };
-            self.cut |= end < bytes.len();
-            self.append(&bytes[..end]);
-            return;
+        if is_printable(bytes) {
+            return self.push_printable(bytes);
         }
         for chunk in bytes.utf8_chunks() {
             for c in chunk.valid().chars() {
@@ -84,7 +100,7 @@ impl Text {
                 break;
             }
         }
-        self.push_lossy(&digits[at..]);
+        self.push_printable(&digits[at..]);
     }
 
     /// Bytes that are whole characters and fit.
@@ -93,6 +109,13 @@ impl Text {
         self.bytes[start..start + bytes.len()].copy_from_slice(bytes);
         self.len += bytes.len() as u8;
     }
+}
+
+/// Whether all of it are printable characters of ASCII.
+#[inline]
+pub(crate) fn is_printable(bytes: &[u8]) -> bool {
+    // Without an early end: these are short.
+    bytes.iter().fold(true, |all, b| all & (0x20..0x7f).contains(b))
 }
 
 impl fmt::Write for Text {

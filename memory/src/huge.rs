@@ -1,14 +1,19 @@
 //! Large arrays that are touched at random, on huge pages: with small ones nearly every flow costs a walk through the page
 //! tables, which is dearer than the flow itself, most of all in a virtual machine.
 
+use std::collections::TryReserveError;
 use std::sync::atomic::AtomicU64;
 
 /// An empty vector with room for `capacity` elements, for which the kernel is asked for huge pages (2 MiB on x86_64). It may
 /// have none: nothing changes but the speed. The pages themselves come when they are first touched.
-pub fn reserve<T>(capacity: usize) -> Vec<T> {
-    let vec: Vec<T> = Vec::with_capacity(capacity);
+///
+/// # Errors
+/// The system refuses so much memory.
+pub fn reserve<T>(capacity: usize) -> Result<Vec<T>, TryReserveError> {
+    let mut vec: Vec<T> = Vec::new();
+    vec.try_reserve_exact(capacity)?;
     advise(vec.as_ptr().addr(), capacity * size_of::<T>());
-    vec
+    Ok(vec)
 }
 
 /// Cells that are zero, on huge pages as far as there are any. New ones come from the kernel as zero, so that making them touches
@@ -52,9 +57,14 @@ mod tests {
     }
 
     #[test]
+    fn more_than_there_can_be_is_refused() {
+        assert!(reserve::<u64>(1 << 50).is_err() && reserve::<u64>(usize::MAX).is_err());
+    }
+
+    #[test]
     fn reserved_memory_is_ordinary_memory() {
         for capacity in [0, 1, 100, 1 << 20] {
-            let mut vec = reserve::<u64>(capacity);
+            let mut vec = reserve::<u64>(capacity).expect("so little");
             assert!(vec.capacity() >= capacity);
             vec.extend(0..capacity as u64);
             assert_eq!(vec.iter().sum::<u64>(), (capacity as u64).saturating_sub(1) * capacity as u64 / 2);

@@ -49,8 +49,32 @@ pub(crate) fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) ->
         .map(|(_, name)| name.to_owned())
 }
 
+/// Characters of a line that are shown.
+const WRITTEN_MAX: usize = 80;
+
+/// What a reader of YAML says, for people who do not read Rust.
+fn plainly(message: &str) -> String {
+    let whole = |least: i128, most: i128| format!("not a whole number from {least} to {most}");
+    match message {
+        "invalid u8" => whole(0, u8::MAX.into()),
+        "invalid u16" => whole(0, u16::MAX.into()),
+        "invalid u32" => whole(0, u32::MAX.into()),
+        "invalid u64" | "invalid usize" => whole(0, u64::MAX.into()),
+        "invalid i64" => whole(i64::MIN.into(), i64::MAX.into()),
+        "invalid f64" => "not a number".to_owned(),
+        "invalid boolean" => "neither true nor false".to_owned(),
+        "expected mapping start" => "keys and their values should stand here, as in `key: value`".to_owned(),
+        "expected sequence start" => "a list should stand here, as in `[one, two]`".to_owned(),
+        _ => match message.strip_prefix("duplicate mapping key: ") {
+            Some(key) => format!("the key '{}' stands here a second time", key.split(", set ").next().unwrap_or(key)),
+            None => message.to_owned(),
+        },
+    }
+}
+
 impl ConfigError {
-    pub(crate) fn from_yaml(error: &serde_saphyr::Error) -> ConfigError {
+    /// What is wrong with `text`.
+    pub(crate) fn from_yaml(error: &serde_saphyr::Error, text: &str) -> ConfigError {
         let error = error.without_snippet();
         let line = error.location().map(|l| l.line()).filter(|l| *l > 0);
         if let serde_saphyr::Error::SerdeUnknownField { field, expected, .. } = error {
@@ -63,9 +87,14 @@ impl ConfigError {
             };
         }
         // The text repeats the place; the first line says what is wrong.
-        let text = error.to_string();
-        let first = text.lines().next().unwrap_or_default();
-        let message = first.split(" at line ").next().unwrap_or(first).to_owned();
+        let told = error.to_string();
+        let first = told.lines().next().unwrap_or_default();
+        let message = plainly(first.split(" at line ").next().unwrap_or(first));
+        let written = line.and_then(|line| text.lines().nth(line as usize - 1)).map_or("", str::trim);
+        let message = match written {
+            "" => message,
+            written => format!("`{}`: {message}", written.chars().take(WRITTEN_MAX).collect::<String>()),
+        };
         ConfigError::Yaml { path: None, line, message }
     }
 

@@ -530,7 +530,7 @@ impl Config {
         if empty {
             return Ok(Config::default());
         }
-        serde_saphyr::from_str(text).map_err(|e| ConfigError::from_yaml(&e))
+        serde_saphyr::from_str(text).map_err(|e| ConfigError::from_yaml(&e, text))
     }
 
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {

@@ -10,6 +10,8 @@ use wire::{Nanos, PacketMeta};
 
 /// Packets in a block.
 const BLOCK_PACKETS: usize = 512;
+/// Bytes of payloads beyond which a block goes on its way before it has all its packets: those of large frames.
+const BLOCK_BYTES: usize = 1 << 20;
 /// Blocks on their way to a worker; the reader waits beyond that.
 const RING_BLOCKS: usize = 64;
 /// Packets read before every worker hears of the time, whether packets came its way or not.
@@ -82,7 +84,7 @@ impl Stage for Dealer {
             let lane = &mut self.lanes[lane];
             lane.filling.packets.push(*packet);
             lane.filling.payloads.push(if packet.payload_len > 0 { payloads.payload(at) } else { &[] });
-            if lane.filling.packets.len() == BLOCK_PACKETS {
+            if lane.filling.packets.len() == BLOCK_PACKETS || lane.filling.payloads.bytes() >= BLOCK_BYTES {
                 lane.send(packet.clock);
             }
         }

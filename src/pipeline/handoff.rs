@@ -15,7 +15,8 @@ const RING_PACKETS: usize = 1 << 14;
 /// Bytes of payloads that may wait between two workers; a packet whose payload does not fit goes without it, and its flow
 /// may go without a name.
 const RING_BYTES: usize = 1 << 20;
-/// Bytes of a payload that are handed over.
+/// Bytes of a payload that are handed over: what an Ethernet frame without jumbo frames holds. Of a larger one the rest is as
+/// little known as if it had not been captured.
 const HANDED_MAX: usize = 2048;
 /// Packets taken on at a time, so that no batch of our own waits long.
 const TAKE_MAX: usize = 4 * BATCH_FRAMES_MAX;

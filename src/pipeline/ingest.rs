@@ -46,8 +46,10 @@ pub(crate) struct Ingest<S> {
     /// Some fragment came since the counts were published.
     fragments_seen: bool,
     gauges: Arc<WorkerGauges>,
-    /// Highest packet time so far: it never goes back, whatever the capture does.
+    /// Highest packet time so far that is believed: it never goes back, whatever the capture does.
     clock: Nanos,
+    /// Some packet time was not believed, which has been said.
+    doubted: bool,
     ledger: Arc<QueueLedger>,
     /// Remembers the latest packets, and keeps those that slices ask for.
     recorder: Option<Recorder>,
@@ -69,6 +71,7 @@ impl<S: Stage> Ingest<S> {
             fragments_seen: false,
             gauges,
             clock: Nanos::ZERO,
+            doubted: false,
             ledger,
             recorder: None,
         }
@@ -100,11 +103,56 @@ impl<S: Stage> Ingest<S> {
     }
 }
 
+/// A packet time so much later than those before it is believed unless those behind it are back where they were: one card that
+/// errs once would otherwise stop every timeout for as long as it was ahead.
+const LEAP: Nanos = Nanos::from_secs(3600);
+
 /// How long a stop waits for room in the queue of a slice.
 const RECORDER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The end of time is what the flow table marks free slots with: a capture that claims it is taken one back.
 const CLOCK_MAX: Nanos = Nanos(u64::MAX - 1);
+
+impl<S: Stage> Ingest<S> {
+    /// The clock goes on to the time of a packet; `later` are the frames behind it in its batch.
+    #[inline]
+    fn see(&mut self, ts: Nanos, later: &[Frame<'_>]) {
+        let ts = ts.min(CLOCK_MAX);
+        if ts > self.clock {
+            if ts - self.clock > LEAP {
+                self.leap(ts, later);
+            } else {
+                self.clock = ts;
+            }
+        }
+    }
+
+    #[cold]
+    fn leap(&mut self, ts: Nanos, later: &[Frame<'_>]) {
+        let is_back = |frame: &Frame<'_>| frame.ts < ts - LEAP;
+        if self.clock == Nanos::ZERO {
+            // The first packet is wrong where the two behind it say so.
+            match later {
+                [second, third, ..] if is_back(second) && is_back(third) => self.clock = second.ts.max(third.ts),
+                _ => self.clock = ts,
+            }
+        } else {
+            // Those that are far too early say nothing.
+            let least = self.clock.0.saturating_sub(LEAP.0);
+            if later.iter().any(|frame| is_back(frame) && frame.ts.0 >= least) {
+                if !std::mem::replace(&mut self.doubted, true) {
+                    tracing::warn!(
+                        seconds_ahead = (ts - self.clock).0 / 1_000_000_000,
+                        "a packet is dated long after those before and behind it; its record has that time, but no timeout \
+                         follows it (said once)"
+                    );
+                }
+            } else {
+                self.clock = ts;
+            }
+        }
+    }
+}
 
 impl<S: Stage> BatchHandler for Ingest<S> {
     fn batch(&mut self, frames: &[Frame<'_>]) {
@@ -114,7 +162,7 @@ impl<S: Stage> BatchHandler for Ingest<S> {
         debug_assert!(frames.len() <= BATCH_FRAMES_MAX);
         let mut count = 0;
         for (number, frame) in frames.iter().enumerate().take(BATCH_FRAMES_MAX) {
-            self.clock = self.clock.max(frame.ts.min(CLOCK_MAX));
+            self.see(frame.ts, &frames[number + 1..]);
             let packet = &mut self.packets[count];
             match decode_into(frame, &self.limits, packet) {
                 Ok(()) => {

@@ -82,10 +82,9 @@ impl<R> Lane<R> {
                 return Err(row);
             }
             // The text first: who sees the row then finds it.
-            match self.text.write_chunk_uninit(text.len()) {
-                Ok(chunk) => chunk.fill_from_iter(text.iter().copied()),
-                Err(_) => return Err(row),
-            };
+            if self.text.push_entire_slice(text).is_err() {
+                return Err(row);
+            }
         }
         self.rows.push(row).map_err(|rtrb::PushError::Full(row)| row)
     }

@@ -3,8 +3,8 @@
 use capture::BATCH_FRAMES_MAX;
 use wire::{Frame, PacketMeta};
 
-/// Bytes of a payload that are passed on with a packet that goes to another worker.
-const COPIED_MAX: usize = 2048;
+/// Bytes of a payload that anybody looks at: more than any but a jumbogram has. The same however many workers there are.
+pub(super) const LOOKED_AT_MAX: usize = 1 << 16;
 
 /// Payloads of a batch, by number of the packet.
 pub(crate) trait Payloads {
@@ -25,12 +25,12 @@ const _: () = assert!(BATCH_FRAMES_MAX <= u16::MAX as usize);
 impl Payloads for Lent<'_> {
     fn payload(&self, at: usize) -> &[u8] {
         let (Some(packet), Some(frame)) = (self.packets.get(at), self.frame_of.get(at)) else { return &[] };
-        self.frames.get(usize::from(*frame)).map_or(&[], |frame| packet.payload(frame))
+        let payload = self.frames.get(usize::from(*frame)).map_or(&[][..], |frame| packet.payload(frame));
+        &payload[..payload.len().min(LOOKED_AT_MAX)]
     }
 }
 
-/// Copied one after the other, since the frames do not travel. Bounded by the packets that travel together, which their
-/// owner bounds, times `COPIED_MAX`.
+/// Copied one after the other, since the frames do not travel. Bounded by their owner.
 #[derive(Default)]
 pub(crate) struct Copied {
     bytes: Vec<u8>,
@@ -39,10 +39,15 @@ pub(crate) struct Copied {
 }
 
 impl Copied {
-    /// Adds the payload of the next packet, cut at `COPIED_MAX`.
+    /// Adds the payload of the next packet.
     pub(crate) fn push(&mut self, payload: &[u8]) {
         self.starts.push(self.bytes.len() as u32);
-        self.bytes.extend_from_slice(&payload[..payload.len().min(COPIED_MAX)]);
+        self.bytes.extend_from_slice(payload);
+    }
+
+    /// Bytes copied.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.len()
     }
 
     pub(crate) fn clear(&mut self) {

@@ -113,7 +113,10 @@ pub(super) fn drain<R, E>(
         text.clear();
         // The worker puts a row's text into its ring before the row.
         if let Ok(bytes) = lane.text.read_chunk(rows.iter().map(&text_of).sum()) {
-            text.extend(bytes);
+            let (first, second) = bytes.as_slices();
+            text.extend_from_slice(first);
+            text.extend_from_slice(second);
+            bytes.commit_all();
         }
         append(rows, text)?;
     }

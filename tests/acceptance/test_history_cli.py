@@ -538,3 +538,11 @@ def test_segments_that_no_line_of_the_manifest_lists_are_told(stored, tmp_path):
     # A start finds out from the segments.
     Server(["demo", "--rate", "1", "--data-dir", data]).stop()
     assert taphouse(*count).stdout == rows.stdout
+
+
+def test_a_folder_is_read_by_any_path_to_it(stored):
+    query = ["sql", f"SELECT count(*) FROM flows WHERE {OURS}", "--output", "csv", "--data-dir"]
+    folder = os.path.relpath(stored[0], stored[0].parent / "elsewhere")
+    (stored[0].parent / "elsewhere").mkdir(exist_ok=True)
+    assert ".." in folder
+    assert taphouse(*query, folder, cwd=stored[0].parent / "elsewhere").stdout == taphouse(*query, stored[0]).stdout

@@ -10,7 +10,7 @@ pub enum DropReason {
     LinkTruncated,
     /// The capture ends inside an IP header.
     IpTruncated,
-    /// The version nibble of an IP header contradicts what announced it.
+    /// The version nibble of an IP header is neither 4 nor 6; which of them it is need not be what announced it.
     IpVersion,
     /// An IP header that says it is shorter than it can be, or longer than its packet.
     IpHeaderLength,

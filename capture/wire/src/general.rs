@@ -74,6 +74,7 @@ fn fill(level: &Level<'_>, meta: &mut PacketMeta) {
     meta.ip_bytes = level.ip_bytes;
     meta.fragment = level.fragment.is_part();
     meta.fragment_id = level.fragment.id;
+    meta.fragment_proto = if level.fragment.is_part() { level.fragment.proto } else { 0 };
     meta.fragment_offset = level.fragment.offset;
     meta.more_fragments = level.fragment.more;
     let ports = level.transport.map_or([0; 2], |c| transport_header(c, meta));

@@ -25,6 +25,8 @@ pub(crate) struct Level<'a> {
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Fragment {
     pub(crate) id: u32,
+    /// Of IPv4, the protocol that the header says.
+    pub(crate) proto: u8,
     /// In units of 8 bytes.
     pub(crate) offset: u16,
     pub(crate) more: bool,
@@ -59,7 +61,7 @@ fn ipv4(c: Cursor<'_>) -> Result<Level<'_>, DropReason> {
     let end = c.at + len;
     let flags = u16::from_be_bytes([h[6], h[7]]);
     let id = u32::from(u16::from_be_bytes([h[4], h[5]]));
-    let fragment = Fragment { id, offset: flags & 0x1fff, more: flags & 0x2000 != 0 };
+    let fragment = Fragment { id, proto: h[9], offset: flags & 0x1fff, more: flags & 0x2000 != 0 };
     let mut level = Level {
         src: Addr::v4([h[12], h[13], h[14], h[15]]),
         dst: Addr::v4([h[16], h[17], h[18], h[19]]),
@@ -157,7 +159,8 @@ fn extensions<'a>(mut c: Cursor<'a>, limits: &Limits, level: &mut Level<'a>) -> 
                 let Some(&[next, _, hi, lo]) = c.bytes::<4>(0) else { return Ok(None) };
                 let field = u16::from_be_bytes([hi, lo]);
                 level.proto = next;
-                level.fragment = Fragment { id: c.u32(4).unwrap_or(0), offset: field >> 3, more: field & 1 != 0 };
+                level.fragment =
+                    Fragment { id: c.u32(4).unwrap_or(0), proto: 0, offset: field >> 3, more: field & 1 != 0 };
                 if level.fragment.offset != 0 {
                     return Ok(None);
                 }

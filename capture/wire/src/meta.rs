@@ -87,6 +87,9 @@ pub struct PacketMeta {
     pub dst_mac: Mac,
     /// Source MAC of the frame; meaningful when `has_mac`.
     pub src_mac: Mac,
+    /// Where `fragment` is set, what IPv4 fragments of one datagram share besides: the protocol as their header says (RFC 791),
+    /// whatever stands behind an authentication header. 0 of IPv6, where the identification is enough (RFC 8200 section 4.5).
+    pub fragment_proto: u8,
     /// Place in the datagram in units of 8 bytes (fragmentOffset); 0 in a first fragment and in a whole packet.
     pub fragment_offset: u16,
     /// ICMP or ICMPv6 type; meaningful when `has_icmp`.
@@ -139,6 +142,7 @@ impl PacketMeta {
         dscp: 0,
         dst_mac: Mac([0; 6]),
         src_mac: Mac([0; 6]),
+        fragment_proto: 0,
         fragment_offset: 0,
         icmp_type: 0,
         icmp_code: 0,

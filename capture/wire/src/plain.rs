@@ -196,7 +196,7 @@ fn write_macs(link: &[u8; 14], meta: &mut PacketMeta) -> bool {
 /// leaves for it. `false`: it is neither, or has no room for itself.
 #[inline(always)]
 fn write_transport(at: u16, len: u32, proto: u8, h: &[u8; 20], meta: &mut PacketMeta) -> bool {
-    meta.fragment_offset = 0;
+    (meta.fragment_offset, meta.fragment_proto) = (0, 0);
     (meta.icmp_type, meta.icmp_code, meta.has_icmp) = (0, 0, false);
     (meta.fragment, meta.more_fragments) = (false, false);
     if proto == proto::TCP {
@@ -242,7 +242,8 @@ mod tests {
         let mut general = PacketMeta::EMPTY;
         let result = general::decode(frame, &Limits::default(), &mut general);
         // Nothing of this may be left.
-        let mut plain = PacketMeta { more_fragments: true, fragment_offset: 9, icmp_type: 9, ..general };
+        let mut plain =
+            PacketMeta { more_fragments: true, fragment_offset: 9, fragment_proto: 9, icmp_type: 9, ..general };
         (plain.key.vlan_inner, plain.key.tunnel_id, plain.clock, plain.seq) = (9, 9, Nanos(9), 9);
         let is_plain = decode(frame, &mut plain);
         if is_plain {

@@ -207,18 +207,15 @@ impl Record {
         {
             return;
         }
-        let is_first = text.is_empty();
-        let mut one = Text::EMPTY;
-        if self.push_data(bytes, data, &mut one).is_none() || one.is_empty() {
-            return;
+        let before = text.as_bytes().len();
+        if before > 0 {
+            text.push_printable(b",");
         }
-        if !is_first {
-            if text.as_bytes().len() + 1 + one.as_bytes().len() > crate::TEXT_MAX {
-                return;
-            }
-            text.push_str(",");
+        let start = text.as_bytes().len();
+        let is_read = self.push_data(bytes, data, text).is_some() && text.as_bytes().len() > start;
+        if !is_read || before > 0 && text.is_cut() {
+            text.take_back(before);
         }
-        text.push_str(one.as_str());
     }
 
     fn push_data(&self, bytes: &[u8], data: &[u8], text: &mut Text) -> Option<()> {
@@ -229,7 +226,7 @@ impl Record {
                 let &[a, b, c, d] = data else { return None };
                 for (index, octet) in [a, b, c, d].into_iter().enumerate() {
                     if index > 0 {
-                        text.push_str(".");
+                        text.push_printable(b".");
                     }
                     text.push_number(u32::from(octet));
                 }
@@ -241,13 +238,13 @@ impl Record {
             }
             rtype::MX | rtype::SVCB | rtype::HTTPS => {
                 text.push_number(u32::from(u16_at(data, 0)?));
-                text.push_str(" ");
+                text.push_printable(b" ");
                 name_at(2, text)
             }
             rtype::SRV => {
                 for at in [0, 2, 4] {
                     text.push_number(u32::from(u16_at(data, at)?));
-                    text.push_str(" ");
+                    text.push_printable(b" ");
                 }
                 name_at(6, text)
             }

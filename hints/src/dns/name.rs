@@ -1,6 +1,6 @@
 //! Domain names (RFC 1035 section 3.1) as text.
 
-use crate::text::Text;
+use crate::text::{Text, is_printable};
 
 /// Longest name on the wire, length bytes included.
 const NAME_MAX: usize = 255;
@@ -21,7 +21,7 @@ pub(crate) fn read(message: &[u8], at: usize, mut text: Option<&mut Text>) -> Op
                 let label = message.get(at + 1..at + 1 + first)?;
                 if let Some(text) = text.as_deref_mut() {
                     if len > 0 {
-                        text.push_str(".");
+                        text.push_printable(b".");
                     }
                     push_label(label, text);
                 }
@@ -58,9 +58,8 @@ pub(crate) fn is_plain(text: &Text) -> bool {
 }
 
 fn push_label(label: &[u8], text: &mut Text) {
-    if label.iter().all(|b| (0x20..0x7f).contains(b)) {
-        text.push_lossy(label);
-        return;
+    if is_printable(label) {
+        return text.push_printable(label);
     }
     for chunk in label.utf8_chunks() {
         for c in chunk.valid().chars() {

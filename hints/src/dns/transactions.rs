@@ -5,19 +5,31 @@
 //! latency tells what the client waited.
 
 use super::Message;
-use crate::expiring::{Expiring, Slot};
 use crate::text::Text;
 use crate::{DnsRecord, HintSink, InspectCounts, InspectLimits, TEXT_MAX};
+use memory::{Expiring, Slot};
+use std::hash::{Hash, Hasher};
 use wire::{Nanos, proto};
 
 /// What an answer has in common with its query.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Key {
     flow_id: u64,
     /// Of the name without case (answers may change it) and the type.
     question: u64,
     id: u16,
 }
+
+impl Hash for Key {
+    /// Without the question: an answer need not repeat it.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.flow_id.hash(state);
+        self.id.hash(state);
+    }
+}
+
+/// Questions that may wait under one id in one flow: they lie in each other's way. More than one is hardly ever sent.
+const ALIKE_MAX: usize = 32;
 
 struct Pending {
     record: DnsRecord,
@@ -36,6 +48,8 @@ pub(crate) struct Transactions {
     timeout: Nanos,
     question: Text,
     answers: Text,
+    /// Both, as they are handed over.
+    texts: Box<[u8; 2 * TEXT_MAX]>,
 }
 
 impl Transactions {
@@ -46,6 +60,7 @@ impl Transactions {
             timeout: limits.dns_timeout,
             question: Text::EMPTY,
             answers: Text::EMPTY,
+            texts: Box::new([0; 2 * TEXT_MAX]),
         }
     }
 
@@ -82,10 +97,29 @@ impl Transactions {
         }
         // Refused without repeating the question. Otherwise a response without one continues another (RFC 5936).
         if message.questions_count == 0 && record.rcode != Some(0) {
+            self.refusal(record, counts, sink);
+        }
+    }
+
+    /// Refused without repeating the question: that of the oldest query under its id.
+    fn refusal(&mut self, mut record: DnsRecord, counts: &mut InspectCounts, sink: &mut impl HintSink) {
+        let key = Key { flow_id: record.flow_id, question: 0, id: record.id };
+        let of_id = |slot: &Slot| {
+            let waiting = self.pending.key(*slot);
+            (waiting.flow_id, waiting.id) == (key.flow_id, key.id)
+        };
+        let oldest = self.pending.alike(&key).filter(of_id).min_by_key(|slot| self.pending.value(*slot).record.time);
+        let Some(slot) = oldest else {
             self.question.clear();
             counts.dns_unasked += 1;
-            emit(record, &self.question, &self.answers, sink);
-        }
+            emit(record, &self.question, &self.answers, &mut self.texts, sink);
+            return;
+        };
+        let pending = self.pending.value(slot);
+        record.qtype = pending.record.qtype;
+        answered(&mut record, pending);
+        emit(record, &pending.question, &self.answers, &mut self.texts, sink);
+        self.pending.remove(slot);
     }
 
     fn query(
@@ -99,11 +133,21 @@ impl Transactions {
     ) {
         record.qtype = message.question(index, &mut self.question);
         let key = key(&record, &self.question);
-        if self.pending.find(&key).is_some() {
+        let (mut alike, mut is_there) = (0, false);
+        for slot in self.pending.alike(&key) {
+            alike += 1;
+            is_there |= *self.pending.key(slot) == key;
+        }
+        if is_there {
             // Over TCP the id is not used again: a segment was.
             if record.proto != proto::TCP {
-                emit(record, &self.question, &Text::EMPTY, sink);
+                emit(record, &self.question, NO_TEXT, &mut self.texts, sink);
             }
+            return;
+        }
+        if alike >= ALIKE_MAX {
+            counts.dns_evicted += 1;
+            emit(record, &self.question, NO_TEXT, &mut self.texts, sink);
             return;
         }
         if self.pending.is_full()
@@ -112,10 +156,10 @@ impl Transactions {
             counts.dns_evicted += 1;
             self.give_up(oldest, sink);
         }
-        if let Some(slot) = self.pending.insert(key, clock) {
+        if let Some(slot) = self.pending.insert(key, clock.0) {
             let pending = self.pending.value_mut(slot);
             pending.record = record;
-            pending.question.clone_from(&self.question);
+            pending.question.copy_from(&self.question);
         }
     }
 
@@ -128,19 +172,14 @@ impl Transactions {
         sink: &mut impl HintSink,
     ) {
         record.qtype = message.question(index, &mut self.question);
-        let Some(slot) = self.pending.find(&key(&record, &self.question)) else {
+        let Some(pending) = self.pending.take(&key(&record, &self.question)) else {
             counts.dns_unasked += 1;
-            emit(record, &self.question, &self.answers, sink);
+            emit(record, &self.question, &self.answers, &mut self.texts, sink);
             return;
         };
-        let pending = self.pending.value(slot);
-        let waited = (record.time - pending.record.time).as_micros();
-        record.latency_us = Some(u32::try_from(waited).unwrap_or(u32::MAX));
-        record.has_query = true;
-        record.time = pending.record.time;
+        answered(&mut record, pending);
         // The query's own spelling.
-        emit(record, &pending.question, &self.answers, sink);
-        self.pending.remove(slot);
+        emit(record, &pending.question, &self.answers, &mut self.texts, sink);
     }
 
     /// Exports queries that have waited for too long.
@@ -149,7 +188,7 @@ impl Transactions {
         if clock < self.timeout {
             return;
         }
-        while let Some(slot) = self.pending.expired(clock - self.timeout) {
+        while let Some(slot) = self.pending.expired((clock - self.timeout).0) {
             counts.dns_unanswered += 1;
             self.give_up(slot, sink);
         }
@@ -165,9 +204,17 @@ impl Transactions {
 
     fn give_up(&mut self, slot: Slot, sink: &mut impl HintSink) {
         let pending = self.pending.value(slot);
-        emit(pending.record, &pending.question, &Text::EMPTY, sink);
+        emit(pending.record, &pending.question, NO_TEXT, &mut self.texts, sink);
         self.pending.remove(slot);
     }
+}
+
+/// The record of an answer becomes that of the whole exchange.
+fn answered(record: &mut DnsRecord, query: &Pending) {
+    let waited = (record.time - query.record.time).as_micros();
+    record.latency_us = Some(u32::try_from(waited).unwrap_or(u32::MAX));
+    record.has_query = true;
+    record.time = query.record.time;
 }
 
 fn key(record: &DnsRecord, question: &Text) -> Key {
@@ -193,13 +240,21 @@ fn lower_case(word: u64) -> u64 {
     word | upper >> 2
 }
 
-fn emit(mut record: DnsRecord, question: &Text, answers: &Text, sink: &mut impl HintSink) {
+const NO_TEXT: &Text = &Text::EMPTY;
+
+fn emit(
+    mut record: DnsRecord,
+    question: &Text,
+    answers: &Text,
+    texts: &mut [u8; 2 * TEXT_MAX],
+    sink: &mut impl HintSink,
+) {
     let (question, answers) = (question.as_bytes(), answers.as_bytes());
-    let mut text = [0; 2 * TEXT_MAX];
-    text[..question.len()].copy_from_slice(question);
-    text[question.len()..question.len() + answers.len()].copy_from_slice(answers);
+    let whole = question.len() + answers.len();
+    texts[..question.len()].copy_from_slice(question);
+    texts[question.len()..whole].copy_from_slice(answers);
     (record.question_len, record.answers_len) = (question.len() as u8, answers.len() as u8);
-    sink.dns(&record, &text[..question.len() + answers.len()]);
+    sink.dns(&record, &texts[..whole]);
 }
 
 const _: () = assert!(TEXT_MAX <= u8::MAX as usize);

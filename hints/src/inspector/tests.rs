@@ -93,7 +93,6 @@ impl Flow {
             ts: self.time,
             clock: self.time,
         };
-        self.inspector.advance(self.time, &mut self.sink);
         self.inspector.inspect(&payload, &mut self.progress, &mut self.sink);
     }
 
@@ -395,6 +394,64 @@ fn queries_that_are_repeated_lost_or_never_asked() {
     assert_eq!((flow.sink.dns[3].0.rcode, &flow.sink.dns[3].1[..]), (None, "b.example"));
     let counts = flow.inspector.counts();
     assert_eq!((counts.dns_unanswered, counts.dns_unasked, counts.dns_messages), (1, 1, 5));
+}
+
+/// Nobody lets time pass but the payloads themselves: what is over does not depend on where a batch of packets ends.
+#[test]
+fn what_comes_too_late_is_too_late_within_a_batch_as_well() {
+    let mut flow = Flow::new(proto::UDP, 53);
+    flow.client(&query(7, "a.example", 1));
+    flow.time = flow.time + Nanos::from_secs(10);
+    flow.server(&response(7, "a.example", 1, 0, &[]));
+    let rows: Vec<_> = flow.sink.dns.iter().map(|(row, ..)| (row.has_query, row.rcode)).collect();
+    assert_eq!(rows, [(true, None), (false, Some(0))]);
+
+    let hello = records(&chrome().message(), 5000);
+    for (late, name) in [(9, &hello_told().name[..]), (10, "")] {
+        let mut flow = Flow::new(proto::TCP, 443);
+        flow.client(&hello[..60]);
+        flow.time = flow.time + Nanos::from_secs(late);
+        flow.client(&hello[60..]);
+        assert_eq!(flow.sink.told.name, name, "{late} s");
+    }
+}
+
+#[test]
+fn a_refusal_need_not_repeat_the_question() {
+    let mut flow = Flow::new(proto::UDP, 53);
+    flow.client(&query(8, "other.example", 1));
+    for name in ["a.example", "b.example"] {
+        flow.time = flow.time + Nanos::from_millis(1);
+        flow.client(&query(7, name, 28));
+    }
+    flow.time = flow.time + Nanos::from_millis(5);
+    // REFUSED (RFC 1035 section 4.1.1), and nothing but a header.
+    let refused = [0, 7, 0x80, 5, 0, 0, 0, 0, 0, 0, 0, 0];
+    (0..3).for_each(|_| flow.server(&refused));
+    let rows: Vec<_> = flow.sink.dns.iter().map(|(r, name, _)| (&name[..], r.qtype, r.rcode, r.latency_us)).collect();
+    let expected =
+        [("a.example", 28, Some(5), Some(6000)), ("b.example", 28, Some(5), Some(5000)), ("", 0, Some(5), None)];
+    assert_eq!(rows, expected);
+}
+
+/// Questions of one id lie in each other's way, so that their number is bounded.
+#[test]
+fn a_flow_cannot_have_any_number_of_questions_under_one_id() {
+    let mut flow = Flow::new(proto::UDP, 53);
+    for n in 0..40 {
+        flow.client(&query(7, &format!("n{n}.example"), 1));
+    }
+    assert_eq!((flow.sink.dns.len(), flow.inspector.counts().dns_evicted), (8, 8));
+    flow.server(&response(7, "n31.example", 1, 0, &[]));
+    assert!(flow.sink.dns[8].0.has_query);
+}
+
+#[test]
+fn tls_on_the_port_of_dns_is_tls() {
+    let hello = records(&chrome().message(), 5000);
+    let mut flow = Flow::new(proto::TCP, 53);
+    flow.client(&hello);
+    assert_eq!(flow.sink.told, hello_told());
 }
 
 #[test]

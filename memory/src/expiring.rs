@@ -3,24 +3,24 @@
 
 use ahash::RandomState;
 use std::hash::Hash;
-use wire::Nanos;
 
 /// No slot.
 const NONE: u32 = u32::MAX;
 
 /// Place of an entry until it is removed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Slot(u32);
+pub struct Slot(u32);
 
 impl Slot {
-    pub(crate) fn index(self) -> usize {
+    /// Its number, below the most entries there can be.
+    pub fn index(self) -> usize {
         self.0 as usize
     }
 }
 
 struct Entry<K, V> {
     key: K,
-    since: Nanos,
+    since: u64,
     /// Neighbours by age. A free entry has the next free one in `newer`.
     older: u32,
     newer: u32,
@@ -36,8 +36,9 @@ struct Place {
 
 const EMPTY: Place = Place { slot: NONE, hash: 0 };
 
-/// Up to a fixed number of entries under `K`. Values stay where they are when an entry goes, for the next to reuse.
-pub(crate) struct Expiring<K, V> {
+/// Up to a fixed number of entries under `K`, each with the time it came at, in whatever unit: times never decrease. Values stay
+/// where they are when an entry goes, for the next to reuse.
+pub struct Expiring<K, V> {
     /// Those that were needed so far. There is room for all from the start; what nobody needs is never touched.
     entries: Vec<Entry<K, V>>,
     entries_max: usize,
@@ -52,7 +53,11 @@ pub(crate) struct Expiring<K, V> {
 }
 
 impl<K: Copy + Eq + Hash, V> Expiring<K, V> {
-    pub(crate) fn new(entries_max: usize, value: fn() -> V) -> Expiring<K, V> {
+    /// An empty one for so many entries, 1 to 2^24, whose values `value` makes when they are first needed.
+    ///
+    /// # Panics
+    /// If that is out of range.
+    pub fn new(entries_max: usize, value: fn() -> V) -> Expiring<K, V> {
         assert!((1..=1 << 24).contains(&entries_max));
         Expiring {
             entries: Vec::with_capacity(entries_max),
@@ -66,40 +71,68 @@ impl<K: Copy + Eq + Hash, V> Expiring<K, V> {
         }
     }
 
-    pub(crate) fn memory_bytes(&self) -> usize {
+    /// Bytes of memory it may come to hold.
+    pub fn memory_bytes(&self) -> usize {
         self.entries.capacity() * size_of::<Entry<K, V>>() + self.index.capacity() * size_of::<Place>()
     }
 
-    pub(crate) fn value(&self, slot: Slot) -> &V {
+    /// The value of an entry.
+    pub fn value(&self, slot: Slot) -> &V {
         &self.entries[slot.index()].value
     }
 
-    pub(crate) fn value_mut(&mut self, slot: Slot) -> &mut V {
+    /// The value of an entry, to be changed.
+    pub fn value_mut(&mut self, slot: Slot) -> &mut V {
         &mut self.entries[slot.index()].value
     }
 
-    pub(crate) fn is_full(&self) -> bool {
+    /// Whether there is no room for another entry.
+    pub fn is_full(&self) -> bool {
         self.free == NONE && self.entries.len() == self.entries_max
     }
 
     /// The entry that has been there the longest.
     #[inline]
-    pub(crate) fn oldest(&self) -> Option<Slot> {
+    pub fn oldest(&self) -> Option<Slot> {
         (self.oldest != NONE).then_some(Slot(self.oldest))
     }
 
     /// The oldest, if it came at `limit` or before.
     #[inline]
-    pub(crate) fn expired(&self, limit: Nanos) -> Option<Slot> {
+    pub fn expired(&self, limit: u64) -> Option<Slot> {
         self.oldest().filter(|slot| self.entries[slot.index()].since <= limit)
     }
 
-    pub(crate) fn find(&self, key: &K) -> Option<Slot> {
+    /// The key of an entry.
+    pub fn key(&self, slot: Slot) -> &K {
+        &self.entries[slot.index()].key
+    }
+
+    /// Entries whose keys have the hash of this one, and by bad luck some others.
+    pub fn alike(&self, key: &K) -> impl Iterator<Item = Slot> {
+        let hash = self.hash(key);
+        let mut place = self.home(hash);
+        std::iter::from_fn(move || {
+            loop {
+                let found = self.index[place];
+                if found.slot == NONE {
+                    return None;
+                }
+                place = self.next(place);
+                if found.hash == hash {
+                    return Some(Slot(found.slot));
+                }
+            }
+        })
+    }
+
+    /// The entry of a key.
+    pub fn find(&self, key: &K) -> Option<Slot> {
         self.place(key).map(|place| Slot(self.index[place].slot))
     }
 
     /// A slot for a key that is not there, with the value of an earlier entry; `None` where the table is full.
-    pub(crate) fn insert(&mut self, key: K, since: Nanos) -> Option<Slot> {
+    pub fn insert(&mut self, key: K, since: u64) -> Option<Slot> {
         debug_assert!(self.place(&key).is_none());
         if self.is_full() {
             return None;
@@ -130,12 +163,32 @@ impl<K: Copy + Eq + Hash, V> Expiring<K, V> {
         Some(Slot(slot))
     }
 
-    pub(crate) fn remove(&mut self, slot: Slot) {
-        let key = self.entries[slot.index()].key;
-        let Some(place) = self.place(&key) else {
-            debug_assert!(false, "a slot is removed once");
-            return;
-        };
+    /// Removes an entry.
+    pub fn remove(&mut self, slot: Slot) {
+        let hash = self.hash(&self.entries[slot.index()].key);
+        let mut place = self.home(hash);
+        // Its own number: no other entry needs to be looked at.
+        while self.index[place].slot != slot.0 {
+            if self.index[place].slot == NONE {
+                debug_assert!(false, "a slot is removed once");
+                return;
+            }
+            place = self.next(place);
+        }
+        self.remove_at(place);
+    }
+
+    /// Removes the entry of a key and lends its value, which the next one to be inserted will reuse.
+    pub fn take(&mut self, key: &K) -> Option<&V> {
+        let place = self.place(key)?;
+        let slot = self.index[place].slot;
+        self.remove_at(place);
+        Some(&self.entries[slot as usize].value)
+    }
+
+    /// Removes the entry that a place of the index leads to.
+    fn remove_at(&mut self, place: usize) {
+        let slot = Slot(self.index[place].slot);
         self.close_gap(place);
         let Entry { older, newer, .. } = self.entries[slot.index()];
         match older {
@@ -206,13 +259,15 @@ mod tests {
     enum Op {
         Insert(u8),
         Remove(u8),
+        Take(u8),
         RemoveOldest,
     }
 
     fn op() -> impl Strategy<Value = Op> {
         prop_oneof![
             3 => (0..40u8).prop_map(Op::Insert),
-            2 => (0..40u8).prop_map(Op::Remove),
+            1 => (0..40u8).prop_map(Op::Remove),
+            1 => (0..40u8).prop_map(Op::Take),
             1 => Just(Op::RemoveOldest),
         ]
     }
@@ -226,7 +281,7 @@ mod tests {
                 match op {
                     Op::Insert(key) if !model.contains(&key) => {
                         prop_assert_eq!(table.is_full(), model.len() == entries_max);
-                        if let Some(slot) = table.insert(key, Nanos(time as u64)) {
+                        if let Some(slot) = table.insert(key, time as u64) {
                             *table.value_mut(slot) = key;
                             model.push(key);
                         } else {
@@ -240,6 +295,11 @@ mod tests {
                         }
                         model.retain(|k| *k != key);
                     }
+                    Op::Take(key) => {
+                        let taken = table.take(&key).copied();
+                        prop_assert_eq!(taken, model.contains(&key).then_some(key));
+                        model.retain(|k| *k != key);
+                    }
                     Op::RemoveOldest => {
                         if let Some(slot) = table.oldest() {
                             table.remove(slot);
@@ -249,6 +309,8 @@ mod tests {
                 }
                 prop_assert_eq!(table.oldest().map(|slot| *table.value(slot)), model.first().copied());
                 for key in 0..40 {
+                    let alike: Vec<u8> = table.alike(&key).map(|slot| *table.key(slot)).collect();
+                    prop_assert_eq!(alike, if model.contains(&key) { vec![key] } else { vec![] });
                     prop_assert_eq!(table.find(&key).map(|slot| *table.value(slot)), model.contains(&key).then_some(key));
                 }
             }
@@ -258,11 +320,11 @@ mod tests {
     #[test]
     fn only_what_is_old_expires() {
         let mut table = Expiring::<u32, ()>::new(4, || ());
-        table.insert(1, Nanos(10));
-        table.insert(2, Nanos(20));
-        assert_eq!(table.expired(Nanos(9)), None);
-        let first = table.expired(Nanos(10)).expect("the first");
+        table.insert(1, 10);
+        table.insert(2, 20);
+        assert_eq!(table.expired(9), None);
+        let first = table.expired(10).expect("the first");
         table.remove(first);
-        assert_eq!(table.expired(Nanos(19)), None);
+        assert_eq!(table.expired(19), None);
     }
 }
