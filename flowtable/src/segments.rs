@@ -121,7 +121,9 @@ fn unusual(
     if f.any(TcpFlags::ACK) {
         acknowledge(flow, extras, p, side);
     } else {
-        flow.sides[side].window = p.window;
+        // As in tshark: a RST that acknowledges nothing says 0, and what comes behind it is not called acknowledged.
+        let s = &mut flow.sides[side];
+        (s.ack, s.window) = (p.ack, p.window);
     }
     if kind == Kind::KeepAlive {
         flow.tcp.set(seen::PROBE_O << side);
@@ -141,6 +143,8 @@ enum Kind {
     Next,
     /// Past what was expected: something before it was not seen.
     AfterGap,
+    /// The same, of data that was acknowledged already: the tap missed something, and sees this for a second time.
+    AfterGapAgain,
     /// RFC 9293 section 3.8.4.
     KeepAlive,
     /// One byte against a closed window (RFC 9293 section 3.8.6.1); moves nothing.
@@ -167,7 +171,11 @@ fn classify(flow: &FlowState, birth: &Birth, p: &PacketMeta, side: usize) -> Kin
         return Kind::Probe;
     }
     if ahead > 0 {
-        return if f.any(TcpFlags::RST) { Kind::Next } else { Kind::AfterGap };
+        return match f.any(TcpFlags::RST) {
+            true => Kind::Next,
+            false if acknowledged => Kind::AfterGapAgain,
+            false => Kind::AfterGap,
+        };
     }
     if p.payload_len <= 1 && ahead == -1 && !control {
         return Kind::KeepAlive;
@@ -218,6 +226,12 @@ fn count(flow: &mut FlowState, p: &PacketMeta, side: usize, kind: Kind) {
             s.lost = bump(s.lost, full);
             s.open_gap();
         }
+        Kind::AfterGapAgain => {
+            s.lost = bump(s.lost, full);
+            s.open_gap();
+            s.retrans = bump(s.retrans, full);
+            s.spurious = bump(s.spurious, full);
+        }
         Kind::KeepAlive => s.keep_alive = bump(s.keep_alive, full),
         Kind::DuplicateAck => s.dup_ack = bump(s.dup_ack, full),
         Kind::OutOfOrder => s.ooo = bump(s.ooo, full),
@@ -264,7 +278,7 @@ fn advance(flow: &mut FlowState, p: &PacketMeta, side: usize, kind: Kind) {
             flow.tcp.clear(seen::TIMED_O << side);
         }
         Kind::SpuriousAgain => flow.tcp.clear(seen::TIMED_O << side),
-        Kind::Next | Kind::AfterGap | Kind::KeepAlive | Kind::Probe | Kind::DuplicateAck => {}
+        Kind::Next | Kind::AfterGap | Kind::AfterGapAgain | Kind::KeepAlive | Kind::Probe | Kind::DuplicateAck => {}
     }
 }
 

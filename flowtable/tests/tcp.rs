@@ -31,13 +31,18 @@ impl FlowSink for Sink {
 type Packet = (bool, u64, u8, u32, u32);
 
 fn sink_of(packets: &[Packet]) -> Sink {
+    sink_of_acks(&packets.iter().map(|packet| (*packet, 0)).collect::<Vec<_>>())
+}
+
+/// With what each acknowledges.
+fn sink_of_acks(packets: &[(Packet, u32)]) -> Sink {
     let mut table =
         FlowTable::new(FlowTableConfig { flows_max: 16, timeouts: Timeouts::OFF, ..FlowTableConfig::default() })
             .unwrap();
     let mut sink = Sink::default();
     let metas: Vec<PacketMeta> = packets
         .iter()
-        .map(|&(client, us, flags, seq, payload_len)| PacketMeta {
+        .map(|&((client, us, flags, seq, payload_len), ack)| PacketMeta {
             key: FlowKey {
                 // The client has the higher address.
                 lo: Addr::v4([10, 0, 0, 1]),
@@ -51,6 +56,7 @@ fn sink_of(packets: &[Packet]) -> Sink {
             clock: Nanos(us * 1000),
             ip_bytes: 40 + payload_len,
             seq,
+            ack,
             payload_len,
             window: 100,
             flags: TcpFlags(flags),
@@ -136,4 +142,25 @@ fn retransmission_gap_and_reordering_are_told_apart() {
 fn sequence_numbers_wrap() {
     let r = flow(&[(C, 0, ACK, u32::MAX - 4, 10), (C, 10, ACK, 5, 10), (C, 20, ACK, 15, 10)]);
     assert_eq!((r.retrans_o, r.ooo_o, r.lost_o), (0, 0, 0));
+}
+
+/// What was acknowledged comes behind a gap: the tap lost something, and what it sees was sent before (tshark 4.0 says both).
+#[test]
+fn acknowledged_data_behind_a_gap_is_lost_and_spurious() {
+    let mut packets =
+        vec![((C, 0, ACK, 1000, 100), 500), ((S, 250, ACK, 500, 0), 2101), ((C, 1600, ACK, 1101, 1000), 500)];
+    let record = sink_of_acks(&packets).records[0];
+    let of = |r: &FlowRecord| (r.lost_o, r.retrans_o, r.spurious_retrans_o, r.ooo_o);
+    assert_eq!((of(&record), record.goodput_o), ((1, 1, 1, 0), 1100));
+    // Acknowledged but for its last byte: not seen before.
+    packets[1].1 = 2100;
+    assert_eq!(of(&sink_of_acks(&packets).records[0]), (1, 0, 0, 0));
+}
+
+/// A RST without ACK says 0 where the acknowledgment number is, and that is the latest.
+#[test]
+fn a_reset_acknowledges_nothing() {
+    let packets = [((C, 0, ACK, 700, 0), 1560), ((C, 10, RST, 700, 0), 0), ((S, 895, ACK, 1000, 100), 700)];
+    assert_eq!(sink_of_acks(&packets).records[0].spurious_retrans_r, 0);
+    assert_eq!(sink_of_acks(&[packets[0], packets[2]]).records[0].spurious_retrans_r, 1);
 }
