@@ -277,8 +277,8 @@ fn live_worker(
     if let Err(error) = capture::worker::run(source.as_mut(), &mut ingest, stop) {
         tracing::error!("{error}");
     }
-    let clock = ingest.clock();
-    ingest.into_stage().finish(clock);
+    let (worker, clock) = ingest.finish();
+    worker.finish(clock);
     // The receiver outlives the workers except at the very end, when nobody asks any more.
     let _ = events.send(Event::WorkerEnded);
 }

@@ -10,7 +10,7 @@
 
 use crate::state::{FlowState, bits};
 use crate::walk::FREE_SLOTS_A_FLOW;
-use crate::{FlowSink, FlowTable};
+use crate::{FlowSink, FlowTable, FlowTableError};
 use wire::{Direction, FlowKey};
 
 /// What a flow has sent since it last told.
@@ -32,7 +32,7 @@ pub(crate) struct Deltas {
     pub(crate) wanted: bool,
     /// `bits::TURN` of a flow that has told since the last turn.
     pub(crate) turn: u8,
-    /// By slot, where `bits::TOLD` is set: bytes of both sides when it last told, and their packets, 32 bits each.
+    /// By slot, as far as one has told, where `bits::TOLD` is set: bytes of both sides when it last told, and their packets, 32 bits each.
     told: Vec<[u64; 3]>,
     /// The next slot to sweep, and the end of those that were in use at the turn.
     at: usize,
@@ -44,22 +44,25 @@ impl Deltas {
     #[inline]
     pub(crate) fn prefetch(&self, state: &FlowState, slot: usize) {
         if self.wanted && state.bits & bits::TOLD != 0 {
-            memory::prefetch(&self.told[slot]);
+            self.told.get(slot).into_iter().for_each(memory::prefetch);
         }
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
-        size_of_val(&*self.told)
+        self.told.capacity() * size_of::<[u64; 3]>()
     }
 }
 
 impl FlowTable {
     /// From now on flows tell what they sent ([`FlowSink::delta`]). Takes 24 bytes for each flow that may be in the table, of
     /// which those are touched whose flow lives to see a turn.
-    pub fn want_deltas(&mut self) {
+    ///
+    /// # Errors
+    /// The system does not give so much memory.
+    pub fn want_deltas(&mut self) -> Result<(), FlowTableError> {
+        self.deltas.told = memory::reserve(self.flows_max as usize).map_err(|_| self.out_of_memory())?;
         self.deltas.wanted = true;
-        // Zeroed memory of the system: a page comes with its first use.
-        self.deltas.told = vec![[0; 3]; self.flows_max as usize];
+        Ok(())
     }
 
     /// Time turns: what was sent before this is told apart from what comes, if flows tell. All of them must have been swept since the
@@ -103,6 +106,10 @@ impl FlowTable {
         self.tell_rest(slot, sink);
         let state = &mut self.states[slot];
         let [o, r] = &state.sides;
+        if slot >= self.deltas.told.len() {
+            // Within what was reserved.
+            self.deltas.told.resize(slot + 1, [0; 3]);
+        }
         self.deltas.told[slot] = [o.bytes, r.bytes, u64::from(o.pkts) | u64::from(r.pkts) << 32];
         state.bits = state.bits & !bits::TURN | self.deltas.turn | bits::TOLD;
     }

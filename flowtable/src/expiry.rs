@@ -55,6 +55,15 @@ impl Expiry {
         self.epoch.get_or_insert(clock);
     }
 
+    /// Begins to count anew long before ticks run out, which they would after 417 days; the sweep then looks at every flow.
+    #[inline]
+    fn renew_epoch(&mut self, clock: Nanos) {
+        if self.epoch.is_some() && self.tick(clock) > LATEST / 2 {
+            self.epoch = Some(clock);
+            self.look_at_all();
+        }
+    }
+
     /// Ticks after the epoch, rounded down, so that a bound is never later than its deadline.
     #[inline]
     fn tick(&self, time: Nanos) -> u32 {
@@ -147,6 +156,7 @@ impl FlowTable {
     /// Lets time pass: exports flows whose deadline lies behind `clock`, a bounded number of slots at a call.
     pub fn advance(&mut self, clock: Nanos, sink: &mut impl FlowSink) {
         self.clock = self.clock.max(clock);
+        self.expiry.renew_epoch(self.clock);
         let round = self.expiry.bounds.len();
         if round == 0 {
             self.expiry.swept_until = self.clock;
@@ -203,6 +213,26 @@ impl FlowTable {
             } else {
                 self.expiry.set(slot as u32, deadline);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ticks would run out after 417 days, and then each sweep would look at every flow.
+    #[test]
+    fn bounds_tell_times_apart_after_years() {
+        let mut expiry = Expiry::new(4).expect("memory");
+        let day = |n: u64| Nanos::from_secs(n * 86_400);
+        expiry.epoch(day(20_000));
+        for years in 1..=5 {
+            let now = day(20_000 + 300 * years);
+            expiry.renew_epoch(now);
+            expiry.set_fresh(0, now + Nanos::from_secs(1));
+            expiry.set_fresh(0, now + Nanos::from_secs(30));
+            assert!(expiry.tick(now) < expiry.tick(now + Nanos::from_secs(1)), "{years}");
         }
     }
 }

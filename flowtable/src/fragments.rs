@@ -41,7 +41,7 @@ pub struct FragmentCounts {
     pub evicted: u64,
 }
 
-/// Remembers the ports of fragmented datagrams. Memory is bounded from the start: some 90 bytes a datagram.
+/// Remembers the ports of fragmented datagrams. Memory is bounded from the start: 64 to 80 bytes a datagram.
 pub struct FragmentCache {
     hasher: KeyHasher,
     /// By a keyed hash of what its fragments share, which stands for that.

@@ -18,8 +18,8 @@ const INDEX_AHEAD: usize = 24;
 const STATE_AHEAD: usize = 12;
 /// Packets between asking for what a flow has in the side arena and the packet's turn.
 const EXTRA_AHEAD: usize = 5;
-/// Bytes of a flow in the table: its state, what is known of its beginning, its bound, and its share of the index.
-const FLOW_BYTES: usize = 252;
+/// Bytes of a flow in the table: its state, what is known of its beginning, its bound, its share of the index, and what it has told.
+const FLOW_BYTES: usize = 252 + 24;
 /// No slot has this number: there are fewer.
 pub(crate) const NO_SLOT: u32 = u32::MAX;
 
@@ -80,10 +80,7 @@ impl FlowTable {
     pub fn new(config: FlowTableConfig) -> Result<FlowTable, FlowTableError> {
         config.validate()?;
         let flows = config.flows_max as usize;
-        let refused = |_: TryReserveError| FlowTableError::Memory {
-            flows_max: config.flows_max,
-            gigabytes: (flows * FLOW_BYTES + config.side_bytes_max).div_ceil(1_000_000_000),
-        };
+        let refused = |_: TryReserveError| out_of_memory(config.flows_max, config.side_bytes_max);
         Ok(FlowTable {
             timeouts: config.timeouts,
             flows_max: config.flows_max,
@@ -99,6 +96,11 @@ impl FlowTable {
             counts: FlowTableCounts::default(),
             deltas: Deltas::default(),
         })
+    }
+
+    /// What there is to say where the system gives no memory.
+    pub(crate) fn out_of_memory(&self) -> FlowTableError {
+        out_of_memory(self.flows_max, self.extras.memory_bytes())
     }
 
     /// What was done so far.
@@ -376,6 +378,11 @@ impl FlowTable {
             self.end(victim, EndReason::Evicted, sink);
         }
     }
+}
+
+fn out_of_memory(flows_max: u32, side_bytes: usize) -> FlowTableError {
+    let bytes = flows_max as usize * FLOW_BYTES + side_bytes;
+    FlowTableError::Memory { flows_max, gigabytes: bytes.div_ceil(1_000_000_000) }
 }
 
 impl FlowTableCounts {

@@ -251,7 +251,7 @@ proptest! {
         let timeouts = Timeouts { active: Nanos::from_secs(20), ..Timeouts::default() };
         let packets = packets(&steps);
         let mut table = FlowTable::new(FlowTableConfig { flows_max, timeouts, side_bytes_max: 1 << 12 }).unwrap();
-        table.want_deltas();
+        table.want_deltas().expect("memory");
         let mut out = Told::default();
         // By turn and (key, direction): packets and bytes.
         let mut wanted: Vec<HashMap<(FlowKey, bool), (u64, u64)>> = vec![HashMap::new()];

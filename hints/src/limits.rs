@@ -71,7 +71,8 @@ pub struct InspectCounts {
     pub dns_messages: u64,
     /// Payloads of DNS flows that are no DNS message.
     pub dns_malformed: u64,
-    /// DNS queries given up for newer ones, all places being taken; they are exported as unanswered.
+    /// DNS queries that did not wait for their answer: the oldest where all places were taken, and any beyond 32 that wait under one
+    /// id in one flow. They are exported as unanswered.
     pub dns_evicted: u64,
     /// DNS queries without an answer within the timeout.
     pub dns_unanswered: u64,

@@ -108,7 +108,7 @@ impl<K: Copy + Eq + Hash, V> Expiring<K, V> {
         &self.entries[slot.index()].key
     }
 
-    /// Entries whose keys have the hash of this one, and by bad luck some others.
+    /// Entries whose keys have the hash of this one, and by bad luck some others, in the order they came.
     pub fn alike(&self, key: &K) -> impl Iterator<Item = Slot> {
         let hash = self.hash(key);
         let mut place = self.home(hash);
@@ -313,6 +313,45 @@ mod tests {
                     prop_assert_eq!(alike, if model.contains(&key) { vec![key] } else { vec![] });
                     prop_assert_eq!(table.find(&key).map(|slot| *table.value(slot)), model.contains(&key).then_some(key));
                 }
+            }
+        }
+    }
+
+    /// A key whose hash says nothing.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    struct Alike(u8);
+
+    impl Hash for Alike {
+        fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+            0u8.hash(state);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn entries_of_one_hash_stay_in_order(ops in prop::collection::vec(op(), 0..200)) {
+            let mut table = Expiring::<Alike, ()>::new(20, || ());
+            let mut model: Vec<Alike> = Vec::new();
+            for (time, op) in ops.into_iter().enumerate() {
+                match op {
+                    Op::Insert(key) if !model.contains(&Alike(key)) => {
+                        if table.insert(Alike(key), time as u64).is_some() {
+                            model.push(Alike(key));
+                        }
+                    }
+                    Op::Insert(_) => {}
+                    Op::Remove(key) | Op::Take(key) => {
+                        table.take(&Alike(key));
+                        model.retain(|k| *k != Alike(key));
+                    }
+                    Op::RemoveOldest => {
+                        if let Some(slot) = table.oldest() {
+                            table.remove(slot);
+                            model.remove(0);
+                        }
+                    }
+                }
+                prop_assert_eq!(table.alike(&Alike(0)).map(|slot| *table.key(slot)).collect::<Vec<_>>(), model.clone());
             }
         }
     }

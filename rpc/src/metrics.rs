@@ -668,7 +668,7 @@ impl Families<'_> {
             ("taphouse_quic_not_decrypted", "QUIC Initial packets that did not decrypt", h.quic_not_decrypted),
             ("taphouse_dns_messages", "DNS messages read", h.dns_messages),
             ("taphouse_dns_malformed", "Payloads of DNS flows that are no DNS message", h.dns_malformed),
-            ("taphouse_dns_evicted", "DNS queries given up for newer ones", h.dns_evicted),
+            ("taphouse_dns_evicted", "DNS queries that could not wait for their answer", h.dns_evicted),
             ("taphouse_dns_unanswered", "DNS queries without an answer in time", h.dns_unanswered),
             ("taphouse_dns_unasked", "DNS answers whose query was not seen", h.dns_unasked),
         ] {

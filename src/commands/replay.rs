@@ -122,14 +122,14 @@ fn read_all(
     {
         let mut ingest = Ingest::new(worker, settings, ledger, gauges);
         let damage = drive(sources, &mut ingest, views, stop);
-        let clock = ingest.clock();
-        ingest.into_stage().finish(clock);
+        let (worker, clock) = ingest.finish();
+        worker.finish(clock);
         return Ok(damage);
     }
     let mut ingest = Ingest::new(Dealer::start(workers)?, settings, ledger, gauges);
     let damage = drive(sources, &mut ingest, views, stop);
-    let clock = ingest.clock();
-    ingest.into_stage().finish(clock);
+    let (dealer, clock) = ingest.finish();
+    dealer.finish(clock);
     Ok(damage)
 }
 

@@ -65,9 +65,8 @@ impl Peer {
             return false;
         }
         // The payload first: who sees the packet then finds it.
-        let len = payload.len().min(HANDED_MAX);
-        let payload = match self.bytes.write_chunk_uninit(len) {
-            Ok(chunk) => chunk.fill_from_iter(payload.iter().copied()) as u16,
+        let payload = match self.bytes.push_entire_slice(payload) {
+            Ok(()) => payload.len() as u16,
             Err(_) => 0,
         };
         self.packets.push(Handed { packet: *packet, payload }).is_ok()
@@ -123,7 +122,9 @@ impl Shard {
     fn deal(&mut self, packets: &[PacketMeta], payloads: &impl Payloads) -> usize {
         let (count, mut lost) = (self.out.len() as u64, 0);
         for (at, packet) in packets.iter().enumerate() {
+            // As much of our own packets as of the others': what is told must not depend on the queue they came to.
             let payload = if packet.payload_len > 0 { payloads.payload(at) } else { &[] };
+            let payload = &payload[..payload.len().min(HANDED_MAX)];
             // The high half of the product is a fair share of the hash's range.
             let owner = ((u128::from(packet.key.stable_hash()) * u128::from(count)) >> 64) as usize;
             match &mut self.out[owner] {

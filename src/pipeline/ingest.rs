@@ -48,8 +48,12 @@ pub(crate) struct Ingest<S> {
     gauges: Arc<WorkerGauges>,
     /// Highest packet time so far that is believed: it never goes back, whatever the capture does.
     clock: Nanos,
+    /// Some packet had a time, which is believed whatever it is.
+    started: bool,
     /// Some packet time was not believed, which has been said.
     doubted: bool,
+    /// The last frame of a batch, if whether its time is believed depends on the next one.
+    held: Option<Held>,
     ledger: Arc<QueueLedger>,
     /// Remembers the latest packets, and keeps those that slices ask for.
     recorder: Option<Recorder>,
@@ -71,7 +75,9 @@ impl<S: Stage> Ingest<S> {
             fragments_seen: false,
             gauges,
             clock: Nanos::ZERO,
+            started: false,
             doubted: false,
+            held: None,
             ledger,
             recorder: None,
         }
@@ -89,23 +95,33 @@ impl<S: Stage> Ingest<S> {
         }
     }
 
-    /// Gives the stage back, after what slices still wait for has been handed over.
-    pub(crate) fn into_stage(self) -> S {
+    /// Gives back the stage and the pipeline's clock, after the last packet and what slices still wait for have been handed over.
+    pub(crate) fn finish(mut self) -> (S, Nanos) {
+        self.release(None);
         if let Some(recorder) = self.recorder {
             recorder.finish(RECORDER_PATIENCE);
         }
-        self.stage
-    }
-
-    /// The pipeline's clock.
-    pub(crate) fn clock(&self) -> Nanos {
-        self.clock
+        (self.stage, self.clock)
     }
 }
 
-/// A packet time so much later than those before it is believed unless those behind it are back where they were: one card that
-/// errs once would otherwise stop every timeout for as long as it was ahead.
+/// A packet time so much later than all before it is believed unless the next one is back where they were: a card that errs once
+/// would otherwise stop every timeout for as long as it was ahead.
 const LEAP: Nanos = Nanos::from_secs(3600);
+
+/// Whether the time of a packet is believed.
+enum Belief {
+    Yes,
+    No,
+    /// The next packet will tell.
+    Later,
+}
+
+/// A frame, and what it holds.
+struct Held {
+    data: Vec<u8>,
+    frame: Frame<'static>,
+}
 
 /// How long a stop waits for room in the queue of a slice.
 const RECORDER_PATIENCE: Duration = Duration::from_secs(2);
@@ -114,59 +130,58 @@ const RECORDER_PATIENCE: Duration = Duration::from_secs(2);
 const CLOCK_MAX: Nanos = Nanos(u64::MAX - 1);
 
 impl<S: Stage> Ingest<S> {
-    /// The clock goes on to the time of a packet; `later` are the frames behind it in its batch.
+    /// The clock goes on to the time of a packet, if that is believed; `next` is that of the packet behind it.
     #[inline]
-    fn see(&mut self, ts: Nanos, later: &[Frame<'_>]) {
+    fn see(&mut self, ts: Nanos, next: Option<Nanos>, may_wait: bool) -> Belief {
         let ts = ts.min(CLOCK_MAX);
-        if ts > self.clock {
-            if ts - self.clock > LEAP {
-                self.leap(ts, later);
-            } else {
-                self.clock = ts;
-            }
+        if ts > self.clock && ts - self.clock > LEAP && self.started {
+            return self.leap(ts, next, may_wait);
         }
+        self.started = true;
+        self.clock = self.clock.max(ts);
+        Belief::Yes
     }
 
     #[cold]
-    fn leap(&mut self, ts: Nanos, later: &[Frame<'_>]) {
-        let is_back = |frame: &Frame<'_>| frame.ts < ts - LEAP;
-        if self.clock == Nanos::ZERO {
-            // The first packet is wrong where the two behind it say so.
-            match later {
-                [second, third, ..] if is_back(second) && is_back(third) => self.clock = second.ts.max(third.ts),
-                _ => self.clock = ts,
-            }
-        } else {
-            // Those that are far too early say nothing.
-            let least = self.clock.0.saturating_sub(LEAP.0);
-            if later.iter().any(|frame| is_back(frame) && frame.ts.0 >= least) {
+    fn leap(&mut self, ts: Nanos, next: Option<Nanos>, may_wait: bool) -> Belief {
+        // What is far too early says nothing.
+        let is_back = |next: Nanos| next < ts - LEAP && next.0 >= self.clock.0.saturating_sub(LEAP.0);
+        match next {
+            None if may_wait => Belief::Later,
+            Some(next) if is_back(next) => {
                 if !std::mem::replace(&mut self.doubted, true) {
                     tracing::warn!(
                         seconds_ahead = (ts - self.clock).0 / 1_000_000_000,
-                        "a packet is dated long after those before and behind it; its record has that time, but no timeout \
-                         follows it (said once)"
+                        "a packet is dated long after those before and behind it; it is given the time of those (said once)"
                     );
                 }
-            } else {
+                Belief::No
+            }
+            _ => {
                 self.clock = ts;
+                Belief::Yes
             }
         }
     }
-}
 
-impl<S: Stage> BatchHandler for Ingest<S> {
-    fn batch(&mut self, frames: &[Frame<'_>]) {
-        if let Some(recorder) = &mut self.recorder {
-            recorder.batch(frames);
-        }
-        debug_assert!(frames.len() <= BATCH_FRAMES_MAX);
+    /// Decodes frames and hands their packets on. `next` is the time behind the last of them, where it is known.
+    #[inline]
+    fn take(&mut self, frames: &[Frame<'_>], next: Option<Nanos>, may_wait: bool) {
         let mut count = 0;
         for (number, frame) in frames.iter().enumerate().take(BATCH_FRAMES_MAX) {
-            self.see(frame.ts, &frames[number + 1..]);
+            let next = frames.get(number + 1).map(|next| next.ts).or(next);
+            let belief = self.see(frame.ts, next, may_wait);
+            if let Belief::Later = belief {
+                self.held = Some(Held { data: frame.data.to_vec(), frame: Frame { data: &[], ..*frame } });
+                break;
+            }
             let packet = &mut self.packets[count];
             match decode_into(frame, &self.limits, packet) {
                 Ok(()) => {
                     packet.clock = self.clock;
+                    if let Belief::No = belief {
+                        packet.ts = self.clock;
+                    }
                     self.frame_of[count] = number as u16;
                     count += 1;
                     if packet.fragment {
@@ -184,6 +199,26 @@ impl<S: Stage> BatchHandler for Ingest<S> {
             let taken = self.stage.packets(packets, &Lent { frames, packets, frame_of: &self.frame_of[..] });
             self.ledger.worker.processed.add(taken as u64);
         }
+    }
+
+    /// Hands on the frame that was held back. `next` is the time behind it, where there is any.
+    fn release(&mut self, next: Option<Nanos>) {
+        if let Some(Held { data, frame }) = self.held.take() {
+            self.take(&[Frame { data: &data, ..frame }], next, false);
+        }
+    }
+}
+
+impl<S: Stage> BatchHandler for Ingest<S> {
+    fn batch(&mut self, frames: &[Frame<'_>]) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.batch(frames);
+        }
+        debug_assert!(frames.len() <= BATCH_FRAMES_MAX);
+        if let Some(first) = frames.first().filter(|_| self.held.is_some()) {
+            self.release(Some(first.ts));
+        }
+        self.take(frames, None, true);
         if std::mem::take(&mut self.fragments_seen) {
             let counts = self.fragments.counts();
             self.gauges.publish_rare(|rare| rare.fragments = counts);
@@ -191,6 +226,8 @@ impl<S: Stage> BatchHandler for Ingest<S> {
     }
 
     fn idle(&mut self, now: Nanos) {
+        // To a live source the time that it is says as much as a packet.
+        self.release(Some(now));
         self.clock = self.clock.max(now.min(CLOCK_MAX));
         if let Some(recorder) = &mut self.recorder {
             recorder.idle(self.clock);

@@ -40,7 +40,7 @@ impl Worker {
     ) -> Result<Worker, FlowTableError> {
         let (mut table, mut outlet) = (FlowTable::new(config)?, outlet);
         if outlet.talkers().is_some_and(|talkers| talkers.wants_deltas()) {
-            table.want_deltas();
+            table.want_deltas()?;
         }
         let (gauges, copy) = (view.gauges.clone(), TableCopy::new(view.desk.clone()));
         gauges.capacity(u64::from(config.flows_max));

@@ -8,7 +8,7 @@ use crate::segment::SegmentId;
 use crate::table::{Table, TableInfo};
 use serde::{Deserialize, Serialize};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 /// Version of everything in a data folder. Raised when an older taphouse could no longer read it.
@@ -243,4 +243,12 @@ fn lock(layout: &Layout) -> Result<Box<dyn DiskFile>, StorageError> {
         tracing::warn!(path = %path.display(), %error, "cannot write the process id into the lock file");
     }
     Ok(file)
+}
+
+/// The folder by a path without `..`, which query engines refuse in names of files. What is not there stays as it is.
+pub(crate) fn without_parents(dir: &Path) -> PathBuf {
+    match dir.components().any(|part| part == Component::ParentDir) {
+        true => dir.canonicalize().unwrap_or_else(|_| dir.to_owned()),
+        false => dir.to_owned(),
+    }
 }

@@ -63,7 +63,7 @@ impl StoreReader {
     /// # Errors
     /// If `dir` is no data folder this version can read.
     pub fn open(dir: impl AsRef<Path>) -> Result<StoreReader, StorageError> {
-        let dir = dir.as_ref().to_owned();
+        let dir = crate::folder::without_parents(dir.as_ref());
         let layout = |table: Table| Layout::of(Arc::new(OsDisk), &dir, table.info());
         layout(Table::Flows).check()?;
         let tables = Table::ALL.map(|table| Arc::new(Files { layout: layout(table), logs: Mutex::default() }));

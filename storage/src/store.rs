@@ -48,6 +48,7 @@ impl Store {
     pub fn open(mut options: StoreOptions) -> Result<Store, StorageError> {
         options.check()?;
         let folder = DataFolder::open(options.disk.clone(), &options.dir)?;
+        options.dir = crate::folder::without_parents(&options.dir);
         let compaction = options.compaction;
         let pace = compaction.enabled.then(|| Arc::new(Pace::new(Some(compaction.bytes_per_s))));
         let flows = TableWriter::open(&options, pace.clone())?;

@@ -82,7 +82,7 @@ fn windows_are_exact_however_late_flows_tell() {
         let table = FlowTable::new(FlowTableConfig { flows_max, timeouts, side_bytes_max: 1 << 12 }).unwrap();
         let mut worker = Worker { table, feed: feeds.remove(0) };
         assert!(worker.feed.wants_deltas());
-        worker.table.want_deltas();
+        worker.table.want_deltas().expect("memory");
         // So slow a sweep is not over when time turns again.
         let is_slow = seed % 5 == 4;
         let slots_max = if is_slow { 3 } else { 400 };

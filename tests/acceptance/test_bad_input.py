@@ -217,7 +217,7 @@ def test_odd_timestamps_and_snaplen_cut_packets_lose_nothing(tmp_path):
             assert done.stderr.count("\n") == 1
         else:
             assert done.returncode == 0
-            assert not done.stderr or name == "backwards" and "dated long after" in done.stderr, done.stderr
+            assert "dated long after" in done.stderr if name == "backwards" else not done.stderr, done.stderr
         summary = json.loads(done.stdout)
         assert summary["ledger"]["balanced"] and summary["ledger"]["causes"]["processed"] == summary["packets"] > 0
         stored = rows("SELECT sum(pkts_o + pkts_r) AS n, min(dur_us) AS least FROM flows", tmp_path / name)[0]
@@ -470,7 +470,7 @@ def test_more_memory_than_there_is(testdata, tmp_path):
     for size in sizes:
         replay = [BINARY, "replay", testdata / "pcap/cid_udp.pcap", "--data-dir", tmp_path / "data", "--set", size]
         done = subprocess.run(["prlimit", f"--as={16 << 30}", *replay], capture_output=True, text=True)
-        assert done.returncode not in (0, 101) and done.returncode > 0, done
+        assert done.returncode == FAILED, done
         assert "flowtable.flows_max" in done.stderr and "this host does not give" in done.stderr, done.stderr
         assert len(done.stderr.splitlines()) == 1, done.stderr
 

@@ -211,12 +211,12 @@ impl StageHandler {
     pub(crate) fn finish(self) -> Result<(), CaptureBenchError> {
         match self.handler {
             Handler::Worker(ingest) => {
-                let clock = ingest.clock();
-                ingest.into_stage().finish(clock);
+                let (worker, clock) = ingest.finish();
+                worker.finish(clock);
             }
             Handler::Table(ingest) => {
-                let clock = ingest.clock();
-                ingest.into_stage().0.finish(clock, &mut NoRecords);
+                let (mut table, clock) = ingest.finish();
+                table.0.finish(clock, &mut NoRecords);
             }
             Handler::Release(_) | Handler::Decode(_) => {}
         }

@@ -25,7 +25,7 @@ pub(crate) struct Level<'a> {
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Fragment {
     pub(crate) id: u32,
-    /// Of IPv4, the protocol that the header says.
+    /// Of IPv4, the protocol that the header says; of IPv6 only where the identification was cut off.
     pub(crate) proto: u8,
     /// In units of 8 bytes.
     pub(crate) offset: u16,
@@ -159,8 +159,9 @@ fn extensions<'a>(mut c: Cursor<'a>, limits: &Limits, level: &mut Level<'a>) -> 
                 let Some(&[next, _, hi, lo]) = c.bytes::<4>(0) else { return Ok(None) };
                 let field = u16::from_be_bytes([hi, lo]);
                 level.proto = next;
-                level.fragment =
-                    Fragment { id: c.u32(4).unwrap_or(0), proto: 0, offset: field >> 3, more: field & 1 != 0 };
+                // Where it is, it is enough to tell datagrams apart.
+                let (id, proto) = c.u32(4).map_or((0, next), |id| (id, 0));
+                level.fragment = Fragment { id, proto, offset: field >> 3, more: field & 1 != 0 };
                 if level.fragment.offset != 0 {
                     return Ok(None);
                 }

@@ -88,7 +88,8 @@ pub struct PacketMeta {
     /// Source MAC of the frame; meaningful when `has_mac`.
     pub src_mac: Mac,
     /// Where `fragment` is set, what IPv4 fragments of one datagram share besides: the protocol as their header says (RFC 791),
-    /// whatever stands behind an authentication header. 0 of IPv6, where the identification is enough (RFC 8200 section 4.5).
+    /// whatever stands behind an authentication header. Of IPv6, where the identification is enough (RFC 8200 section 4.5), 0 unless
+    /// that was cut off.
     pub fragment_proto: u8,
     /// Place in the datagram in units of 8 bytes (fragmentOffset); 0 in a first fragment and in a whole packet.
     pub fragment_offset: u16,

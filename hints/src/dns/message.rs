@@ -339,6 +339,18 @@ pub(crate) mod tests {
         assert!(text.split(',').all(|a| a == "100.100.100.100"));
     }
 
+    /// A text is cut at a character; nothing follows what was cut, and nothing is cut that does not stand alone.
+    #[test]
+    fn texts_are_cut_only_alone() {
+        let txt = |text: &[u8]| (16, 1, [&[text.len() as u8][..], text].concat());
+        let long = [&[b'a'; 252][..], "\u{10348}".as_bytes()].concat()[..255].to_vec();
+        let whole = [&[b'a'; 252][..], "\u{e9}".as_bytes()].concat();
+        let of = |answers: &[(u16, u32, Vec<u8>)]| answers_text(&response(1, "a", 16, 0, answers)).0;
+        assert_eq!(of(&[txt(&long), txt(b"bc")]), format!("{}\u{fffd}", "a".repeat(252)));
+        assert_eq!(of(&[txt(b"a"), txt(&whole)]), "a");
+        assert_eq!(of(&[txt(b"a"), txt(&[b'b'; 254]), txt(b"c")]), "a,c");
+    }
+
     #[test]
     fn every_truncation_fails_the_whole_check() {
         let whole = response(7, "www.example.com", 1, 0, &[(1, 5, vec![1, 2, 3, 4])]);

@@ -108,8 +108,7 @@ impl Transactions {
             let waiting = self.pending.key(*slot);
             (waiting.flow_id, waiting.id) == (key.flow_id, key.id)
         };
-        let oldest = self.pending.alike(&key).filter(of_id).min_by_key(|slot| self.pending.value(*slot).record.time);
-        let Some(slot) = oldest else {
+        let Some(slot) = self.pending.alike(&key).find(of_id) else {
             self.question.clear();
             counts.dns_unasked += 1;
             emit(record, &self.question, &self.answers, &mut self.texts, sink);

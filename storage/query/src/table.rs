@@ -30,7 +30,6 @@ use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::union::UnionExec;
 use std::cmp::Reverse;
 use std::collections::HashSet;
-use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use storage::{Segment, Snapshot, Table};
 
@@ -229,7 +228,7 @@ impl StoredTable {
         let Candidate { segment, row_groups } = candidate;
         let location = match self.objects {
             Some(_) => StorePath::parse(segment.path.to_string_lossy()),
-            None => StorePath::from_absolute_path(local(&segment.path)?),
+            None => StorePath::from_absolute_path(std::path::absolute(&segment.path)?),
         };
         let location =
             location.map_err(|source| DataFusionError::ObjectStore(Box::new(StoreError::InvalidPath { source })))?;
@@ -349,28 +348,4 @@ pub(crate) fn sensor_of(segment: &Segment) -> &str {
 fn sensor_value(segment: &Segment) -> ScalarValue {
     let name = sensor_of(segment).to_owned();
     ScalarValue::Dictionary(Box::new(DataType::Int32), Box::new(ScalarValue::Utf8(Some(name))))
-}
-/// Where a file lies, without the `..` that a store of objects refuses. What is gone has the name that it was asked for by.
-fn local(path: &Path) -> std::io::Result<PathBuf> {
-    if !path.components().any(|part| part == Component::ParentDir) {
-        return std::path::absolute(path);
-    }
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return std::path::absolute(path) };
-    match folder.canonicalize() {
-        Ok(folder) => Ok(folder.join(name)),
-        Err(_) => Ok(folded(&std::path::absolute(path)?)),
-    }
-}
-
-/// The path without `..`, by its words alone.
-fn folded(path: &Path) -> PathBuf {
-    let mut folded = PathBuf::new();
-    for part in path.components() {
-        if part == Component::ParentDir {
-            folded.pop();
-        } else {
-            folded.push(part);
-        }
-    }
-    folded
 }
