@@ -48,8 +48,6 @@ pub(crate) struct Ingest<S> {
     gauges: Arc<WorkerGauges>,
     /// Highest packet time so far that is believed: it never goes back, whatever the capture does.
     clock: Nanos,
-    /// Some packet had a time, which is believed whatever it is.
-    started: bool,
     /// Some packet time was not believed, which has been said.
     doubted: bool,
     /// The last frame of a batch, if whether its time is believed depends on the next one.
@@ -75,7 +73,6 @@ impl<S: Stage> Ingest<S> {
             fragments_seen: false,
             gauges,
             clock: Nanos::ZERO,
-            started: false,
             doubted: false,
             held: None,
             ledger,
@@ -130,21 +127,15 @@ const RECORDER_PATIENCE: Duration = Duration::from_secs(2);
 const CLOCK_MAX: Nanos = Nanos(u64::MAX - 1);
 
 impl<S: Stage> Ingest<S> {
-    /// The clock goes on to the time of a packet, if that is believed; `next` is that of the packet behind it.
-    #[inline]
-    fn see(&mut self, ts: Nanos, next: Option<Nanos>, may_wait: bool) -> Belief {
-        let ts = ts.min(CLOCK_MAX);
-        if ts > self.clock && ts - self.clock > LEAP && self.started {
-            return self.leap(ts, next, may_wait);
-        }
-        self.started = true;
-        self.clock = self.clock.max(ts);
-        Belief::Yes
-    }
-
+    /// A packet comes long after all before it; `next` is the time of the one behind it.
     #[cold]
+    #[inline(never)]
     fn leap(&mut self, ts: Nanos, next: Option<Nanos>, may_wait: bool) -> Belief {
-        // What is far too early says nothing.
+        // The first packet is believed. What is far too early says nothing.
+        if self.clock == Nanos::ZERO {
+            self.clock = ts;
+            return Belief::Yes;
+        }
         let is_back = |next: Nanos| next < ts - LEAP && next.0 >= self.clock.0.saturating_sub(LEAP.0);
         match next {
             None if may_wait => Belief::Later,
@@ -169,17 +160,24 @@ impl<S: Stage> Ingest<S> {
     fn take(&mut self, frames: &[Frame<'_>], next: Option<Nanos>, may_wait: bool) {
         let mut count = 0;
         for (number, frame) in frames.iter().enumerate().take(BATCH_FRAMES_MAX) {
-            let next = frames.get(number + 1).map(|next| next.ts).or(next);
-            let belief = self.see(frame.ts, next, may_wait);
-            if let Belief::Later = belief {
-                self.held = Some(Held { data: frame.data.to_vec(), frame: Frame { data: &[], ..*frame } });
-                break;
+            let (ts, mut is_believed) = (frame.ts.min(CLOCK_MAX), true);
+            if ts > self.clock + LEAP {
+                match self.leap(ts, frames.get(number + 1).map(|next| next.ts).or(next), may_wait) {
+                    Belief::Yes => {}
+                    Belief::No => is_believed = false,
+                    Belief::Later => {
+                        self.held = Some(Held { data: frame.data.to_vec(), frame: Frame { data: &[], ..*frame } });
+                        break;
+                    }
+                }
+            } else {
+                self.clock = self.clock.max(ts);
             }
             let packet = &mut self.packets[count];
             match decode_into(frame, &self.limits, packet) {
                 Ok(()) => {
                     packet.clock = self.clock;
-                    if let Belief::No = belief {
+                    if !is_believed {
                         packet.ts = self.clock;
                     }
                     self.frame_of[count] = number as u16;
