@@ -595,7 +595,7 @@ impl Inspector {
         let Some(slot) = kept else {
             let used = self.dns_messages(p, p.bytes, &mut dns, sink);
             let rest = &p.bytes[used..];
-            dns.partial[side] = !rest.is_empty() && self.keep_dns(p, rest, used);
+            dns.partial[side] = !rest.is_empty() && self.keep_dns(p, rest, used, &mut dns, sink);
             return Stage::Dns(dns);
         };
         let added = self.assemblies.add_segment(slot, p.seq, p.bytes);
@@ -617,14 +617,18 @@ impl Inspector {
         Stage::Dns(dns)
     }
 
-    /// Begins to keep what follows `used` bytes of a segment.
-    fn keep_dns(&mut self, p: &Payload<'_>, rest: &[u8], used: usize) -> bool {
+    /// Begins to keep what follows `used` bytes of a segment. Of a message that will not fit, what is there is read at once: its
+    /// header and its question as a rule, and some answers.
+    fn keep_dns(&mut self, p: &Payload<'_>, rest: &[u8], used: usize, dns: &mut Dns, sink: &mut impl HintSink) -> bool {
         let announced = rest.first_chunk().map_or(0, |len| usize::from(u16::from_be_bytes(*len)) + 2);
         if is_cut(p) || rest.len() >= 2 && !begins_dns(rest) {
             return false;
         }
         if announced.max(rest.len()) > self.limits.assembly_bytes_max {
             self.counts.assemblies_oversized += 1;
+            if let Some(message) = rest.get(2..) {
+                self.dns_message(p, message, true, dns, sink);
+            }
             return false;
         }
         let seq = p.seq.wrapping_add(used as u32);

@@ -446,6 +446,23 @@ fn a_flow_cannot_have_any_number_of_questions_under_one_id() {
     assert!(flow.sink.dns[8].0.has_query);
 }
 
+/// An answer that no buffer holds is one all the same: its first segment says to what, and how it went.
+#[test]
+fn the_beginning_of_a_large_answer_is_read() {
+    let limits = InspectLimits { assembly_bytes_max: 2048, ..InspectLimits::default() };
+    let mut flow = Flow::with(proto::TCP, 53, limits);
+    let behind = |message: Vec<u8>| [&(message.len() as u16).to_be_bytes()[..], &message].concat();
+    flow.client(&behind(query(7, "a.example", 1)));
+    flow.time = flow.time + Nanos::from_millis(3);
+    let large = behind(response(7, "a.example", 1, 0, &vec![(1, 60, vec![192, 0, 2, 1]); 200]));
+    assert!(large.len() > 3000);
+    large.chunks(1400).for_each(|segment| flow.server(segment));
+    let (row, question, answers) = &flow.sink.dns[0];
+    assert_eq!((&question[..], row.rcode, row.latency_us, row.answer_count), ("a.example", Some(0), Some(3000), 200));
+    assert!(answers.starts_with("192.0.2.1,192.0.2.1"), "{answers}");
+    assert_eq!((flow.sink.dns.len(), flow.inspector.counts().assemblies_oversized), (1, 1));
+}
+
 #[test]
 fn tls_on_the_port_of_dns_is_tls() {
     let hello = records(&chrome().message(), 5000);
