@@ -6,7 +6,7 @@
 //! not been swept yet has it tell first, so that no packet behind the turn is told with those before it.
 //!
 //! One bit of a state says on which side of the last turn the flow has told, and one that it has told at all; what it had
-//! counted by then lies in an array beside the states, which flows that do not live to see a turn never touch.
+//! counted by then lies in an array beside the states, which flows that do not live to see a turn leave alone.
 
 use crate::state::{FlowState, bits};
 use crate::walk::FREE_SLOTS_A_FLOW;
@@ -32,8 +32,9 @@ pub(crate) struct Deltas {
     pub(crate) wanted: bool,
     /// `bits::TURN` of a flow that has told since the last turn.
     pub(crate) turn: u8,
-    /// By slot, as far as one has told, where `bits::TOLD` is set: bytes of both sides when it last told, and their packets, 32 bits each.
-    told: Vec<[u64; 3]>,
+    /// By slot, where `bits::TOLD` is set: bytes of both sides when it last told, and their packets, 32 bits each. If flows tell, as
+    /// long as the states: growing with them, no turn has to make much of it at once.
+    pub(crate) told: Vec<[u64; 3]>,
     /// The next slot to sweep, and the end of those that were in use at the turn.
     at: usize,
     end: usize,
@@ -44,7 +45,7 @@ impl Deltas {
     #[inline]
     pub(crate) fn prefetch(&self, state: &FlowState, slot: usize) {
         if self.wanted && state.bits & bits::TOLD != 0 {
-            self.told.get(slot).into_iter().for_each(memory::prefetch);
+            memory::prefetch(&self.told[slot]);
         }
     }
 
@@ -54,13 +55,14 @@ impl Deltas {
 }
 
 impl FlowTable {
-    /// From now on flows tell what they sent ([`FlowSink::delta`]). Takes 24 bytes for each flow that may be in the table, of
-    /// which those are touched whose flow lives to see a turn.
+    /// From now on flows tell what they sent ([`FlowSink::delta`]). Takes 24 bytes for each flow that may be in the table, touched when
+    /// its slot is first used.
     ///
     /// # Errors
     /// The system does not give so much memory.
     pub fn want_deltas(&mut self) -> Result<(), FlowTableError> {
         self.deltas.told = memory::reserve(self.flows_max as usize).map_err(|_| self.out_of_memory())?;
+        self.deltas.told.resize(self.states.len(), [0; 3]);
         self.deltas.wanted = true;
         Ok(())
     }
@@ -106,10 +108,6 @@ impl FlowTable {
         self.tell_rest(slot, sink);
         let state = &mut self.states[slot];
         let [o, r] = &state.sides;
-        if slot >= self.deltas.told.len() {
-            // Within what was reserved.
-            self.deltas.told.resize(slot + 1, [0; 3]);
-        }
         self.deltas.told[slot] = [o.bytes, r.bytes, u64::from(o.pkts) | u64::from(r.pkts) << 32];
         state.bits = state.bits & !bits::TURN | self.deltas.turn | bits::TOLD;
     }

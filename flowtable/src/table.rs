@@ -19,7 +19,7 @@ const STATE_AHEAD: usize = 12;
 /// Packets between asking for what a flow has in the side arena and the packet's turn.
 const EXTRA_AHEAD: usize = 5;
 /// Bytes of a flow in the table: its state, what is known of its beginning, its bound, its share of the index, and what it has told.
-const FLOW_BYTES: usize = 252 + 24;
+const FLOW_BYTES: usize = size_of::<FlowState>() + size_of::<Birth>() + size_of::<u32>() + 8 + size_of::<[u64; 3]>();
 /// No slot has this number: there are fewer.
 pub(crate) const NO_SLOT: u32 = u32::MAX;
 
@@ -322,6 +322,9 @@ impl FlowTable {
             None => {
                 self.states.push(state);
                 self.births.push(birth);
+                if self.deltas.wanted {
+                    self.deltas.told.push([0; 3]);
+                }
                 (self.states.len() - 1) as u32
             }
         };

@@ -202,15 +202,20 @@ fn a_manifest_that_was_cut_short_is_told_and_a_start_mends_it() {
     assert_eq!(reader.unlisted().unwrap(), Vec::<std::path::PathBuf>::new());
 }
 
-#[test]
-fn a_last_line_that_does_not_check_out_is_counted_and_its_rows_found() {
-    let dir = tempfile::tempdir().unwrap();
-    two_segments(dir.path());
-    let manifest = dir.path().join("manifest.ndjson");
+/// Turns a bit in the last line of the manifest.
+fn damage_last_line(dir: &Path) {
+    let manifest = dir.join("manifest.ndjson");
     let mut text = fs::read(&manifest).unwrap();
     let at = text.len() - 5;
     text[at] ^= 1;
     fs::write(&manifest, text).unwrap();
+}
+
+#[test]
+fn a_last_line_that_does_not_check_out_is_counted_and_its_rows_found() {
+    let dir = tempfile::tempdir().unwrap();
+    two_segments(dir.path());
+    damage_last_line(dir.path());
     let store = Store::open(options(dir.path())).unwrap();
     assert_eq!(ids(&store.reader().snapshot().unwrap()), (0..20).collect::<Vec<u64>>());
     assert_eq!(store.counts().files_damaged, 1);
@@ -232,11 +237,7 @@ fn a_damaged_line_of_a_merge_costs_no_rows() {
     assert_eq!(store.compact().unwrap(), 1);
     store.close().unwrap();
     fs::write(&left, bytes).unwrap();
-    let manifest = dir.path().join("manifest.ndjson");
-    let mut text = fs::read(&manifest).unwrap();
-    let at = text.len() - 5;
-    text[at] ^= 1;
-    fs::write(&manifest, text).unwrap();
+    damage_last_line(dir.path());
     let store = Store::open(options(dir.path())).unwrap();
     assert_eq!(ids(&store.reader().snapshot().unwrap()), (0..20).collect::<Vec<u64>>());
 }
