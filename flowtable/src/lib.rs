@@ -19,7 +19,7 @@ mod walk;
 
 pub use config::{FlowTableConfig, FlowTableError, Timeouts};
 pub use deltas::FlowDelta;
-pub use fragments::{FragmentCache, FragmentCounts};
+pub use fragments::{FragmentCache, FragmentCounts, FragmentPlace};
 pub use record::{ConnState, EndReason, FlowRecord, RttLife, TcpState};
 pub use sink::{FlowInView, FlowSink, HintOwner, HintSlot, TcpOpening};
 pub use table::{FlowTable, FlowTableCounts};

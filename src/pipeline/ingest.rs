@@ -1,11 +1,11 @@
 //! Frames in, decoded packets out: the first stage of every worker, and of the reader that deals to several.
 
-use super::payloads::{Lent, Payloads};
+use super::payloads::{Copied, Lent, Payloads};
 use super::shared::WorkerGauges;
 use capture::ledger::QueueLedger;
 use capture::slice::Recorder;
 use capture::{BATCH_FRAMES_MAX, BatchHandler, SourceCounts, SourceError};
-use flowtable::FragmentCache;
+use flowtable::{FragmentCache, FragmentPlace};
 use std::sync::Arc;
 use std::time::Duration;
 use wire::{Frame, Limits, Nanos, PacketMeta, decode_into};
@@ -95,6 +95,8 @@ impl<S: Stage> Ingest<S> {
     /// Gives back the stage and the pipeline's clock, after the last packet and what slices still wait for have been handed over.
     pub(crate) fn finish(mut self) -> (S, Nanos) {
         self.release(None);
+        self.give_up_fragments(Nanos::MAX);
+        self.publish_fragments();
         if let Some(recorder) = self.recorder {
             recorder.finish(RECORDER_PATIENCE);
         }
@@ -173,6 +175,10 @@ impl<S: Stage> Ingest<S> {
             } else {
                 self.clock = self.clock.max(ts);
             }
+            if self.fragments.is_due(self.clock) {
+                self.hand_on(frames, std::mem::take(&mut count));
+                self.give_up_fragments(self.clock);
+            }
             let packet = &mut self.packets[count];
             match decode_into(frame, &self.limits, packet) {
                 Ok(()) => {
@@ -183,8 +189,15 @@ impl<S: Stage> Ingest<S> {
                     self.frame_of[count] = number as u16;
                     count += 1;
                     if packet.fragment {
-                        self.fragments.assign(packet);
                         self.fragments_seen = true;
+                        match self.fragments.assign(packet) {
+                            FragmentPlace::On => {}
+                            FragmentPlace::Waits => count -= 1,
+                            FragmentPlace::Leads => {
+                                self.hand_on(frames, std::mem::take(&mut count));
+                                self.hand_on_released();
+                            }
+                        }
                     }
                 }
                 Err(reason) => self.ledger.undecoded(reason),
@@ -193,10 +206,40 @@ impl<S: Stage> Ingest<S> {
         if count == 0 {
             self.stage.advance(self.clock);
         } else {
-            let packets = &self.packets[..count];
-            let taken = self.stage.packets(packets, &Lent { frames, packets, frame_of: &self.frame_of[..] });
-            self.ledger.worker.processed.add(taken as u64);
+            self.hand_on(frames, count);
         }
+    }
+
+    fn publish_fragments(&mut self) {
+        if std::mem::take(&mut self.fragments_seen) {
+            let counts = self.fragments.counts();
+            self.gauges.publish_rare(|rare| rare.fragments = counts);
+        }
+    }
+
+    /// The first `count` packets go on.
+    #[inline]
+    fn hand_on(&mut self, frames: &[Frame<'_>], count: usize) {
+        let packets = &self.packets[..count];
+        let taken = self.stage.packets(packets, &Lent { frames, packets, frame_of: &self.frame_of[..] });
+        self.ledger.worker.processed.add(taken as u64);
+    }
+
+    /// Fragments that have waited for their first one go on. Nobody looks at what later fragments carry.
+    #[cold]
+    fn hand_on_released(&mut self) {
+        let released = self.fragments.released(self.clock);
+        let taken = self.stage.packets(released, &Copied::default());
+        self.ledger.worker.processed.add(taken as u64);
+        released.clear();
+        self.fragments_seen = true;
+    }
+
+    /// Fragments that wait until now have waited for long enough.
+    #[cold]
+    fn give_up_fragments(&mut self, clock: Nanos) {
+        self.fragments.give_up(clock);
+        self.hand_on_released();
     }
 
     /// Hands on the frame that was held back. `next` is the time behind it, where there is any.
@@ -217,19 +260,20 @@ impl<S: Stage> BatchHandler for Ingest<S> {
             self.release(Some(first.ts));
         }
         self.take(frames, None, true);
-        if std::mem::take(&mut self.fragments_seen) {
-            let counts = self.fragments.counts();
-            self.gauges.publish_rare(|rare| rare.fragments = counts);
-        }
+        self.publish_fragments();
     }
 
     fn idle(&mut self, now: Nanos) {
         // To a live source the time that it is says as much as a packet.
         self.release(Some(now));
         self.clock = self.clock.max(now.min(CLOCK_MAX));
+        if self.fragments.is_due(self.clock) {
+            self.give_up_fragments(self.clock);
+        }
         if let Some(recorder) = &mut self.recorder {
             recorder.idle(self.clock);
         }
+        self.publish_fragments();
         self.stage.advance(self.clock);
     }
 
