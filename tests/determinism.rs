@@ -117,7 +117,7 @@ fn fragments_find_their_first_one_wherever_it_is() {
         let header = [40_000u16, 9, 8 + 128, 0].map(u16::to_be_bytes).concat();
         let body = if piece == 0 { [&header[..], &[7; 24]].concat() } else { vec![7; 32] };
         let [high, low] = pair.to_be_bytes();
-        capture.ip(time, [[10, 0, high, low], [10, 1, high, low]], 17, [pair, more | piece * 4], &body);
+        capture.ip(time, [[10, 0, high, low], [10, 1, high, low]], 17, [pair, more | (piece * 4)], &body);
     };
     let mut capture = Capture::new();
     for n in 0..400u16 {

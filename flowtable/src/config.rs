@@ -32,7 +32,7 @@ pub struct Timeouts {
     pub closed: Nanos,
     /// A flow that goes on is exported in parts of this length.
     pub active: Nanos,
-    /// A SYN on a closed connection begins a new flow before `closed` has passed.
+    /// A SYN that opens another connection begins a new flow before the time of the old one has passed.
     pub split_on_reuse: bool,
 }
 

@@ -185,7 +185,7 @@ pub enum EndReason {
     Idle = 1,
     /// Still going on: the active timeout cut a part off (2).
     Active = 2,
-    /// FIN from both sides or RST (3).
+    /// FIN from both sides, RST, or a SYN that opens another connection of the same ends (3).
     Closed = 3,
     /// The capture ended, or the server was stopped (4).
     Shutdown = 4,

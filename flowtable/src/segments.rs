@@ -328,6 +328,13 @@ fn control(flow: &mut FlowState, birth: &mut Birth, p: &PacketMeta, side: usize,
     }
 }
 
+/// Whether a SYN opens another connection of the same ends: the one so far is closed, or it was answered and goes on at other sequence
+/// numbers, as when its end was not seen. Without an answer it is still the same that is tried, and a flood of SYNs is one flow.
+#[cold]
+pub(crate) fn is_reused(flow: &FlowState, p: &PacketMeta) -> bool {
+    flow.tcp.closed() || (flow.answered() && begins_anew(flow, p, flow.side_of(p)))
+}
+
 /// Whether a SYN or SYN/ACK opens another connection than the one seen so far: it is not the one that began it, sent again, which
 /// lies as far below what is expected as data was sent since.
 fn begins_anew(flow: &FlowState, p: &PacketMeta, side: usize) -> bool {

@@ -240,7 +240,7 @@ impl FlowTable {
             _ => self.find(hash, p),
         };
         let slot = match self.states.get(found as usize) {
-            Some(state) if !self.over(state, p) => found,
+            Some(state) if !self.is_over(state, p) => found,
             _ => self.begin(found, p, hash, sink),
         };
         let state = &self.states[slot as usize];
@@ -291,18 +291,20 @@ impl FlowTable {
         self.index.find(hash, |slot| states[slot as usize].key == p.key).unwrap_or(NO_SLOT)
     }
 
-    /// Whether a flow ended before `p`: its deadline passed, or `p` opens a connection on a closed one.
+    /// Whether a flow ended before `p`: its deadline passed, or `p` opens another connection.
     #[inline]
-    fn over(&self, state: &FlowState, p: &PacketMeta) -> bool {
-        let reopens = p.has_tcp && p.flags.is_syn() && self.patience.split_on_reuse() && state.tcp.closed();
-        reopens || (p.clock - state.last_clock >= self.patience.least && state.deadline(&self.patience) <= p.clock)
+    fn is_over(&self, state: &FlowState, p: &PacketMeta) -> bool {
+        let opens = p.has_tcp && p.flags.is_syn() && self.patience.split_on_reuse();
+        (opens && segments::is_reused(state, p))
+            || (p.clock - state.last_clock >= self.patience.least && state.deadline(&self.patience) <= p.clock)
     }
 
     /// Makes a flow for `p`, after ending the one in slot `over`, if there is one.
     #[inline(never)]
     fn begin(&mut self, over: u32, p: &PacketMeta, hash: u64, sink: &mut impl FlowSink) -> u32 {
         if let Some(state) = self.states.get(over as usize) {
-            let reason = state.timeout_reason();
+            let is_late = state.deadline(&self.patience) <= p.clock;
+            let reason = if is_late { state.timeout_reason() } else { EndReason::Closed };
             self.end(over, reason, sink);
         } else if self.counts.active == u64::from(self.flows_max) {
             self.evict(sink);

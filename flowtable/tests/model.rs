@@ -67,11 +67,26 @@ struct ModelFlow {
     flags: [u8; 2],
     fin: [bool; 2],
     rst: bool,
+    /// Next sequence numbers.
+    next: [Option<u32>; 2],
+    /// The responder has sent something, and a SYN/ACK.
+    answered: bool,
+    syn_ack: bool,
 }
 
 impl ModelFlow {
     fn closed(&self) -> bool {
         self.rst || self.fin == [true, true]
+    }
+
+    /// A SYN or SYN/ACK whose sequence number is not the one that was expected, nor the one that began this. No packet has data.
+    fn is_elsewhere(&self, p: &PacketMeta) -> bool {
+        let side = usize::from(p.direction != self.originator);
+        self.next[side].is_some_and(|next| next.wrapping_sub(p.seq + 1) > 1)
+    }
+
+    fn is_reused(&self, p: &PacketMeta) -> bool {
+        p.has_tcp && p.flags.is_syn() && (self.closed() || (self.answered && self.is_elsewhere(p)))
     }
 
     fn deadline(&self, key: &FlowKey, t: &Timeouts) -> Nanos {
@@ -97,9 +112,9 @@ impl Model {
     fn packet(&mut self, p: &PacketMeta, ids: &HashMap<(FlowKey, u64), u64>) {
         let t = self.timeouts;
         if let Some(f) = self.flows.get(&p.key) {
-            let reused = t.split_on_reuse && p.has_tcp && p.flags.is_syn() && f.closed();
-            if f.deadline(&p.key, &t) <= p.clock || reused {
-                let reason = if f.closed() { EndReason::Closed } else { EndReason::Idle };
+            let late = f.deadline(&p.key, &t) <= p.clock;
+            if late || (t.split_on_reuse && f.is_reused(p)) {
+                let reason = if late && !f.closed() { EndReason::Idle } else { EndReason::Closed };
                 self.export(&p.key, reason, ids);
                 self.flows.remove(&p.key);
             } else if p.clock.0 - f.part_clock >= t.active.0 {
@@ -124,16 +139,26 @@ impl Model {
             flags: [0; 2],
             fin: [false; 2],
             rst: false,
+            next: [None; 2],
+            answered: false,
+            syn_ack: false,
         });
         let side = usize::from(p.direction != f.originator);
         f.last_clock = p.clock.0;
         (f.start, f.end) = (f.start.min(p.ts.0), f.end.max(p.ts.0));
+        f.answered |= side == 1;
         f.counts[side] += 1;
         f.counts[2 + side] += u64::from(p.ip_bytes);
         if p.has_tcp {
             f.flags[side] |= p.flags.0;
             f.fin[side] |= p.flags.any(TcpFlags::FIN);
             f.rst |= p.flags.any(TcpFlags::RST);
+            if (p.flags.is_syn() || (p.flags.is_syn_ack() && !f.syn_ack)) && f.is_elsewhere(p) {
+                f.next = [None; 2];
+            }
+            f.syn_ack |= p.flags.is_syn_ack() && side == 1;
+            let end = p.seq + u32::from(p.flags.any(TcpFlags::SYN | TcpFlags::FIN));
+            f.next[side] = Some(f.next[side].map_or(end, |next| next.max(end)));
         }
     }
 
@@ -183,6 +208,8 @@ fn packets(steps: &[Step]) -> Vec<PacketMeta> {
                 flags: TcpFlags(if tcp { flags & 0x1f } else { 0 }),
                 has_tcp: tcp,
                 window: 1,
+                // Some SYNs are of another connection.
+                seq: if back % 2 == 1 && flags == TcpFlags::SYN { 1 << 20 } else { 0 },
                 ..PacketMeta::default()
             }
         })
@@ -511,7 +538,7 @@ impl Model {
         match r.end_reason {
             EndReason::Active => prop_assert!(p.clock.0 - f.part_clock >= self.timeouts.active.0),
             EndReason::Idle => prop_assert!(!f.closed() && idle >= least(wanted), "{idle} ns"),
-            EndReason::Closed => prop_assert!(f.closed()),
+            EndReason::Closed => prop_assert!(f.closed() || (key == p.key && f.is_reused(p))),
             EndReason::Evicted => prop_assert!(was_full),
             EndReason::Shutdown => prop_assert!(!f.closed()),
         }

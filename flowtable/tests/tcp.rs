@@ -1,6 +1,6 @@
 //! What the table tells of TCP connections, packet by packet.
 
-use flowtable::{ConnState, FlowRecord, FlowSink, FlowTable, FlowTableConfig, TcpOpening, Timeouts};
+use flowtable::{ConnState, EndReason, FlowRecord, FlowSink, FlowTable, FlowTableConfig, TcpOpening, Timeouts};
 use wire::{Addr, Direction, FlowKey, Nanos, PacketMeta, TcpFlags, proto};
 
 const FIN: u8 = TcpFlags::FIN;
@@ -36,9 +36,13 @@ fn sink_of(packets: &[Packet]) -> Sink {
 
 /// With what each acknowledges.
 fn sink_of_acks(packets: &[(Packet, u32)]) -> Sink {
-    let mut table =
-        FlowTable::new(FlowTableConfig { flows_max: 16, timeouts: Timeouts::OFF, ..FlowTableConfig::default() })
-            .unwrap();
+    let sink = sink_with(Timeouts::OFF, packets);
+    assert_eq!(sink.records.len(), 1);
+    sink
+}
+
+fn sink_with(timeouts: Timeouts, packets: &[(Packet, u32)]) -> Sink {
+    let mut table = FlowTable::new(FlowTableConfig { flows_max: 16, timeouts, ..FlowTableConfig::default() }).unwrap();
     let mut sink = Sink::default();
     let metas: Vec<PacketMeta> = packets
         .iter()
@@ -67,7 +71,6 @@ fn sink_of_acks(packets: &[(Packet, u32)]) -> Sink {
         .collect();
     table.process(&metas, &mut sink);
     table.finish(Nanos(u64::MAX - 1), &mut sink);
-    assert_eq!(sink.records.len(), 1);
     sink
 }
 
@@ -155,6 +158,29 @@ fn acknowledged_data_behind_a_gap_is_lost_and_spurious() {
     // Acknowledged but for its last byte: not seen before.
     packets[1].1 = 2100;
     assert_eq!(of(&sink_of_acks(&packets).records[0]), (1, 0, 0, 0));
+}
+
+/// The end of a connection was not seen, or its client had no time for one: a SYN at other sequence numbers begins the next record,
+/// whichever side it is from. The same SYN again does not, nor another try that was not answered.
+#[test]
+fn a_syn_that_opens_another_connection_begins_another_record() {
+    let split = |more: &[Packet]| {
+        let packets: Vec<_> = OPEN.iter().chain(more).map(|packet| (*packet, 0)).collect();
+        let records = sink_with(Timeouts::default(), &packets).records;
+        records.iter().map(|r| (r.pkts_o, r.pkts_r, r.end_reason as u8, r.conn_state.unwrap())).collect::<Vec<_>>()
+    };
+    let (closed, idle) = (EndReason::Closed as u8, EndReason::Idle as u8);
+    let data = (C, 1100, ACK, 101, 1000);
+    let first = (3, 1, closed, ConnState::S1);
+    assert_eq!(split(&[data, (C, 2000, SYN, 9_000_000, 0)]), [first, (1, 0, idle, ConnState::S0)]);
+    assert_eq!(split(&[data, (C, 2000, SYN, 90, 0)]), [first, (1, 0, idle, ConnState::S0)]);
+    assert_eq!(split(&[data, (S, 2000, SYN, 99, 0)]), [first, (1, 0, idle, ConnState::S0)]);
+    assert_eq!(split(&[data, (C, 2000, SYN, 100, 0)]), [(4, 1, idle, ConnState::S1)]);
+    let tries = [(C, 0, SYN, 100, 0), (C, 1, SYN, 5_000, 0), (C, 2, SYN, 9_000, 0)].map(|packet| (packet, 0));
+    assert_eq!(sink_with(Timeouts::default(), &tries).records.len(), 1);
+    // Long after: idle is what it was.
+    let late = 1_000_000 * 200;
+    assert_eq!(split(&[(C, late, SYN, 7, 0)])[0], (2, 1, idle, ConnState::S1));
 }
 
 /// A RST without ACK says 0 where the acknowledgment number is, and that is the latest.
