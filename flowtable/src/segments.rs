@@ -63,6 +63,13 @@ pub(crate) fn track(
     }
 }
 
+/// Bytes directly before the segment that were not seen. To be asked before it is taken into account.
+#[inline]
+pub(crate) fn missing_before(flow: &FlowState, p: &PacketMeta, side: usize) -> u32 {
+    let ahead = p.seq.wrapping_sub(flow.sides[side].next_seq) as i32;
+    if ahead > 0 && flow.tcp.has(seen::SEQ_O << side) { ahead as u32 } else { 0 }
+}
+
 /// Sequence and acknowledgment numbers of both sides are known.
 const KNOWN: u16 = seen::SEQ_O | seen::SEQ_R | seen::ACK_O | seen::ACK_R;
 

@@ -44,6 +44,8 @@ pub struct FlowInView {
     pub flow_id: u64,
     /// Whether the packet was sent by the flow's originator.
     pub from_originator: bool,
+    /// Bytes of its side's TCP stream that directly precede the packet and were not seen; 0 where there are none, or nobody knows.
+    pub missing: u32,
 }
 
 /// Where the inspection of a flow's payloads leaves what it found.

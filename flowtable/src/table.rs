@@ -256,8 +256,10 @@ impl FlowTable {
             self.expiry.answered(slot);
         }
         state.update(p, side, birth);
+        let mut missing = 0;
         if p.has_tcp {
             let was_closed = state.tcp.closed();
+            missing = segments::missing_before(state, p, side);
             segments::track(state, birth, &mut self.extras, p, side, sink);
             if state.tcp.closed() != was_closed {
                 self.expiry.set(slot, state.deadline(&self.patience));
@@ -266,7 +268,7 @@ impl FlowTable {
             state.sides[side].add_goodput(p.payload_len);
         }
         if p.payload_len > 0 && state.hint.wants() {
-            let flow = FlowInView { flow_id: birth.flow_id, from_originator: side == 0 };
+            let flow = FlowInView { flow_id: birth.flow_id, from_originator: side == 0, missing };
             let (progress, extra, app) = (&mut state.hint, &mut state.extra, &mut state.sides[1].mark);
             sink.payload(at, p, flow, HintSlot { progress, flow: HintOwner { extra, app, extras: &mut self.extras } });
         }

@@ -1,6 +1,8 @@
 //! What the table tells of TCP connections, packet by packet.
 
-use flowtable::{ConnState, EndReason, FlowRecord, FlowSink, FlowTable, FlowTableConfig, TcpOpening, Timeouts};
+use flowtable::{
+    ConnState, EndReason, FlowInView, FlowRecord, FlowSink, FlowTable, FlowTableConfig, HintSlot, TcpOpening, Timeouts,
+};
 use wire::{Addr, Direction, FlowKey, Nanos, PacketMeta, TcpFlags, proto};
 
 const FIN: u8 = TcpFlags::FIN;
@@ -13,6 +15,8 @@ struct Sink {
     records: Vec<FlowRecord>,
     syns: Vec<TcpOpening>,
     established: Vec<TcpOpening>,
+    /// Bytes missing before each payload.
+    missing: Vec<u32>,
 }
 
 impl FlowSink for Sink {
@@ -24,6 +28,9 @@ impl FlowSink for Sink {
     }
     fn established(&mut self, opening: &TcpOpening) {
         self.established.push(*opening);
+    }
+    fn payload(&mut self, _: usize, _: &PacketMeta, flow: FlowInView, _: HintSlot<'_>) {
+        self.missing.push(flow.missing);
     }
 }
 
@@ -139,6 +146,14 @@ fn retransmission_gap_and_reordering_are_told_apart() {
     assert_eq!(counts(&[(C, 2000, ACK, 101, 10), (C, 2100, ACK, 121, 10), (C, 202_000, ACK, 111, 10)]), (1, 0, 1));
     // One byte before the next expected is a keep-alive probe (RFC 9293, 3.8.4).
     assert_eq!(counts(&[(C, 2000, ACK, 101, 10), (C, 60_000_000, ACK, 110, 1)]), (0, 0, 0));
+}
+
+#[test]
+fn who_looks_at_payloads_is_told_what_is_missing() {
+    let data = [(C, 2000, ACK, 111, 10), (C, 2001, ACK, 101, 10), (C, 2002, ACK, 121, 10), (C, 2003, ACK, 141, 10)];
+    assert_eq!(sink_of(&[&OPEN[..], &data].concat()).missing, [10, 0, 0, 10]);
+    assert_eq!(sink_of(&data).missing, [0, 0, 0, 10], "nobody knows where it began");
+    assert_eq!(sink_of(&[&OPEN[..], &[(S, 2000, ACK, 508, 1)]].concat()).missing, [7]);
 }
 
 #[test]

@@ -201,6 +201,7 @@ fn payload_of<'a>(p: &PacketMeta, flow: FlowInView, bytes: &'a [u8]) -> Payload<
         bytes,
         len: p.payload_len,
         seq: p.seq,
+        missing: flow.missing,
         proto: p.key.proto,
         src_port,
         dst_port,

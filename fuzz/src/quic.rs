@@ -56,6 +56,7 @@ fn payload(bytes: &[u8], flow_id: u64) -> Payload<'_> {
         bytes,
         len: bytes.len() as u32,
         seq: 0,
+        missing: 0,
         proto: proto::UDP,
         src_port: 50_000,
         dst_port: 443,

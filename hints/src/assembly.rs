@@ -50,6 +50,11 @@ impl Assembly {
         }
     }
 
+    /// Whether all of `start..end` is there.
+    fn has(&self, start: u16, end: u16) -> bool {
+        self.ranges[..usize::from(self.ranges_count)].iter().any(|(s, e)| *s <= start && end <= *e)
+    }
+
     /// Marks `start..end` as there; false where there are too many ranges.
     fn mark(&mut self, start: u16, end: u16) -> bool {
         let ranges = &self.ranges[..usize::from(self.ranges_count)];
@@ -77,7 +82,9 @@ impl Assembly {
 pub(crate) enum Added {
     /// There is more than before from the start on.
     Grown,
-    /// It was there already, or lies behind a gap.
+    /// It lies behind a gap.
+    Ahead,
+    /// It was there already.
     Same,
     /// The stream outgrew its buffer or its segments.
     Oversized,
@@ -185,6 +192,9 @@ impl Assemblies {
         let fits = end.min(self.bytes_each);
         let known = contiguous.saturating_sub(offset);
         let (from, buffer) = (offset + known, slot.index() * self.bytes_each);
+        if end <= self.bytes_each && assembly.has(from as u16, end as u16) {
+            return Added::Same;
+        }
         if from < fits {
             self.bytes[buffer + from..buffer + fits].copy_from_slice(&bytes[known..fits - offset]);
             if !assembly.mark(from as u16, fits as u16) {
@@ -196,7 +206,7 @@ impl Assemblies {
         } else if assembly.contiguous() > contiguous {
             Added::Grown
         } else {
-            Added::Same
+            Added::Ahead
         }
     }
 
@@ -283,6 +293,8 @@ mod tests {
                 let end = (start + len).min(200);
                 let before = all.contiguous(slot).len();
                 let added = all.add_segment(slot, base.wrapping_add(start as u32), &stream[start..end]);
+                let is_known = there[start..end].iter().all(|there| *there);
+                prop_assert_eq!(added == Added::Same, is_known);
                 there[start..end].fill(true);
                 let contiguous = there.iter().take_while(|t| **t).count();
                 prop_assert_eq!(added == Added::Grown, contiguous > before);
@@ -317,6 +329,7 @@ mod tests {
         let mut all = Assemblies::new(&limits());
         let slot = all.begin(KEY, 0, Nanos::ZERO, &mut counts).unwrap();
         for gap in 0..RANGES_MAX {
+            assert_eq!(all.add(slot, 2 * gap + 1, &[1]), Added::Ahead);
             assert_eq!(all.add(slot, 2 * gap + 1, &[1]), Added::Same);
         }
         assert_eq!(all.add(slot, 2 * RANGES_MAX + 1, &[1]), Added::Oversized);

@@ -24,6 +24,8 @@ pub struct Payload<'a> {
     pub len: u32,
     /// TCP sequence number of its first byte; 0 for others.
     pub seq: u32,
+    /// Bytes of its side's stream that directly precede it and were not seen (TCP); 0 where there are none, or nobody knows.
+    pub missing: u32,
     /// IANA protocol number: payloads other than those of TCP and UDP say nothing.
     pub proto: u8,
     /// Port of the sender.
@@ -197,6 +199,9 @@ impl Inspector {
             if let Some(stage) = found {
                 return stage;
             }
+            if seen == 0 && p.missing > 0 && self.keep_ahead(p) {
+                return Stage::Labelled { class: Class::Ahead, left: BESIDE_PIECES };
+            }
         }
         let (mut originator, mut responder) = (originator, responder);
         *(if p.from_originator { &mut originator } else { &mut responder }) += 1;
@@ -286,8 +291,8 @@ impl Inspector {
     #[inline(never)]
     fn look_at_tcp(&mut self, p: &Payload<'_>, sink: &mut impl HintSink) -> Option<Stage> {
         self.texts.clear();
-        let on_53 = p.src_port == 53 || p.dst_port == 53;
-        let is_dns = on_53 && (p.bytes.len() < 2 || begins_dns(p.bytes) && !is_client_hello(p.bytes));
+        // Where the beginning is missing, this may be in the middle of anything.
+        let is_dns = (p.missing == 0 || p.bytes.len() >= 14) && is_dns_stream(p, p.bytes);
         if is_dns || is_whole_dns(p, &mut self.texts.name) {
             return Some(self.dns_over_tcp(p, Dns::default(), sink));
         }
@@ -406,7 +411,7 @@ impl Inspector {
     fn read_on(&mut self, p: &Payload<'_>, class: Class, left: u8, sink: &mut impl HintSink) -> Stage {
         self.texts.clear();
         match class {
-            Class::Pieces => return self.piece(p, left, sink),
+            Class::Pieces | Class::Ahead => return self.piece(p, class, left, sink),
             Class::Quic => return self.quic_goes_on(p, left, sink),
             Class::Plain | Class::Tls | Class::Http | Class::Ssh => {}
         }
@@ -426,35 +431,72 @@ impl Inspector {
         }
     }
 
-    fn piece(&mut self, p: &Payload<'_>, left: u8, sink: &mut impl HintSink) -> Stage {
-        let beside = |left: u8| match left {
+    /// Keeps the first payload of a side whose beginning has not come yet.
+    #[cold]
+    fn keep_ahead(&mut self, p: &Payload<'_>) -> bool {
+        if p.proto != proto::TCP || p.missing as usize >= self.limits.assembly_bytes_max || is_cut(p) {
+            return false;
+        }
+        let base = p.seq.wrapping_sub(p.missing);
+        let Some(slot) = self.assemblies.begin(stream_key(p), base, p.clock, &mut self.counts) else { return false };
+        self.assemblies.count_segment(slot);
+        self.assemblies.add_segment(slot, p.seq, p.bytes);
+        true
+    }
+
+    fn piece(&mut self, p: &Payload<'_>, class: Class, left: u8, sink: &mut impl HintSink) -> Stage {
+        let beside = match left {
             0 => Stage::Done,
-            _ => Stage::Labelled { class: Class::Pieces, left: left - 1 },
+            _ => Stage::Labelled { class, left: left - 1 },
         };
-        let Some(slot) = self.assemblies.find(stream_key(p)) else { return beside(left) };
-        match self.assemblies.add_segment(slot, p.seq, p.bytes) {
-            Added::Same => {
-                // A retransmission, or a segment ahead of its turn: a stream of those ends as well.
-                let stage = beside(left);
-                if stage == Stage::Done {
-                    return self.too_large(slot);
-                }
-                return stage;
+        let Some(slot) = self.assemblies.find(stream_key(p)) else {
+            // While one side's beginning is missing, the other may tell what it is.
+            let found = if class == Class::Ahead && tcp_is_worth_a_look(p) { self.look_at_tcp(p, sink) } else { None };
+            let kept = StreamKey { from_originator: !p.from_originator, ..stream_key(p) };
+            if let Some(slot) = self.assemblies.find(kept).filter(|_| found.is_some()) {
+                self.assemblies.end(slot);
             }
+            return found.unwrap_or(beside);
+        };
+        match self.assemblies.add_segment(slot, p.seq, p.bytes) {
+            // A stream of retransmissions ends as well.
+            Added::Same if beside == Stage::Done => return self.too_large(slot),
+            Added::Same => return beside,
+            Added::Ahead if self.assemblies.count_segment(slot) => return Stage::Labelled { class, left },
+            Added::Ahead => return self.too_large(slot),
             Added::Grown | Added::Oversized if is_cut(p) => {
                 self.assemblies.end(slot);
                 return Stage::Done;
             }
             Added::Grown | Added::Oversized => {}
         }
-        let within = self.assemblies.count_segment(slot);
         // Lent out to be read while the texts are filled.
-        let stream = std::mem::take(self.assemblies.bytes_mut());
+        let all = std::mem::take(self.assemblies.bytes_mut());
         let range = self.assemblies.contiguous_range(slot);
-        let found = self.read_stream(&stream[range.clone()], p.from_originator, true);
-        *self.assemblies.bytes_mut() = stream;
+        let stream = &all[range.clone()];
+        let is_dns = class == Class::Ahead && is_dns_stream(p, stream);
+        let found = if is_dns { Stream::Foreign } else { self.read_stream(stream, p.from_originator, true) };
+        let other = match found {
+            Stream::Foreign if class == Class::Ahead && !is_dns => {
+                signature::tcp(stream, stream.len(), p.src_port, p.dst_port)
+            }
+            _ => App::None,
+        };
+        *self.assemblies.bytes_mut() = all;
+        if is_dns {
+            return self.dns_assembled(p, slot, Added::Grown, Dns::default(), sink);
+        }
+        let within = self.assemblies.count_segment(slot);
         match found {
-            Stream::Partial(_) if within && range.len() < self.limits.assembly_bytes_max => {
+            Stream::Foreign if other != App::None => {
+                self.assemblies.end(slot);
+                self.texts.give(other, &mut self.counts, sink);
+                Stage::Labelled { class: Class::Plain, left: AFTER_LABEL }
+            }
+            Stream::Partial(app) if within && range.len() < self.limits.assembly_bytes_max => {
+                if class == Class::Ahead && app != App::None {
+                    self.texts.give(app, &mut self.counts, sink);
+                }
                 Stage::Labelled { class: Class::Pieces, left }
             }
             Stream::Partial(app) => {
@@ -599,9 +641,23 @@ impl Inspector {
             return Stage::Dns(dns);
         };
         let added = self.assemblies.add_segment(slot, p.seq, p.bytes);
-        if added == Added::Same && self.assemblies.count_segment(slot) {
+        if matches!(added, Added::Same | Added::Ahead) && self.assemblies.count_segment(slot) {
             return Stage::Dns(dns);
         }
+        self.dns_assembled(p, slot, added, dns, sink)
+    }
+
+    /// Reads what there is of messages in pieces.
+    fn dns_assembled(
+        &mut self,
+        p: &Payload<'_>,
+        slot: Slot,
+        added: Added,
+        dns: Dns,
+        sink: &mut impl HintSink,
+    ) -> Stage {
+        let (side, mut dns) = (usize::from(!p.from_originator), dns);
+        dns.partial[side] = true;
         let stream = std::mem::take(self.assemblies.bytes_mut());
         let used = self.dns_messages(p, &stream[self.assemblies.contiguous_range(slot)], &mut dns, sink);
         *self.assemblies.bytes_mut() = stream;
@@ -720,6 +776,12 @@ fn udp_is_worth_a_look(p: &Payload<'_>) -> bool {
 fn begins_dns(bytes: &[u8]) -> bool {
     let Some((len, message)) = bytes.split_first_chunk() else { return false };
     u16::from_be_bytes(*len) >= 12 && (message.len() < 12 || Message::is_plausible(message))
+}
+
+/// The beginning of a stream on the port of DNS over TCP that is what it should be there, as far as one can tell.
+fn is_dns_stream(p: &Payload<'_>, stream: &[u8]) -> bool {
+    let on_53 = p.src_port == 53 || p.dst_port == 53;
+    on_53 && (stream.len() < 2 || begins_dns(stream) && !is_client_hello(stream))
 }
 
 /// A record of TLS 1.0 to 1.3 that begins with a ClientHello (RFC 8446 sections 4 and 5.1), which reads as well as the beginning of

@@ -25,7 +25,7 @@ impl Default for InspectLimits {
         InspectLimits {
             payloads_max: 4,
             assembly_bytes_max: 16 * 1024,
-            assembly_segments_max: 8,
+            assembly_segments_max: 32,
             assemblies_max: 256,
             assembly_timeout: Nanos::from_secs(10),
             dns_pending_max: 16 * 1024,

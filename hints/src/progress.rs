@@ -26,6 +26,8 @@ pub(crate) enum Class {
     Quic = 4,
     /// A TCP payload in pieces, label not certain.
     Pieces = 5,
+    /// The same whose first piece is missing.
+    Ahead = 6,
 }
 
 /// What is known of a DNS flow.
@@ -68,6 +70,7 @@ impl Progress {
                     3 => Class::Ssh,
                     4 => Class::Quic,
                     5 => Class::Pieces,
+                    6 => Class::Ahead,
                     _ => Class::Plain,
                 };
                 Stage::Labelled { class, left: low }

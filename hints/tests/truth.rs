@@ -130,6 +130,7 @@ impl BatchHandler for Reader {
                 bytes: &frame.data[start..end],
                 len: meta.payload_len,
                 seq: meta.seq,
+                missing: 0,
                 proto: key.proto,
                 src_port,
                 dst_port,

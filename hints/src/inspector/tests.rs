@@ -57,6 +57,8 @@ struct Flow {
     proto: u8,
     port: u16,
     seq: [u32; 2],
+    /// Where what came last in each stream ends, as a flow table knows it.
+    next: [u32; 2],
     time: Nanos,
 }
 
@@ -68,7 +70,8 @@ impl Flow {
     fn with(proto: u8, port: u16, limits: InspectLimits) -> Flow {
         let (inspector, sink) = (Inspector::new(limits), Sink::default());
         let seq = [u32::MAX - 20, 7];
-        Flow { inspector, sink, progress: Progress::default(), proto, port, seq, time: Nanos::from_secs(100) }
+        let time = Nanos::from_secs(100);
+        Flow { inspector, sink, progress: Progress::default(), proto, port, seq, next: seq, time }
     }
 
     fn send_at(&mut self, from_originator: bool, seq: u32, bytes: &[u8], len: usize) {
@@ -77,10 +80,15 @@ impl Flow {
         }
         let (client, server) = ((Addr::v4([192, 0, 2, 1]), 50000), (Addr::v4([192, 0, 2, 2]), self.port));
         let ((src, src_port), (dst, dst_port)) = if from_originator { (client, server) } else { (server, client) };
+        let next = &mut self.next[usize::from(!from_originator)];
+        let missing = (seq.wrapping_sub(*next) as i32).max(0) as u32;
+        let end = seq.wrapping_add(len as u32);
+        *next = if end.wrapping_sub(*next) as i32 > 0 { end } else { *next };
         let payload = Payload {
             bytes,
             len: len as u32,
             seq,
+            missing: if self.proto == proto::TCP { missing } else { 0 },
             proto: self.proto,
             src_port,
             dst_port,
@@ -150,18 +158,21 @@ proptest! {
     }
 
     #[test]
-    fn segments_of_a_hello_in_any_order_behind_the_first(
-        order in Just((1..6usize).collect::<Vec<_>>()).prop_shuffle(),
+    fn segments_of_a_hello_in_any_order(
+        (order, count) in (2..30usize).prop_flat_map(|count| (Just((0..count).collect::<Vec<_>>()).prop_shuffle(), Just(count))),
+        port in prop_oneof![Just(443_u16), Just(53), Just(25)],
     ) {
         let stream = records(&chrome().message(), 5000);
-        let mut flow = Flow::new(proto::TCP, 443);
-        let (start, each) = (flow.seq[0], stream.len().div_ceil(6));
+        let mut flow = Flow::new(proto::TCP, port);
+        let (start, each) = (flow.seq[0], stream.len().div_ceil(count));
         let pieces: Vec<_> = stream.chunks(each).collect();
-        for index in [0].into_iter().chain(order) {
+        for index in order.into_iter().filter(|index| *index < pieces.len()) {
             let seq = start.wrapping_add((index * each) as u32);
             flow.send_at(true, seq, pieces[index], pieces[index].len());
         }
         prop_assert_eq!(&flow.sink.told, &hello_told());
+        prop_assert!(!flow.progress.wants());
+        prop_assert_eq!(flow.inspector.counts().assemblies, 1);
     }
 
     #[test]
@@ -228,6 +239,54 @@ proptest! {
         prop_assert_eq!(names, ["host1.example.com", "host2.example.com", "host3.example.com", "host4.example.com"]);
         prop_assert_eq!(flow.inspector.counts().dns_malformed, 0);
     }
+}
+
+/// The beginning of a side comes late, or never: what it is is told as soon as it is known, from either side.
+#[test]
+fn a_beginning_that_comes_late() {
+    let ahead = |flow: &mut Flow, skip: usize, bytes: &[u8]| {
+        let seq = flow.seq[0].wrapping_add(skip as u32);
+        flow.send_at(true, seq, bytes, bytes.len());
+    };
+    // A request, and what goes on behind it.
+    let (head, rest) = REQUEST.split_at(9);
+    let mut flow = Flow::new(proto::TCP, 8000);
+    ahead(&mut flow, 9, rest);
+    assert_eq!(flow.sink.hints, 0);
+    flow.client(head);
+    assert_eq!((flow.sink.told.app, &flow.sink.told.name[..]), (App::Http, "example.com"));
+    // What has a signature, not a stream.
+    let mut flow = Flow::new(proto::TCP, 445);
+    ahead(&mut flow, 6, b"MB\x40\0\0\0\0\0\0\0\0\0\0\0\0\0");
+    flow.client(b"\0\0\0\x12\xfeS");
+    assert_eq!(flow.sink.told.app, App::Smb);
+    // Messages of DNS.
+    let message = query(7, "late.example", 1);
+    let stream = [&(message.len() as u16).to_be_bytes()[..], &message].concat();
+    let mut flow = Flow::new(proto::TCP, 53);
+    ahead(&mut flow, 20, &stream[20..]);
+    flow.client(&stream[..20]);
+    flow.client(&stream);
+    flow.inspector.finish(&mut flow.sink);
+    let names: Vec<_> = flow.sink.dns.iter().map(|(_, question, _)| &question[..]).collect();
+    assert_eq!((flow.sink.told.app, &names[..]), (App::Dns, &["late.example"][..]));
+    // Never: the other side tells, and it is given up after some payloads.
+    let mut flow = Flow::new(proto::TCP, 8000);
+    ahead(&mut flow, 9, rest);
+    flow.server(b"HTTP/1.1 200 OK\r\n\r\n");
+    assert_eq!(flow.sink.told.app, App::Http);
+    let mut flow = Flow::new(proto::TCP, 8000);
+    ahead(&mut flow, 9, rest);
+    for _ in 0..8 {
+        assert!(flow.progress.wants());
+        flow.server(&[0xff; 100]);
+    }
+    assert!(!flow.progress.wants());
+    // Too far away to be kept.
+    let mut flow = Flow::new(proto::TCP, 8000);
+    ahead(&mut flow, 20_000, rest);
+    assert_eq!(flow.inspector.counts().assemblies, 0);
+    assert!(flow.progress.wants());
 }
 
 #[test]

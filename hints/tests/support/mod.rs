@@ -74,6 +74,7 @@ pub(crate) fn payload(
         bytes,
         len: bytes.len() as u32,
         seq: 1000,
+        missing: 0,
         proto,
         src_port,
         dst_port,
