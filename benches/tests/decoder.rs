@@ -42,8 +42,11 @@ fn every_field_of_odd_frames_agrees() {
             let tcp = meta.has_tcp.then_some((meta.seq, meta.ack, meta.window, meta.flags.0));
             assert_eq!(tcp, expect.tcp.map(|t| (t.seq, t.ack, t.window, t.flags)), "{at}");
             assert_eq!(meta.has_icmp.then_some((meta.icmp_type, meta.icmp_code)), expect.icmp, "{at}");
-            if let Some((payload_at, len)) = expect.payload {
-                assert_eq!((usize::from(meta.payload_at), meta.payload_len as usize), (payload_at, len), "{at}");
+            match expect.payload {
+                Some(payload) => {
+                    assert_eq!((usize::from(meta.payload_at), meta.payload_len as usize), payload, "{at}");
+                }
+                None => assert_eq!(meta.payload_len as usize, expect.later, "{at}"),
             }
         }
     }

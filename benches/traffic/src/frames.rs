@@ -151,6 +151,8 @@ pub struct Expect {
     /// Where the transport payload lies in the frame and its length; `None` in later fragments. ICMP headers count as
     /// 8 bytes, SCTP's common header as 12, those of unknown protocols as 0.
     pub payload: Option<(usize, usize)>,
+    /// Bytes of the datagram in a later fragment.
+    pub later: usize,
 }
 
 /// Fields of a TCP header.
@@ -259,6 +261,7 @@ fn later_fragment(rng: &mut Rng, body: &mut [u8], expect: &mut Expect) {
     body.iter_mut().for_each(|b| *b = rng.next_u32() as u8);
     (expect.src_port, expect.dst_port) = (0, 0);
     (expect.tcp, expect.icmp, expect.payload) = (None, None, None);
+    expect.later = body.len();
 }
 
 /// An IP packet; `expect.payload` counts from its first byte.
@@ -292,6 +295,7 @@ fn network(rng: &mut Rng, v6: bool) -> (Vec<u8>, Expect) {
         tcp: None,
         icmp: None,
         payload: None,
+        later: 0,
     };
     let body = transport(rng, v6, &mut expect);
     let packet = if v6 { ipv6(rng, body, &mut expect) } else { ipv4(rng, body, &mut expect) };

@@ -77,7 +77,15 @@ fn fill(level: &Level<'_>, meta: &mut PacketMeta) {
     meta.fragment_proto = if level.fragment.is_part() { level.fragment.proto } else { 0 };
     meta.fragment_offset = level.fragment.offset;
     meta.more_fragments = level.fragment.more;
-    let ports = level.transport.map_or([0; 2], |c| transport_header(c, meta));
+    let ports = match level.transport {
+        Some(c) => transport_header(c, meta),
+        None if level.later > 0 => {
+            // Bytes from the middle of a datagram, which nobody is to take for the beginning of one.
+            (meta.payload_len, meta.payload_at) = (u32::try_from(level.later).unwrap_or(u32::MAX), u16::MAX);
+            [0; 2]
+        }
+        None => [0; 2],
+    };
     set_endpoints(level.src, level.dst, ports, meta);
 }
 

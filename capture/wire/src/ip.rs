@@ -19,6 +19,8 @@ pub(crate) struct Level<'a> {
     pub(crate) end: usize,
     /// The transport header. `None` in a later fragment, or where the chain of headers before it could not be followed.
     pub(crate) transport: Option<Cursor<'a>>,
+    /// Bytes of the datagram that a later fragment has, as its header says; of others 0.
+    pub(crate) later: usize,
 }
 
 /// A packet's place in the datagram it is a fragment of.
@@ -72,6 +74,7 @@ fn ipv4(c: Cursor<'_>) -> Result<Level<'_>, DropReason> {
         fragment,
         end,
         transport: None,
+        later: if fragment.offset == 0 { 0 } else { len - header_len },
     };
     if fragment.offset == 0 {
         let body = c.skip(header_len).within(end);
@@ -108,6 +111,7 @@ fn ipv6<'a>(c: Cursor<'a>, limits: &Limits) -> Result<Level<'a>, DropReason> {
         fragment: Fragment::default(),
         end,
         transport: None,
+        later: 0,
     };
     level.transport = extensions(c.skip(40).within(end), limits, &mut level)?;
     Ok(level)
@@ -163,6 +167,7 @@ fn extensions<'a>(mut c: Cursor<'a>, limits: &Limits, level: &mut Level<'a>) -> 
                 let (id, proto) = c.u32(4).map_or((0, next), |id| (id, 0));
                 level.fragment = Fragment { id, proto, offset: field >> 3, more: field & 1 != 0 };
                 if level.fragment.offset != 0 {
+                    level.later = level.end.saturating_sub(c.at + 8);
                     return Ok(None);
                 }
                 8

@@ -66,12 +66,12 @@ pub struct PacketMeta {
     pub ack: u32,
     /// TCP sequence number; 0 unless `has_tcp`.
     pub seq: u32,
-    /// Transport payload bytes as the headers say; the capture may hold fewer.
+    /// Transport payload bytes as the headers say; the capture may hold fewer. Of a later fragment, all behind its IP headers.
     pub payload_len: u32,
     /// What the fragments of one datagram share: IPv4 identification (fragmentIdentification), which every packet has,
     /// or that of an IPv6 fragment header, 0 without one.
     pub fragment_id: u32,
-    /// Offset of the transport payload in the frame; past the capture's end if it was cut before.
+    /// Offset of the transport payload in the frame; past the capture's end if it was cut before. 65535 in a later fragment.
     pub payload_at: u16,
     /// TCP window, unscaled.
     pub window: u16,

@@ -48,9 +48,13 @@ fn assert_equal(meta: &PacketMeta, expect: &Expect, frame: &Frame<'_>, at: &str)
     let tcp = meta.has_tcp.then_some((meta.seq, meta.ack, meta.window, meta.flags.0));
     assert_eq!(tcp, expect.tcp.map(|t| (t.seq, t.ack, t.window, t.flags)), "{at}");
     assert_eq!(meta.has_icmp.then_some((meta.icmp_type, meta.icmp_code)), expect.icmp, "{at}");
-    let (payload_at, len) = expect.payload.unwrap_or((0, 0));
-    assert_eq!((usize::from(meta.payload_at), meta.payload_len as usize), (payload_at, len), "{at}");
-    assert_eq!(meta.payload(frame), &frame.data[payload_at..payload_at + len], "{at}");
+    match expect.payload {
+        Some((payload_at, len)) => {
+            assert_eq!((usize::from(meta.payload_at), meta.payload_len as usize), (payload_at, len), "{at}");
+            assert_eq!(meta.payload(frame), &frame.data[payload_at..payload_at + len], "{at}");
+        }
+        None => assert_eq!((meta.payload_len as usize, meta.payload(frame)), (expect.later, &[][..]), "{at}"),
+    }
     assert_eq!((meta.ts, meta.frame_bytes, meta.key.tap), (frame.ts, frame.wire_len, frame.tap), "{at}");
 }
 

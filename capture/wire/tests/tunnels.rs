@@ -170,7 +170,7 @@ fn outer_fragments() {
     let meta = raw(&later).unwrap();
     assert_eq!((meta.key.tunnel, meta.key.proto, meta.key.lo_port, meta.key.hi_port), (Tunnel::None, proto::UDP, 0, 0));
     assert_eq!((meta.fragment, meta.fragment_offset, meta.fragment_id), (true, 5, 0x1234));
-    assert_eq!((meta.payload_at, meta.payload_len), (0, 0));
+    assert_eq!((meta.payload_at, meta.payload_len as usize), (u16::MAX, whole.len() - 20));
 }
 
 #[test]
