@@ -50,6 +50,7 @@ impl Hash for Waiting {
 }
 
 /// Where a fragment goes.
+#[must_use = "a fragment that waits goes nowhere else"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FragmentPlace {
     /// On, now.

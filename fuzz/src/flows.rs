@@ -2,8 +2,8 @@
 
 use crate::decode::{LINKS, check_packet};
 use flowtable::{
-    EndReason, FlowInView, FlowRecord, FlowSink, FlowTable, FlowTableConfig, FragmentCache, HintOwner, HintSlot,
-    Timeouts,
+    EndReason, FlowInView, FlowRecord, FlowSink, FlowTable, FlowTableConfig, FragmentCache, FragmentPlace, HintOwner,
+    HintSlot, Timeouts,
 };
 use hints::{DnsRecord, Hint, HintSink, InspectLimits, Inspector, Payload};
 use std::collections::HashMap;
@@ -55,6 +55,8 @@ struct Worker {
     inspector: Inspector,
     fragments: FragmentCache,
     fragments_seen: u64,
+    /// Of those, how many wait for their first one.
+    waiting: u64,
     flows_max: u64,
     clock: Nanos,
     sent: Sums,
@@ -91,6 +93,7 @@ impl Worker {
             inspector: Inspector::new(limits),
             fragments: FragmentCache::new(8),
             fragments_seen: 0,
+            waiting: 0,
             flows_max: u64::from(flows_max),
             clock: Nanos::ZERO,
             sent: Sums::new(),
@@ -102,27 +105,69 @@ impl Worker {
         let (mut packets, mut of) = (Vec::new(), Vec::new());
         for frame in frames {
             self.clock = self.clock.max(frame.ts.min(CLOCK_MAX));
+            if self.fragments.is_due(self.clock) {
+                self.fragments.give_up(self.clock);
+                self.released(&mut packets, &mut of);
+            }
             let Ok(mut packet) = check_packet(frame) else { continue };
             packet.clock = self.clock;
+            packet.ts = packet.ts.min(CLOCK_MAX);
+            let mut place = FragmentPlace::On;
             if packet.fragment {
                 self.fragments_seen += 1;
-                self.fragments.assign(&mut packet);
-                let key = &packet.key;
-                assert!((key.lo, key.lo_port) <= (key.hi, key.hi_port), "{key:?}");
+                place = self.fragments.assign(&mut packet);
             }
-            let sum = self.sent.entry(packet.key).or_default();
-            *sum = (sum.0 + 1, sum.1 + u64::from(packet.ip_bytes));
-            packets.push(packet);
-            of.push(packet.payload(frame));
+            if place == FragmentPlace::Waits {
+                self.waiting += 1;
+                continue;
+            }
+            self.send(packet, packet.payload(frame), &mut packets, &mut of);
+            if place == FragmentPlace::Leads {
+                assert!(self.released(&mut packets, &mut of) > 0);
+            }
         }
-        let mut sink = Looking { told: &mut self.told, inspector: &mut self.inspector, payloads: &of };
-        self.table.process(&packets, &mut sink);
+        self.process(&packets, &of);
+    }
+
+    /// Fragments that wait no longer go on; says how many.
+    fn released(&mut self, packets: &mut Vec<PacketMeta>, of: &mut Vec<&[u8]>) -> u64 {
+        let released: Vec<_> = self.fragments.released(self.clock).drain(..).collect();
+        let count = released.len() as u64;
+        self.waiting -= count;
+        released.into_iter().for_each(|packet| self.send(packet, &[], packets, of));
+        count
+    }
+
+    fn send<'a>(
+        &mut self,
+        packet: PacketMeta,
+        payload: &'a [u8],
+        packets: &mut Vec<PacketMeta>,
+        of: &mut Vec<&'a [u8]>,
+    ) {
+        let key = &packet.key;
+        assert!((key.lo, key.lo_port) <= (key.hi, key.hi_port), "{key:?}");
+        assert!(packet.fragment_offset == 0 || payload.is_empty(), "{packet:?}");
+        let sum = self.sent.entry(packet.key).or_default();
+        *sum = (sum.0 + 1, sum.1 + u64::from(packet.ip_bytes));
+        packets.push(packet);
+        of.push(payload);
+    }
+
+    fn process(&mut self, packets: &[PacketMeta], of: &[&[u8]]) {
+        let mut sink = Looking { told: &mut self.told, inspector: &mut self.inspector, payloads: of };
+        self.table.process(packets, &mut sink);
         self.table.advance(self.clock, &mut sink);
         self.inspector.advance(self.clock, &mut DnsOnly);
         self.check();
     }
 
     fn finish(mut self) {
+        let (mut packets, mut of) = (Vec::new(), Vec::new());
+        self.fragments.give_up(Nanos::MAX);
+        self.released(&mut packets, &mut of);
+        assert_eq!(self.waiting, 0);
+        self.process(&packets, &of);
         let mut sink = Looking { told: &mut self.told, inspector: &mut self.inspector, payloads: &[] };
         self.table.finish(self.clock, &mut sink);
         self.inspector.finish(&mut DnsOnly);
@@ -139,7 +184,8 @@ impl Worker {
         assert_eq!(exported, self.told.records);
         assert!(counts.active <= self.flows_max);
         let fragments = self.fragments.counts();
-        assert_eq!(fragments.first + fragments.assigned + fragments.unassigned, self.fragments_seen);
+        let gone_on = fragments.first + fragments.assigned + fragments.unassigned;
+        assert_eq!(gone_on + self.waiting, self.fragments_seen);
         assert!(fragments.overlapping <= fragments.assigned && fragments.evicted <= fragments.first);
     }
 }

@@ -183,9 +183,7 @@ impl<S: Stage> Ingest<S> {
             match decode_into(frame, &self.limits, packet) {
                 Ok(()) => {
                     packet.clock = self.clock;
-                    if !is_believed {
-                        packet.ts = self.clock;
-                    }
+                    packet.ts = if is_believed { ts } else { self.clock };
                     self.frame_of[count] = number as u16;
                     count += 1;
                     if packet.fragment {
