@@ -38,9 +38,9 @@ pub(crate) struct Ingest<S> {
     stage: S,
     limits: Limits,
     /// Slots of a batch; what they hold beyond the packets of the latest one means nothing.
-    packets: Box<[PacketMeta; BATCH_FRAMES_MAX]>,
+    packets: Box<[PacketMeta; SLOTS]>,
     /// By packet, the number of its frame.
-    frame_of: Box<[u16; BATCH_FRAMES_MAX]>,
+    frame_of: Box<[u16; SLOTS]>,
     /// Knows which flow later fragments belong to.
     fragments: FragmentCache,
     /// Some fragment came since the counts were published.
@@ -67,8 +67,8 @@ impl<S: Stage> Ingest<S> {
         Ingest {
             stage,
             limits: settings.limits,
-            packets: Box::new([PacketMeta::EMPTY; BATCH_FRAMES_MAX]),
-            frame_of: Box::new([0; BATCH_FRAMES_MAX]),
+            packets: Box::new([PacketMeta::EMPTY; SLOTS]),
+            frame_of: Box::new([0; SLOTS]),
             fragments: FragmentCache::new(settings.fragments_max),
             fragments_seen: false,
             gauges,
@@ -103,6 +103,9 @@ impl<S: Stage> Ingest<S> {
         (self.stage, self.clock)
     }
 }
+
+/// Packets that go on together: those of a batch, and some fragments of earlier ones.
+const SLOTS: usize = BATCH_FRAMES_MAX + 64;
 
 /// A packet time so much later than all before it is believed unless the next one is back where they were: a card that errs once
 /// would otherwise stop every timeout for as long as it was ahead.
@@ -176,8 +179,9 @@ impl<S: Stage> Ingest<S> {
                 self.clock = self.clock.max(ts);
             }
             if self.fragments.is_due(self.clock) {
-                self.hand_on(frames, std::mem::take(&mut count));
-                self.give_up_fragments(self.clock);
+                self.fragments.give_up(self.clock);
+                // The packet of this frame goes on behind them.
+                count = self.add_released(frames, number, count);
             }
             let packet = &mut self.packets[count];
             match decode_into(frame, &self.limits, packet) {
@@ -191,10 +195,7 @@ impl<S: Stage> Ingest<S> {
                         match self.fragments.assign(packet) {
                             FragmentPlace::On => {}
                             FragmentPlace::Waits => count -= 1,
-                            FragmentPlace::Leads => {
-                                self.hand_on(frames, std::mem::take(&mut count));
-                                self.hand_on_released();
-                            }
+                            FragmentPlace::Leads => count = self.add_released(frames, number, count),
                         }
                     }
                 }
@@ -223,7 +224,27 @@ impl<S: Stage> Ingest<S> {
         self.ledger.worker.processed.add(taken as u64);
     }
 
-    /// Fragments that have waited for their first one go on. Nobody looks at what later fragments carry.
+    /// Fragments that have waited join the first `count` packets; frame `number` is the latest. Where they find no room these go on
+    /// before. Gives how many packets there are now.
+    #[cold]
+    fn add_released(&mut self, frames: &[Frame<'_>], number: usize, count: usize) -> usize {
+        let released = self.fragments.released(self.clock);
+        let to_come = frames.len().min(BATCH_FRAMES_MAX) - number;
+        if count + released.len() + to_come > SLOTS {
+            self.hand_on(frames, count);
+            self.hand_on_released();
+            return 0;
+        }
+        let end = count + released.len();
+        self.packets[count..end].copy_from_slice(released);
+        // Any will do: a later fragment has no payload that anybody looks at.
+        self.frame_of[count..end].fill(number as u16);
+        released.clear();
+        self.fragments_seen = true;
+        end
+    }
+
+    /// Fragments that have waited for their first one go on.
     #[cold]
     fn hand_on_released(&mut self) {
         let released = self.fragments.released(self.clock);
