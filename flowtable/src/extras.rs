@@ -1,5 +1,6 @@
-//! What only some flows have: texts (names, fingerprints) and round-trip times beyond the handshake. Entries of an arena
-//! beside the slab, so that a flow without them costs nothing. Fixed memory; what finds no room is not kept, and counted.
+//! What only some flows have: texts (names, fingerprints), round-trip times beyond the handshake, and gaps in what was seen of
+//! their streams. Entries of an arena beside the slab, so that a flow without them costs nothing. Fixed memory; what finds no
+//! room is not kept, and counted.
 
 use crate::record::RttLife;
 use crate::state::NO_EXTRA;
@@ -75,6 +76,71 @@ struct Extra {
     text: TextLens,
     /// First block of text; of a free entry the next free one.
     blocks: u32,
+    /// Entry with its gaps.
+    gaps: u32,
+}
+
+/// Gaps that are known of each side. With more, the lowest is forgotten: what has been missing longest was likely never there to be
+/// seen.
+const GAPS_MAX: usize = 15;
+
+/// What was not seen of a TCP stream of either side, below what was seen of it, as `first..end` in sequence numbers, ascending.
+#[derive(Clone, Copy)]
+struct Gaps {
+    ranges: [[(u32, u32); GAPS_MAX]; 2],
+    counts: [u8; 2],
+    /// Of a free entry, the next free one.
+    next: u32,
+}
+
+impl Gaps {
+    const NONE: Gaps = Gaps { ranges: [[(0, 0); GAPS_MAX]; 2], counts: [0; 2], next: NONE };
+
+    /// Puts a gap before that at `at`; gives where it is now.
+    fn insert(&mut self, side: usize, at: usize, range: (u32, u32)) -> usize {
+        let (ranges, count) = (&mut self.ranges[side], &mut self.counts[side]);
+        let mut at = at;
+        if usize::from(*count) < GAPS_MAX {
+            *count += 1;
+        } else if at == 0 {
+            return at;
+        } else {
+            ranges.copy_within(1.., 0);
+            at -= 1;
+        }
+        ranges.copy_within(at..GAPS_MAX - 1, at + 1);
+        ranges[at] = range;
+        at
+    }
+
+    /// What lies in gaps of `len` bytes from `seq` on; from now on it does not.
+    fn fill(&mut self, side: usize, seq: u32, len: u32) -> u32 {
+        let (mut filled, mut at) = (0, 0);
+        while at < usize::from(self.counts[side]) {
+            let (first, end) = self.ranges[side][at];
+            // Distances from `seq`: gaps lie within half the sequence space of it (RFC 9293 section 3.4).
+            let (low, high) = (i64::from(first.wrapping_sub(seq) as i32), i64::from(end.wrapping_sub(seq) as i32));
+            let (from, until) = (low.max(0), high.min(i64::from(len)));
+            if from < until {
+                filled += (until - from) as u32;
+                match (low < from, until < high) {
+                    (true, true) => {
+                        self.ranges[side][at].0 = seq.wrapping_add(until as u32);
+                        at = self.insert(side, at, (first, seq.wrapping_add(from as u32))) + 1;
+                    }
+                    (true, false) => self.ranges[side][at].1 = seq.wrapping_add(from as u32),
+                    (false, true) => self.ranges[side][at].0 = seq.wrapping_add(until as u32),
+                    (false, false) => {
+                        self.ranges[side].copy_within(at + 1.., at);
+                        self.counts[side] -= 1;
+                        continue;
+                    }
+                }
+            }
+            at += 1;
+        }
+        filled
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -83,7 +149,7 @@ struct Block {
     next: u32,
 }
 
-const _: () = assert!(size_of::<Extra>() == 56 && size_of::<Block>() == 64);
+const _: () = assert!(size_of::<Extra>() == 60 && size_of::<Gaps>() == 248 && size_of::<Block>() == 64);
 
 /// A slab with a list of free slots through the slots themselves. Never reallocated.
 struct Slab<T> {
@@ -116,30 +182,31 @@ impl<T: Copy> Slab<T> {
 pub(crate) struct Extras {
     extras: Slab<Extra>,
     blocks: Slab<Block>,
-    /// Round trips and hints that found no room.
+    gaps: Slab<Gaps>,
+    /// Round trips, hints and gaps that found no room.
     refused: u64,
 }
 
 impl Extras {
     pub(crate) fn new(bytes_max: usize) -> Result<Extras, TryReserveError> {
-        let half = |size: usize| (bytes_max / 2 / size).min(NONE as usize);
-        let (extras, blocks) = (Slab::new(half(size_of::<Extra>()))?, Slab::new(half(size_of::<Block>()))?);
-        Ok(Extras { extras, blocks, refused: 0 })
+        let eighths = |n: usize, size: usize| (bytes_max / 16 * n / size).min(NONE as usize);
+        let (extras, blocks) = (Slab::new(eighths(7, size_of::<Extra>()))?, Slab::new(eighths(7, size_of::<Block>()))?);
+        Ok(Extras { extras, blocks, gaps: Slab::new(eighths(2, size_of::<Gaps>()))?, refused: 0 })
     }
 
-    /// Round trips and hints that found no room so far.
+    /// Round trips, hints and gaps that found no room so far.
     pub(crate) fn refused(&self) -> u64 {
         self.refused
     }
 
     /// Bytes this may come to hold.
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.extras.max * size_of::<Extra>() + self.blocks.max * size_of::<Block>()
+        self.extras.max * size_of::<Extra>() + self.blocks.max * size_of::<Block>() + self.gaps.max * size_of::<Gaps>()
     }
 
     fn entry(&mut self, handle: &mut u32) -> Option<&mut Extra> {
         if *handle == NONE {
-            let fresh = Extra { life: [Life::default(); 2], text: TextLens::default(), blocks: NONE };
+            let fresh = Extra { life: [Life::default(); 2], text: TextLens::default(), blocks: NONE, gaps: NONE };
             match self.extras.take(fresh, |free| free.blocks) {
                 Some(at) => *handle = at,
                 None => {
@@ -164,6 +231,44 @@ impl Extras {
     pub(crate) fn round_trip(&mut self, handle: &mut u32, sender: usize, us: u32) {
         if let Some(extra) = self.entry(handle) {
             extra.life[sender].add(us);
+        }
+    }
+
+    /// Bytes `first` to before `end` of a side's stream were not seen; what follows them was.
+    #[cold]
+    pub(crate) fn open_gap(&mut self, handle: &mut u32, side: usize, first: u32, end: u32) {
+        let Some(Extra { gaps, .. }) = self.entry(handle) else { return };
+        let mut at = *gaps;
+        if at == NONE {
+            let Some(fresh) = self.gaps.take(Gaps::NONE, |free| free.next) else {
+                self.refused += 1;
+                return;
+            };
+            at = fresh;
+            self.extras.slots[*handle as usize].gaps = at;
+        }
+        let gaps = &mut self.gaps.slots[at as usize];
+        gaps.insert(side, usize::from(gaps.counts[side]), (first, end));
+    }
+
+    /// How many of `len` bytes from `seq` on of a side's stream had not been seen, though bytes behind them had.
+    #[cold]
+    pub(crate) fn fill_gaps(&mut self, handle: u32, side: usize, seq: u32, len: u32) -> u32 {
+        let Some(extra) = self.extras.slots.get_mut(handle as usize) else { return 0 };
+        let Some(gaps) = self.gaps.slots.get_mut(extra.gaps as usize) else { return 0 };
+        let filled = gaps.fill(side, seq, len);
+        if gaps.counts == [0; 2] {
+            self.forget_gaps(handle);
+        }
+        filled
+    }
+
+    /// What was not seen before does not count any more.
+    pub(crate) fn forget_gaps(&mut self, handle: u32) {
+        let Some(extra) = self.extras.slots.get_mut(handle as usize) else { return };
+        let at = std::mem::replace(&mut extra.gaps, NONE);
+        if let Some(gaps) = self.gaps.slots.get_mut(at as usize) {
+            gaps.next = std::mem::replace(&mut self.gaps.free, at);
         }
     }
 
@@ -260,6 +365,7 @@ impl Extras {
 
     /// The flow has ended.
     pub(crate) fn release(&mut self, handle: u32) {
+        self.forget_gaps(handle);
         let free = self.extras.free;
         if let Some(extra) = self.extras.slots.get_mut(handle as usize) {
             let blocks = std::mem::replace(&mut extra.blocks, free);

@@ -32,13 +32,14 @@ pub(crate) fn track(
     flow.sides[side].flags |= p.flags.0;
     let end = p.seq.wrapping_add(p.payload_len);
     let (own, other) = (&flow.sides[side], &flow.sides[1 - side]);
-    // The next segment of a connection both of whose sides are known, on its way before it was acknowledged.
+    // The next segment of a connection both of whose sides are known, on its way before it was acknowledged. One byte against a closed
+    // window is a probe.
     let plain = flow.tcp.has_all(KNOWN)
         && p.seq == own.next_seq
         && p.flags.0 & (CONTROL | TcpFlags::ACK) == TcpFlags::ACK
         && p.window != 0
         && end.wrapping_sub(other.ack) as i32 > 0;
-    if plain && p.payload_len > 1 {
+    if plain && (p.payload_len > 1 || p.payload_len == 1 && other.window != 0) {
         let (now, repeats) = (stamp(p.ts), other.repeats());
         let own = &mut flow.sides[side];
         own.next_seq = end;
@@ -109,7 +110,7 @@ fn unusual(
 ) {
     let f = p.flags;
     if f.any(CONTROL) {
-        control(flow, birth, p, side, sink);
+        control(flow, birth, extras, p, side, sink);
     }
     if f.0 & (TcpFlags::SYN | TcpFlags::ACK) == TcpFlags::ACK
         && flow.tcp.has(seen::SYN | seen::SYN_ACK)
@@ -123,7 +124,7 @@ fn unusual(
     let kind = classify(flow, birth, p, side);
     count(flow, p, side, kind);
     if kind != Kind::Probe {
-        advance(flow, p, side, kind);
+        advance(flow, extras, p, side, kind);
     }
     if f.any(TcpFlags::ACK) {
         acknowledge(flow, extras, p, side);
@@ -231,11 +232,9 @@ fn count(flow: &mut FlowState, p: &PacketMeta, side: usize, kind: Kind) {
         Kind::Next | Kind::Probe => {}
         Kind::AfterGap => {
             s.lost = bump(s.lost, full);
-            s.open_gap();
         }
         Kind::AfterGapAgain => {
             s.lost = bump(s.lost, full);
-            s.open_gap();
             s.retrans = bump(s.retrans, full);
             s.spurious = bump(s.spurious, full);
         }
@@ -254,39 +253,41 @@ fn count(flow: &mut FlowState, p: &PacketMeta, side: usize, kind: Kind) {
     }
 }
 
-/// Moves what is expected, and counts payload that is new.
-fn advance(flow: &mut FlowState, p: &PacketMeta, side: usize, kind: Kind) {
+/// Moves what is expected, and counts payload that is new: what reaches beyond what was seen, and what fills gaps in that.
+fn advance(flow: &mut FlowState, extras: &mut Extras, p: &PacketMeta, side: usize, kind: Kind) {
     let end = end_of(p);
-    let known = seen::SEQ_O << side;
-    let s = &mut flow.sides[side];
-    let gain = end.wrapping_sub(s.next_seq) as i32;
-    if !flow.tcp.has(known) {
-        s.add_goodput(p.payload_len);
-    } else if gain > 0 {
-        // Of data that overlaps what was there, only what reaches beyond.
-        s.add_goodput(p.payload_len.min(gain as u32));
+    let known = flow.tcp.has(seen::SEQ_O << side);
+    let next = flow.sides[side].next_seq;
+    let gain = end.wrapping_sub(next) as i32;
+    let ahead = p.seq.wrapping_sub(next) as i32;
+    if known && ahead < 0 && p.payload_len > 0 {
+        // A SYN is before its data.
+        let first = p.seq.wrapping_add(u32::from(p.flags.any(TcpFlags::SYN)));
+        let filled = extras.fill_gaps(flow.extra, side, first, p.payload_len);
+        flow.sides[side].add_goodput(filled);
     }
-    if !flow.tcp.has(known) || gain > 0 {
-        flow.tcp.set(known);
-        s.next_seq = end;
-        s.newest_us = stamp(p.ts);
-        return;
+    if matches!(kind, Kind::AfterGap | Kind::AfterGapAgain) {
+        extras.open_gap(&mut flow.extra, side, next, p.seq);
     }
-    match kind {
-        Kind::OutOfOrder => {
-            s.fill_gap();
-            s.add_goodput(p.payload_len);
-        }
-        Kind::Again | Kind::FastAgain => {
-            // What fills a gap was lost before the tap: here it is seen for the first time.
-            if s.fill_gap() {
-                s.add_goodput(p.payload_len);
-            }
+    if known && gain <= 0 {
+        if matches!(kind, Kind::Again | Kind::FastAgain | Kind::SpuriousAgain) {
+            // Which one is acknowledged is not known: its round trip would be timed wrong (Karn's algorithm).
             flow.tcp.clear(seen::TIMED_O << side);
         }
-        Kind::SpuriousAgain => flow.tcp.clear(seen::TIMED_O << side),
-        Kind::Next | Kind::AfterGap | Kind::AfterGapAgain | Kind::KeepAlive | Kind::Probe | Kind::DuplicateAck => {}
+        return;
     }
+    let now = stamp(p.ts);
+    // Nothing is timed while a segment may have been lost, as above.
+    let is_timed = kind == Kind::Next && p.payload_len > 0 && flow.sides[1 - side].repeats() == 0;
+    if is_timed && !flow.tcp.has(seen::TIMED_O << side) {
+        let s = &mut flow.sides[side];
+        (s.timed_seq, s.timed_us) = (end, now);
+        flow.tcp.set(seen::TIMED_O << side);
+    }
+    flow.tcp.set(seen::SEQ_O << side);
+    let s = &mut flow.sides[side];
+    s.add_goodput(if known { p.payload_len.min(gain as u32) } else { p.payload_len });
+    (s.next_seq, s.newest_us) = (end, now);
 }
 
 /// The sequence number after the segment: SYN and FIN take one as well.
@@ -297,13 +298,21 @@ fn end_of(p: &PacketMeta) -> u32 {
 
 /// SYN, SYN/ACK, FIN and RST.
 #[cold]
-fn control(flow: &mut FlowState, birth: &mut Birth, p: &PacketMeta, side: usize, sink: &mut impl FlowSink) {
+fn control(
+    flow: &mut FlowState,
+    birth: &mut Birth,
+    extras: &mut Extras,
+    p: &PacketMeta,
+    side: usize,
+    sink: &mut impl FlowSink,
+) {
     let f = p.flags;
     let opens = f.is_syn() || (f.is_syn_ack() && !flow.tcp.has(seen::SYN_ACK));
     if opens && begins_anew(flow, p, side) {
         // Another connection of the same ends: nothing of the old one's numbers holds.
         flow.tcp.clear(KNOWN | seen::TIMED_O | seen::TIMED_R | seen::PROBE_O | seen::PROBE_R);
-        flow.sides.iter_mut().for_each(Side::forget_runs);
+        flow.sides.iter_mut().for_each(Side::end_repeats);
+        extras.forget_gaps(flow.extra);
     }
     if f.is_syn() && side == 0 {
         if !flow.tcp.has(seen::SYN) {

@@ -38,8 +38,8 @@ pub(crate) struct Side {
     /// Union of control bits; of an ICMP flow its type (originator's side) and code (responder's side).
     pub(crate) flags: u8,
     pub(crate) ttl: u8,
-    /// Low four bits: acknowledgments repeated in a row, at most 15. High four: gaps not filled yet, at most 15.
-    runs: u8,
+    /// Acknowledgments repeated in a row, at most 15.
+    repeats: u8,
     /// Of the originator's side the DSCP, of the responder's the protocol label.
     pub(crate) mark: u8,
 }
@@ -59,31 +59,16 @@ impl Side {
 
     #[inline]
     pub(crate) fn repeats(&self) -> u8 {
-        self.runs & 0x0f
+        self.repeats
     }
 
     pub(crate) fn repeat(&mut self) {
-        self.runs += u8::from(self.repeats() < 15);
+        self.repeats += u8::from(self.repeats < 15);
     }
 
     #[inline]
     pub(crate) fn end_repeats(&mut self) {
-        self.runs &= 0xf0;
-    }
-
-    pub(crate) fn open_gap(&mut self) {
-        self.runs = self.runs.saturating_add(0x10).max(self.runs);
-    }
-
-    /// Takes one gap for filled; `false` if none was open.
-    pub(crate) fn fill_gap(&mut self) -> bool {
-        let open = self.runs >= 0x10;
-        self.runs -= if open { 0x10 } else { 0 };
-        open
-    }
-
-    pub(crate) fn forget_runs(&mut self) {
-        self.runs = 0;
+        self.repeats = 0;
     }
 
     /// The same side at the start of the next part: what is counted starts again, what is known stays.
@@ -96,7 +81,7 @@ impl Side {
             timed_us: self.timed_us,
             window: self.window,
             ttl: self.ttl,
-            runs: self.runs,
+            repeats: self.repeats,
             mark: self.mark,
             ..Side::default()
         }

@@ -78,7 +78,7 @@ impl Tcp {
         }
     }
 
-    /// Zeek's summary of the connection (Zeek manual, conn.log, `conn_state`).
+    /// Zeek's summary of the connection (its function `conn_state`, scripts/base/protocols/conn/main.zeek).
     pub(crate) fn conn_state(self) -> ConnState {
         let (syn, syn_ack) = (self.has(seen::SYN), self.has(seen::SYN_ACK));
         let (fin_o, fin_r) = (self.has(seen::FIN_O), self.has(seen::FIN_R));
@@ -92,13 +92,41 @@ impl Tcp {
                 (false, true) => ConnState::S3,
                 (false, false) => ConnState::S1,
             },
+            // The responder's own SYN was not seen: it counts as inactive until it closes.
             (true, false) if rst_r => ConnState::Rej,
             (true, false) if rst_o => ConnState::RstOs0,
-            (true, false) if fin_o => ConnState::Sh,
-            (true, false) => ConnState::S0,
-            (false, true) if rst_r => ConnState::RstRh,
-            (false, true) if fin_r => ConnState::Shr,
-            (false, _) => ConnState::Oth,
+            (true, false) => match (fin_o, fin_r) {
+                (true, true) => ConnState::SF,
+                (true, false) => ConnState::Sh,
+                (false, true) => ConnState::S3,
+                (false, false) => ConnState::S0,
+            },
+            (false, _) if rst_r => {
+                if fin_o {
+                    ConnState::RstR
+                } else {
+                    ConnState::RstRh
+                }
+            }
+            (false, _) if rst_o => {
+                if fin_r || syn_ack {
+                    ConnState::RstO
+                } else {
+                    ConnState::Oth
+                }
+            }
+            (false, _) => match (fin_o, fin_r) {
+                (true, true) => ConnState::SF,
+                (true, false) => {
+                    if syn_ack {
+                        ConnState::S2
+                    } else {
+                        ConnState::Sh
+                    }
+                }
+                (false, true) => ConnState::Shr,
+                (false, false) => ConnState::Oth,
+            },
         }
     }
 }

@@ -3,6 +3,7 @@
 use flowtable::{
     ConnState, EndReason, FlowInView, FlowRecord, FlowSink, FlowTable, FlowTableConfig, HintSlot, TcpOpening, Timeouts,
 };
+use proptest::prelude::*;
 use wire::{Addr, Direction, FlowKey, Nanos, PacketMeta, TcpFlags, proto};
 
 const FIN: u8 = TcpFlags::FIN;
@@ -122,7 +123,23 @@ fn states_are_those_of_zeek() {
     assert_eq!(state(&[(C, 0, SYN, 1, 0), (C, 1, FIN, 2, 0)]), ConnState::Sh);
     assert_eq!(state(&[(S, 0, SYN | ACK, 1, 0), (S, 1, RST, 2, 0)]), ConnState::RstRh);
     assert_eq!(state(&[(S, 0, SYN | ACK, 1, 0), (S, 1, FIN, 2, 0)]), ConnState::Shr);
-    assert_eq!(state(&[(C, 0, ACK, 1, 10)]), ConnState::Oth);
+    // Picked up in the middle: it has closed all the same.
+    let middle = [(C, 0, ACK, 1, 10), (S, 1, ACK, 1, 10)];
+    let closed = |p: &[Packet]| state(&[&middle[..], p].concat());
+    assert_eq!(closed(&[]), ConnState::Oth);
+    assert_eq!(closed(&[(C, 2, FIN | ACK, 11, 0)]), ConnState::Sh);
+    assert_eq!(closed(&[(S, 2, FIN | ACK, 11, 0)]), ConnState::Shr);
+    assert_eq!(closed(&[(S, 2, FIN | ACK, 11, 0), (C, 3, FIN | ACK, 11, 0)]), ConnState::SF);
+    assert_eq!(closed(&[(C, 2, RST, 11, 0)]), ConnState::Oth);
+    assert_eq!(closed(&[(S, 2, RST, 11, 0)]), ConnState::RstRh);
+    assert_eq!(closed(&[(C, 2, FIN | ACK, 11, 0), (S, 3, RST, 11, 0)]), ConnState::RstR);
+    assert_eq!(closed(&[(S, 2, FIN | ACK, 11, 0), (C, 3, RST, 11, 0)]), ConnState::RstO);
+    // Without the SYN.
+    let answer = [(S, 0, SYN | ACK, 1, 0), (C, 1, ACK, 1, 0)];
+    let closed = |p: &[Packet]| state(&[&answer[..], p].concat());
+    assert_eq!(closed(&[(C, 2, RST, 1, 0)]), ConnState::RstO);
+    assert_eq!(closed(&[(C, 2, FIN | ACK, 1, 0)]), ConnState::S2);
+    assert_eq!(closed(&[(C, 2, FIN | ACK, 1, 0), (S, 3, FIN | ACK, 2, 0)]), ConnState::SF);
     let state = |p: &[Packet]| after_open(p).conn_state.unwrap();
     assert_eq!(state(&[]), ConnState::S1);
     assert_eq!(state(&[(C, 2000, FIN | ACK, 101, 0)]), ConnState::S2);
@@ -154,6 +171,51 @@ fn who_looks_at_payloads_is_told_what_is_missing() {
     assert_eq!(sink_of(&[&OPEN[..], &data].concat()).missing, [10, 0, 0, 10]);
     assert_eq!(sink_of(&data).missing, [0, 0, 0, 10], "nobody knows where it began");
     assert_eq!(sink_of(&[&OPEN[..], &[(S, 2000, ACK, 508, 1)]].concat()).missing, [7]);
+}
+
+proptest! {
+    /// Goodput is what was seen at least once, however it was lost, repeated, cut anew and put out of order, in one part or in many, and
+    /// wherever sequence numbers wrap.
+    #[test]
+    fn goodput_is_the_union_of_what_was_seen(
+        pieces in proptest::collection::vec((0..60u32, 1..6u32, 0..4_000u64), 1..80),
+        first in prop_oneof![Just(101), Just(u32::MAX - 300)],
+        parts in any::<bool>(),
+    ) {
+        let mut time = 1000;
+        let mut packets = vec![(C, 0, SYN, first - 1, 0), (S, 300, SYN | ACK, 500, 0), (C, time, ACK, first, 0)];
+        let (mut seen, mut most) = ([false; 66], 0);
+        for (start, len, wait) in pieces {
+            time += wait;
+            packets.push((C, time, ACK, first.wrapping_add(start * 10), len * 10));
+            seen[start as usize..(start + len) as usize].fill(true);
+            let last = seen.iter().rposition(|seen| *seen).unwrap();
+            most = most.max(seen[..last].chunk_by(|a, b| a == b).filter(|run| !run[0]).count());
+        }
+        let active = if parts { Nanos(20_000_000) } else { Nanos::MAX };
+        let packets: Vec<_> = packets.into_iter().map(|packet| (packet, 0)).collect();
+        let records = sink_with(Timeouts { active, ..Timeouts::OFF }, &packets).records;
+        let goodput = records.iter().map(|r| r.goodput_o).sum::<u64>();
+        let truth = seen.iter().filter(|seen| **seen).count() as u64 * 10;
+        if most <= 15 {
+            prop_assert_eq!(goodput, truth);
+        } else {
+            // More gaps at a time than are remembered.
+            prop_assert!(goodput <= truth);
+        }
+    }
+}
+
+/// One byte at a time, as keys are typed; and an answer that closes its connection.
+#[test]
+fn small_and_last_segments_measure_the_round_trip() {
+    let mut packets: Vec<_> = OPEN.iter().map(|packet| (*packet, 0)).collect();
+    packets.extend([((C, 2000, ACK, 101, 1), 501), ((S, 2700, ACK, 501, 1), 102), ((C, 2900, ACK, 102, 0), 502)]);
+    let typed = sink_of_acks(&packets).records[0];
+    assert_eq!((typed.rtt_srv_life.unwrap().max_us, typed.rtt_cli_life.unwrap().max_us), (700, 200));
+    packets.truncate(3);
+    packets.extend([((S, 2700, FIN | ACK, 501, 1000), 101), ((C, 2950, ACK, 101, 0), 1502)]);
+    assert_eq!(sink_of_acks(&packets).records[0].rtt_cli_life.unwrap().max_us, 250);
 }
 
 #[test]
