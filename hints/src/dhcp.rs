@@ -12,10 +12,13 @@ pub(crate) enum Message {
 
 /// Where options begin: behind the cookie of RFC 2131 section 3.
 const OPTIONS_AT: usize = 240;
+/// Fields that hold options as well where option 52 says so (RFC 2132 section 9.3): `file`, if it is odd, then `sname`, if it is above 1.
+const FILE: std::ops::Range<usize> = 108..236;
+const SNAME: std::ops::Range<usize> = 44..108;
 const COOKIE: u32 = 0x6382_5363;
 
 /// DHCP for IPv4: host name (option 12, else the name of option 81) and vendor class (option 60).
-pub(crate) fn read_v4(bytes: &[u8], name: &mut Text, vendor: &mut Text) -> Option<Message> {
+pub(crate) fn read_v4<'a>(bytes: &'a [u8], name: &mut Text, vendor: &mut Text) -> Option<Message> {
     let message = match bytes.first()? {
         1 => Message::Client,
         2 => Message::Server,
@@ -24,18 +27,28 @@ pub(crate) fn read_v4(bytes: &[u8], name: &mut Text, vendor: &mut Text) -> Optio
     if u32_at(bytes, OPTIONS_AT - 4)? != COOKIE {
         return None;
     }
-    let mut options = Cursor::new(bytes.get(OPTIONS_AT..)?);
     let mut qualified: &[u8] = &[];
-    while let Some(code) = options.u8() {
-        if code == 0 {
-            continue;
+    let mut read = |options: &'a [u8]| {
+        let (mut options, mut overload) = (Cursor::new(options), 0);
+        while let Some(code) = options.u8() {
+            if code == 0 {
+                continue;
+            }
+            let Some(data) = options.vec8().filter(|_| code != 255) else { break };
+            match code {
+                12 if name.is_empty() => name.push_lossy(trim_nul(data)),
+                52 => overload = data.first().copied().unwrap_or(0),
+                60 if vendor.is_empty() => vendor.push_lossy(trim_nul(data)),
+                81 => qualified = data,
+                _ => {}
+            }
         }
-        let Some(data) = options.vec8().filter(|_| code != 255) else { break };
-        match code {
-            12 if name.is_empty() => name.push_lossy(trim_nul(data)),
-            60 if vendor.is_empty() => vendor.push_lossy(trim_nul(data)),
-            81 => qualified = data,
-            _ => {}
+        overload
+    };
+    let overload = read(bytes.get(OPTIONS_AT..)?);
+    for (bit, field) in [(1, FILE), (2, SNAME)] {
+        if overload & bit != 0 {
+            read(bytes.get(field)?);
         }
     }
     if name.is_empty()
@@ -116,6 +129,22 @@ pub(crate) mod tests {
         assert_eq!(v4(b"\x51\x08\x04\0\0\x01a\x02bc").1, "a.bc");
         assert_eq!(v4(b"\x51\x06\0\0\0abc").1, "abc");
         assert_eq!(v4(b"\x0c\xf0abc").1, "", "longer than the message");
+    }
+
+    #[test]
+    fn options_in_other_fields() {
+        let told = |overload: u8| {
+            let mut message = request(&[52, 1, overload, 255]);
+            message[FILE.start..][..8].copy_from_slice(b"\x3c\x04MSFT\xff\x0c");
+            message[SNAME.start..][..8].copy_from_slice(b"\0\x0c\x04host\xff");
+            let (mut name, mut vendor) = (Text::EMPTY, Text::EMPTY);
+            assert_eq!(read_v4(&message, &mut name, &mut vendor), Some(Message::Client));
+            (name.as_str().to_owned(), vendor.as_str().to_owned())
+        };
+        assert_eq!(told(0), (String::new(), String::new()));
+        assert_eq!(told(1), (String::new(), "MSFT".into()));
+        assert_eq!(told(2), ("host".into(), String::new()));
+        assert_eq!(told(3), ("host".into(), "MSFT".into()));
     }
 
     #[test]

@@ -66,9 +66,19 @@ pub(crate) fn open(bytes: &[u8]) -> Opening {
     // Methods and versions begin with a capital letter: most payloads end here.
     match bytes.first() {
         Some(b'A'..=b'Z') => open_text(bytes),
+        Some(b'\r') if !behind_empty_lines(bytes).is_empty() => open_text(behind_empty_lines(bytes)),
         Some(_) => Opening::Foreign,
         None => Opening::More,
     }
+}
+
+/// A server ignores empty lines before a request (RFC 9112 section 2.2).
+fn behind_empty_lines(bytes: &[u8]) -> &[u8] {
+    let mut rest = bytes;
+    while let Some(next) = rest.strip_prefix(b"\r\n") {
+        rest = next;
+    }
+    rest
 }
 
 fn open_text(bytes: &[u8]) -> Opening {
@@ -109,6 +119,7 @@ pub(crate) struct Names<'a> {
 
 /// Reads the header of a request as far as whole lines of it are there. Folded lines (RFC 9112 section 5.2) are ignored.
 pub(crate) fn names(bytes: &[u8]) -> Names<'_> {
+    let bytes = behind_empty_lines(bytes);
     let mut names = Names { is_connect: bytes.starts_with(b"CONNECT "), ..Names::default() };
     let Some((request, mut at)) = line(bytes, 0) else { return names };
     let mut has_host = false;
@@ -193,6 +204,10 @@ mod tests {
         assert_eq!(open(b"GETTING /"), Opening::Foreign);
         assert_eq!(open(b"PROP"), Opening::More);
         assert_eq!(open(b"HTTP/2 200"), Opening::Foreign);
+        assert_eq!(open(b"\r\n"), Opening::Foreign);
+        assert_eq!(open(b"\r\n\r\nGET / HTTP/1.1\r\n"), Opening::Request(App::Http));
+        assert_eq!(names(b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n").host, b"a");
+        assert_eq!(open(b"\r\n\x01\x02"), Opening::Foreign);
     }
 
     #[test]

@@ -350,10 +350,11 @@ impl Inspector {
         if stream.starts_with(b"SSH-") {
             // RFC 4253 section 4.2: at most 255 bytes, of which the client's are told.
             let banner = stream.split(|b| *b == b'\n').next().unwrap_or_default();
-            if from_originator {
+            let is_whole = banner.len() < stream.len() || banner.len() >= 255;
+            if from_originator && is_whole {
                 self.texts.agent.push_lossy(banner.trim_ascii_end());
             }
-            return match (from_originator, banner.len() < stream.len() || banner.len() >= 255) {
+            return match (from_originator, is_whole) {
                 (true, true) => Stream::Complete(App::Ssh),
                 (true, false) => Stream::Partial(App::Ssh),
                 (false, _) => Stream::Labelled(App::Ssh, Class::Ssh),

@@ -31,7 +31,9 @@ pub(super) fn line(row: &FlowRow<'_>) -> String {
     let ends: Vec<Value> = ["src_ip", "dst_ip"].into_iter().filter_map(|ip| row.text(ip).map(Value::from)).collect();
     let differ = ends.len() < 2 || ends[0] != ends[1];
     d.set("related.ip", (!ends.is_empty()).then(|| if differ { ends.clone() } else { vec![ends[0].clone()] }));
-    d.set("related.hosts", row.text("name").map(|name| json!([name])));
+    let is_http = row.text("app").as_deref() == Some("http");
+    let host = |name: String| if is_http { split_host(&name).0.to_owned() } else { name };
+    d.set("related.hosts", row.text("name").map(|name| json!([host(name)])));
     d.set("observer.product", Some("Taphouse"));
     d.set("observer.type", Some("sensor"));
     d.set("observer.name", row.text("tap"));
@@ -82,7 +84,10 @@ fn application(row: &FlowRow<'_>, d: &mut Document) {
             d.set("tls.next_protocol", row.text("alpn"));
         }
         "http" => {
-            d.set("url.domain", row.text("name"));
+            let name = row.text("name");
+            let (domain, port) = name.as_deref().map(split_host).unzip();
+            d.set("url.domain", domain);
+            d.set("url.port", port.flatten());
             d.set("user_agent.original", row.text("agent"));
         }
         "dns" | "mdns" => d.set("dns.question.name", row.text("name")),
@@ -90,6 +95,19 @@ fn application(row: &FlowRow<'_>, d: &mut Document) {
             d.set("taphouse.name", row.text("name"));
             d.set("taphouse.agent", row.text("agent"));
         }
+    }
+}
+
+/// A `Host`, which may name a port (RFC 9110 section 7.2). An IPv6 address keeps its brackets, as `url.domain` wants it.
+fn split_host(host: &str) -> (&str, Option<u16>) {
+    match host.rsplit_once(':') {
+        Some((domain, port)) if !domain.is_empty() && (domain.ends_with(']') || !domain.contains(':')) => {
+            match port.parse() {
+                Ok(port) => (domain, Some(port)),
+                Err(_) => (if port.is_empty() { domain } else { host }, None),
+            }
+        }
+        _ => (host, None),
     }
 }
 
@@ -143,4 +161,27 @@ fn transport(protocol: u8) -> Option<&'static str> {
         proto::UDP_LITE => "udplite",
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::split_host;
+
+    #[test]
+    fn hosts_and_their_ports() {
+        for (host, domain, port) in [
+            ("example.com", "example.com", None),
+            ("example.com:8080", "example.com", Some(8080)),
+            ("192.0.2.1:80", "192.0.2.1", Some(80)),
+            ("[2001:db8::1]:443", "[2001:db8::1]", Some(443)),
+            ("[2001:db8::1]", "[2001:db8::1]", None),
+            ("2001:db8::1", "2001:db8::1", None),
+            ("example.com:", "example.com", None),
+            ("example.com:http", "example.com:http", None),
+            ("example.com:99999", "example.com:99999", None),
+            (":80", ":80", None),
+        ] {
+            assert_eq!(split_host(host), (domain, port), "{host}");
+        }
+    }
 }

@@ -62,14 +62,15 @@ fn flow(row: &FlowRow<'_>, d: &mut Document) {
     d.set("flow.alerted", Some(false));
 }
 
-/// `new` before an answer, `closed` after FIN or RST, `established` between.
+/// `new` before an answer, `closed` after RST or FIN from both sides, `established` between.
 fn flow_state(row: &FlowRow<'_>) -> &'static str {
-    match row.text("conn_state").as_deref() {
-        Some("SF" | "REJ" | "RSTO" | "RSTR" | "RSTOS0" | "RSTRH") => "closed",
-        Some("S0" | "SH" | "SHR") => "new",
-        Some(_) => "established",
-        None if row.count("pkts_r").unwrap_or(0) > 0 => "established",
-        None => "new",
+    let is_answered = row.count("pkts_r").unwrap_or(0) > 0;
+    match (row.text("tcp_state").as_deref(), row.text("conn_state").as_deref()) {
+        (Some("closed" | "time_wait"), _) => "closed",
+        (_, Some("SF" | "REJ" | "RSTO" | "RSTR" | "RSTOS0" | "RSTRH")) => "closed",
+        (_, Some("S0")) => "new",
+        (_, Some("SH" | "SHR") | None) if !is_answered || row.count("pkts_o") == Some(0) => "new",
+        _ => "established",
     }
 }
 
