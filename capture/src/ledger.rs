@@ -18,6 +18,12 @@ impl Counter {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
     }
 
+    /// Takes `n` back from what is a level.
+    #[inline]
+    pub fn take(&self, n: u64) {
+        self.add(n.wrapping_neg());
+    }
+
     /// The count at some moment before now.
     #[inline]
     pub fn get(&self) -> u64 {
@@ -49,6 +55,8 @@ pub struct WorkerCounters {
     pub undecoded: [Counter; DropReason::COUNT],
     /// Packets that a flow was updated with.
     pub processed: Counter,
+    /// Later fragments that wait for their first one at this moment: a level, not a count.
+    pub waiting: Counter,
     /// Bytes on the wire of all packets the source delivered.
     pub wire_bytes: Counter,
     /// Delivered packets that the capture cut short.
@@ -104,6 +112,7 @@ impl QueueLedger {
             handoff_full: self.worker.handoff_full.get(),
             undecoded: std::array::from_fn(|i| self.worker.undecoded[i].get()),
             processed: self.worker.processed.get(),
+            waiting: self.worker.waiting.get(),
             wire_bytes: self.worker.wire_bytes.get(),
             cut: self.worker.cut.get(),
             records: self.worker.records.get(),
@@ -131,6 +140,8 @@ pub struct QueueCounts {
     pub undecoded: [u64; DropReason::COUNT],
     /// Packets that a flow was updated with.
     pub processed: u64,
+    /// Later fragments that wait for their first one.
+    pub waiting: u64,
     /// Bytes on the wire of all delivered packets.
     pub wire_bytes: u64,
     /// Delivered packets that the capture cut short.
@@ -260,9 +271,9 @@ impl QueueCounts {
         Cause::all().map(|cause| self.count(cause)).sum()
     }
 
-    /// Offered minus accounted: 0 at rest; a batch or two either way while workers run.
+    /// Offered minus accounted and waiting: 0 at rest; a batch or two either way while workers run.
     pub fn balance(&self) -> i64 {
-        self.offered.wrapping_sub(self.accounted()) as i64
+        self.offered.wrapping_sub(self.accounted()).wrapping_sub(self.waiting) as i64
     }
 
     /// Records handed on minus those that ended in a known place: 0 at rest; what is in the rings while workers run.
@@ -317,6 +328,7 @@ impl AddAssign for QueueCounts {
             *sum += n;
         }
         self.processed += rhs.processed;
+        self.waiting += rhs.waiting;
         self.wire_bytes += rhs.wire_bytes;
         self.cut += rhs.cut;
         self.records += rhs.records;

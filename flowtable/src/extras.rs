@@ -68,8 +68,9 @@ impl Life {
     }
 }
 
-/// What one flow has.
+/// What one flow has: a cache line.
 #[derive(Clone, Copy)]
+#[repr(align(64))]
 struct Extra {
     /// By who sent the data: 0 the originator, whose data measures the way to the responder.
     life: [Life; 2],
@@ -149,7 +150,7 @@ struct Block {
     next: u32,
 }
 
-const _: () = assert!(size_of::<Extra>() == 60 && size_of::<Gaps>() == 248 && size_of::<Block>() == 64);
+const _: () = assert!(size_of::<Extra>() == 64 && size_of::<Gaps>() == 248 && size_of::<Block>() == 64);
 
 /// A slab with a list of free slots through the slots themselves. Never reallocated.
 struct Slab<T> {
@@ -248,6 +249,11 @@ impl Extras {
             self.extras.slots[*handle as usize].gaps = at;
         }
         let gaps = &mut self.gaps.slots[at as usize];
+        // Sequence numbers come again after 4 GiB.
+        while gaps.counts[side] > 0 && (end.wrapping_sub(gaps.ranges[side][0].0) as i32) < 0 {
+            gaps.ranges[side].copy_within(1.., 0);
+            gaps.counts[side] -= 1;
+        }
         gaps.insert(side, usize::from(gaps.counts[side]), (first, end));
     }
 
@@ -261,6 +267,13 @@ impl Extras {
             self.forget_gaps(handle);
         }
         filled
+    }
+
+    /// Bytes of a side's stream that are in gaps.
+    pub(crate) fn missing(&self, handle: u32, side: usize) -> u64 {
+        let gaps = self.extras.slots.get(handle as usize).and_then(|extra| self.gaps.slots.get(extra.gaps as usize));
+        let ranges = gaps.map_or(&[][..], |gaps| &gaps.ranges[side][..usize::from(gaps.counts[side])]);
+        ranges.iter().map(|(first, end)| u64::from(end.wrapping_sub(*first))).sum()
     }
 
     /// What was not seen before does not count any more.

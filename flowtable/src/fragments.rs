@@ -96,13 +96,14 @@ pub struct FragmentCache {
 impl FragmentCache {
     /// For so many datagrams in progress, 1 to 2^24.
     pub fn new(datagrams_max: u32) -> FragmentCache {
+        let waiting_max = datagrams_max.clamp(1, WAITING_MAX) as usize;
         FragmentCache {
             hasher: KeyHasher::new(),
             datagrams: Expiring::new(datagrams_max.clamp(1, 1 << 24) as usize, Datagram::default),
-            waiting: Expiring::new(datagrams_max.clamp(1, WAITING_MAX) as usize, PacketMeta::default),
+            waiting: Expiring::new(waiting_max, PacketMeta::default),
             due: Nanos::MAX,
             waited: 0,
-            released: Vec::new(),
+            released: Vec::with_capacity(waiting_max),
             counts: FragmentCounts::default(),
         }
     }

@@ -260,13 +260,13 @@ fn advance(flow: &mut FlowState, extras: &mut Extras, p: &PacketMeta, side: usiz
     let next = flow.sides[side].next_seq;
     let gain = end.wrapping_sub(next) as i32;
     let ahead = p.seq.wrapping_sub(next) as i32;
+    // A SYN is before its data, a FIN behind them.
+    let first = p.seq.wrapping_add(u32::from(p.flags.any(TcpFlags::SYN)));
     if known && ahead < 0 && p.payload_len > 0 {
-        // A SYN is before its data.
-        let first = p.seq.wrapping_add(u32::from(p.flags.any(TcpFlags::SYN)));
         let filled = extras.fill_gaps(flow.extra, side, first, p.payload_len);
         flow.sides[side].add_goodput(filled);
     }
-    if matches!(kind, Kind::AfterGap | Kind::AfterGapAgain) {
+    if known && ahead > 0 {
         extras.open_gap(&mut flow.extra, side, next, p.seq);
     }
     if known && gain <= 0 {
@@ -286,7 +286,8 @@ fn advance(flow: &mut FlowState, extras: &mut Extras, p: &PacketMeta, side: usiz
     }
     flow.tcp.set(seen::SEQ_O << side);
     let s = &mut flow.sides[side];
-    s.add_goodput(if known { p.payload_len.min(gain as u32) } else { p.payload_len });
+    let beyond = first.wrapping_add(p.payload_len).wrapping_sub(next) as i32;
+    s.add_goodput(if known { p.payload_len.min(beyond.max(0) as u32) } else { p.payload_len });
     (s.next_seq, s.newest_us) = (end, now);
 }
 
@@ -308,7 +309,7 @@ fn control(
 ) {
     let f = p.flags;
     let opens = f.is_syn() || (f.is_syn_ack() && !flow.tcp.has(seen::SYN_ACK));
-    if opens && begins_anew(flow, p, side) {
+    if opens && begins_anew(flow, extras, p, side) {
         // Another connection of the same ends: nothing of the old one's numbers holds.
         flow.tcp.clear(KNOWN | seen::TIMED_O | seen::TIMED_R | seen::PROBE_O | seen::PROBE_R);
         flow.sides.iter_mut().for_each(Side::end_repeats);
@@ -347,16 +348,17 @@ fn control(
 /// Whether a SYN opens another connection of the same ends: the one so far is closed, or it was answered and goes on at other sequence
 /// numbers, as when its end was not seen. Without an answer it is still the same that is tried, and a flood of SYNs is one flow.
 #[cold]
-pub(crate) fn is_reused(flow: &FlowState, p: &PacketMeta) -> bool {
-    flow.tcp.closed() || (flow.answered() && begins_anew(flow, p, flow.side_of(p)))
+pub(crate) fn is_reused(flow: &FlowState, extras: &Extras, p: &PacketMeta) -> bool {
+    flow.tcp.closed() || (flow.answered() && begins_anew(flow, extras, p, flow.side_of(p)))
 }
 
 /// Whether a SYN or SYN/ACK opens another connection than the one seen so far: it is not the one that began it, sent again, which
-/// lies as far below what is expected as data was sent since.
-fn begins_anew(flow: &FlowState, p: &PacketMeta, side: usize) -> bool {
+/// lies as far below what is expected as data was sent since, seen or not. Nobody sends it again after an active timeout or 2 GiB.
+fn begins_anew(flow: &FlowState, extras: &Extras, p: &PacketMeta, side: usize) -> bool {
     let own = &flow.sides[side];
     let since = u64::from(own.next_seq.wrapping_sub(p.seq.wrapping_add(1)));
-    flow.tcp.has(seen::SEQ_O << side) && since > own.goodput() + 1
+    let sent = own.goodput() + extras.missing(flow.extra, side);
+    flow.tcp.has(seen::SEQ_O << side) && (since > sent + 1 || sent > u64::from(u32::MAX / 2))
 }
 
 /// Low 32 bits of the time in µs: distances up to 71 minutes come out right, which is all that is asked of it.

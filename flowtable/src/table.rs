@@ -256,10 +256,10 @@ impl FlowTable {
             self.expiry.answered(slot);
         }
         state.update(p, side, birth);
-        let mut missing = 0;
+        let is_wanted = p.payload_len > 0 && state.hint.wants();
+        let missing = if is_wanted && p.has_tcp { segments::missing_before(state, p, side) } else { 0 };
         if p.has_tcp {
             let was_closed = state.tcp.closed();
-            missing = segments::missing_before(state, p, side);
             segments::track(state, birth, &mut self.extras, p, side, sink);
             if state.tcp.closed() != was_closed {
                 self.expiry.set(slot, state.deadline(&self.patience));
@@ -267,7 +267,7 @@ impl FlowTable {
         } else {
             state.sides[side].add_goodput(p.payload_len);
         }
-        if p.payload_len > 0 && state.hint.wants() {
+        if is_wanted {
             let flow = FlowInView { flow_id: birth.flow_id, from_originator: side == 0, missing };
             let (progress, extra, app) = (&mut state.hint, &mut state.extra, &mut state.sides[1].mark);
             sink.payload(at, p, flow, HintSlot { progress, flow: HintOwner { extra, app, extras: &mut self.extras } });
@@ -297,7 +297,7 @@ impl FlowTable {
     #[inline]
     fn is_over(&self, state: &FlowState, p: &PacketMeta) -> bool {
         let opens = p.has_tcp && p.flags.is_syn() && self.patience.split_on_reuse();
-        (opens && segments::is_reused(state, p))
+        (opens && segments::is_reused(state, &self.extras, p))
             || (p.clock - state.last_clock >= self.patience.least && state.deadline(&self.patience) <= p.clock)
     }
 

@@ -93,8 +93,20 @@ impl Tcp {
                 (false, false) => ConnState::S1,
             },
             // The responder's own SYN was not seen: it counts as inactive until it closes.
-            (true, false) if rst_r => ConnState::Rej,
-            (true, false) if rst_o => ConnState::RstOs0,
+            (true, false) if rst_r => {
+                if fin_o {
+                    ConnState::RstR
+                } else {
+                    ConnState::Rej
+                }
+            }
+            (true, false) if rst_o => {
+                if fin_r {
+                    ConnState::RstO
+                } else {
+                    ConnState::RstOs0
+                }
+            }
             (true, false) => match (fin_o, fin_r) {
                 (true, true) => ConnState::SF,
                 (true, false) => ConnState::Sh,

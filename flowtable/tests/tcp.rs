@@ -121,6 +121,8 @@ fn states_are_those_of_zeek() {
     assert_eq!(state(&[(C, 0, SYN, 1, 0), (S, 1, RST | ACK, 0, 0)]), ConnState::Rej);
     assert_eq!(state(&[(C, 0, SYN, 1, 0), (C, 1, RST, 2, 0)]), ConnState::RstOs0);
     assert_eq!(state(&[(C, 0, SYN, 1, 0), (C, 1, FIN, 2, 0)]), ConnState::Sh);
+    assert_eq!(state(&[(C, 0, SYN, 1, 0), (C, 1, FIN, 2, 0), (S, 2, RST, 0, 0)]), ConnState::RstR);
+    assert_eq!(state(&[(C, 0, SYN, 1, 0), (S, 1, FIN, 2, 0), (C, 2, RST, 2, 0)]), ConnState::RstO);
     assert_eq!(state(&[(S, 0, SYN | ACK, 1, 0), (S, 1, RST, 2, 0)]), ConnState::RstRh);
     assert_eq!(state(&[(S, 0, SYN | ACK, 1, 0), (S, 1, FIN, 2, 0)]), ConnState::Shr);
     // Picked up in the middle: it has closed all the same.
@@ -206,6 +208,15 @@ proptest! {
     }
 }
 
+/// Controls take a sequence number, which is no byte; and what comes behind a RST was not there before.
+#[test]
+fn controls_are_no_goodput() {
+    let goodput = |packets: &[Packet]| after_open(packets).goodput_o;
+    assert_eq!(goodput(&[(C, 2000, ACK, 101, 100), (C, 2001, FIN | ACK, 101, 100)]), 100);
+    assert_eq!(goodput(&[(C, 2000, ACK, 101, 100), (C, 2001, FIN | ACK, 151, 100)]), 150);
+    assert_eq!(goodput(&[(C, 2000, RST, 1101, 0), (C, 2001, ACK, 101, 1000)]), 1000);
+}
+
 /// One byte at a time, as keys are typed; and an answer that closes its connection.
 #[test]
 fn small_and_last_segments_measure_the_round_trip() {
@@ -253,6 +264,8 @@ fn a_syn_that_opens_another_connection_begins_another_record() {
     assert_eq!(split(&[data, (C, 2000, SYN, 90, 0)]), [first, (1, 0, idle, ConnState::S0)]);
     assert_eq!(split(&[data, (S, 2000, SYN, 99, 0)]), [first, (1, 0, idle, ConnState::S0)]);
     assert_eq!(split(&[data, (C, 2000, SYN, 100, 0)]), [(4, 1, idle, ConnState::S1)]);
+    // Some of what was sent was not seen, and then the SYN comes once more.
+    assert_eq!(split(&[(C, 1100, ACK, 1101, 100), (C, 2000, SYN, 100, 0)]).len(), 1);
     let tries = [(C, 0, SYN, 100, 0), (C, 1, SYN, 5_000, 0), (C, 2, SYN, 9_000, 0)].map(|packet| (packet, 0));
     assert_eq!(sink_with(Timeouts::default(), &tries).records.len(), 1);
     // Long after: idle is what it was.

@@ -441,7 +441,10 @@ impl Inspector {
         let base = p.seq.wrapping_sub(p.missing);
         let Some(slot) = self.assemblies.begin(stream_key(p), base, p.clock, &mut self.counts) else { return false };
         self.assemblies.count_segment(slot);
-        self.assemblies.add_segment(slot, p.seq, p.bytes);
+        if self.assemblies.add_segment(slot, p.seq, p.bytes) == Added::Oversized {
+            self.assemblies.end(slot);
+            return false;
+        }
         true
     }
 
@@ -459,7 +462,18 @@ impl Inspector {
             }
             return found.unwrap_or(beside);
         };
-        match self.assemblies.add_segment(slot, p.seq, p.bytes) {
+        let added = self.assemblies.add_segment(slot, p.seq, p.bytes);
+        // What begins with something unknown, or with nothing that will be known, is looked at as others are.
+        let look_on = match p.from_originator {
+            true => Stage::Looking { originator: 1, responder: 0 },
+            false => Stage::Looking { originator: 0, responder: 1 },
+        };
+        if added == Added::Oversized && self.assemblies.contiguous_range(slot).is_empty() {
+            self.counts.assemblies_oversized += 1;
+            self.assemblies.end(slot);
+            return look_on;
+        }
+        match added {
             // A stream of retransmissions ends as well.
             Added::Same if beside == Stage::Done => return self.too_large(slot),
             Added::Same => return beside,
@@ -485,7 +499,7 @@ impl Inspector {
         };
         *self.assemblies.bytes_mut() = all;
         if is_dns {
-            return self.dns_assembled(p, slot, Added::Grown, Dns::default(), sink);
+            return self.dns_assembled(p, slot, added, Dns::default(), sink);
         }
         let within = self.assemblies.count_segment(slot);
         match found {
@@ -493,6 +507,10 @@ impl Inspector {
                 self.assemblies.end(slot);
                 self.texts.give(other, &mut self.counts, sink);
                 Stage::Labelled { class: Class::Plain, left: AFTER_LABEL }
+            }
+            Stream::Foreign if class == Class::Ahead => {
+                self.assemblies.end(slot);
+                look_on
             }
             Stream::Partial(app) if within && range.len() < self.limits.assembly_bytes_max => {
                 if class == Class::Ahead && app != App::None {

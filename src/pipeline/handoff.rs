@@ -1,7 +1,7 @@
 //! Live workers that pass each other packets: where the NIC does not bring both directions of a flow to one queue, the
 //! worker that owns the flow gets the decoded packet, never the frame (`sharding: symmetric`).
 
-use super::ingest::Stage;
+use super::ingest::{SLOTS, Stage};
 use super::payloads::{Copied, Payloads};
 use super::worker::Worker;
 use capture::ledger::QueueLedger;
@@ -46,7 +46,7 @@ pub(crate) struct Shard {
     /// From each other worker.
     inlets: Vec<Inlet>,
     own: usize,
-    /// Packets for our worker, gathered from a batch and from the inlets. Bounded by a batch and `TAKE_MAX`.
+    /// Packets for our worker, gathered from a batch and from the inlets. Bounded by `SLOTS` and `TAKE_MAX`.
     gathered: Vec<PacketMeta>,
     payloads: Copied,
     /// Of one payload; reused.
@@ -83,7 +83,7 @@ impl Shard {
             out: (0..count).map(|_| None).collect(),
             inlets: Vec::new(),
             own,
-            gathered: Vec::with_capacity(BATCH_FRAMES_MAX + TAKE_MAX),
+            gathered: Vec::with_capacity(SLOTS + TAKE_MAX),
             payloads: Copied::default(),
             payload: Vec::new(),
             sorted: Default::default(),
@@ -141,9 +141,10 @@ impl Shard {
         lost
     }
 
-    /// Runs what was gathered through the flow table, in order of time as far as it is known here.
+    /// Runs what was gathered through the flow table, in the order of the queues' clocks: what came late to its queue stays where it
+    /// was in that.
     fn run(&mut self) {
-        if !self.gathered.is_sorted_by_key(|p| p.ts) {
+        if !self.gathered.is_sorted_by_key(|p| p.clock) {
             self.sort();
         }
         for packet in &mut self.gathered {
@@ -161,7 +162,7 @@ impl Shard {
         order.clear();
         order.extend(0..self.gathered.len() as u32);
         // Stable: packets of one time stay in the order they came in.
-        order.sort_by_key(|at| self.gathered[*at as usize].ts);
+        order.sort_by_key(|at| self.gathered[*at as usize].clock);
         packets.clear();
         payloads.clear();
         for at in order.iter().map(|at| *at as usize) {

@@ -105,7 +105,7 @@ impl<S: Stage> Ingest<S> {
 }
 
 /// Packets that go on together: those of a batch, and some fragments of earlier ones.
-const SLOTS: usize = BATCH_FRAMES_MAX + 64;
+pub(super) const SLOTS: usize = BATCH_FRAMES_MAX + 64;
 
 /// A packet time so much later than all before it is believed unless the next one is back where they were: a card that errs once
 /// would otherwise stop every timeout for as long as it was ahead.
@@ -194,7 +194,10 @@ impl<S: Stage> Ingest<S> {
                         self.fragments_seen = true;
                         match self.fragments.assign(packet) {
                             FragmentPlace::On => {}
-                            FragmentPlace::Waits => count -= 1,
+                            FragmentPlace::Waits => {
+                                count -= 1;
+                                self.ledger.worker.waiting.add(1);
+                            }
                             FragmentPlace::Leads => count = self.add_released(frames, number, count),
                         }
                     }
@@ -239,6 +242,7 @@ impl<S: Stage> Ingest<S> {
         self.packets[count..end].copy_from_slice(released);
         // Any will do: a later fragment has no payload that anybody looks at.
         self.frame_of[count..end].fill(number as u16);
+        self.ledger.worker.waiting.take(released.len() as u64);
         released.clear();
         self.fragments_seen = true;
         end
@@ -248,8 +252,11 @@ impl<S: Stage> Ingest<S> {
     #[cold]
     fn hand_on_released(&mut self) {
         let released = self.fragments.released(self.clock);
-        let taken = self.stage.packets(released, &Copied::default());
-        self.ledger.worker.processed.add(taken as u64);
+        for packets in released.chunks(BATCH_FRAMES_MAX) {
+            let taken = self.stage.packets(packets, &Copied::default());
+            self.ledger.worker.processed.add(taken as u64);
+        }
+        self.ledger.worker.waiting.take(released.len() as u64);
         released.clear();
         self.fragments_seen = true;
     }

@@ -282,6 +282,18 @@ fn a_beginning_that_comes_late() {
         flow.server(&[0xff; 100]);
     }
     assert!(!flow.progress.wants());
+    // What follows is more than is kept: the response tells still.
+    let mut flow = Flow::new(proto::TCP, 8000);
+    ahead(&mut flow, 500, &[b'x'; 10_000]);
+    ahead(&mut flow, 17_000, &[b'x'; 10_000]);
+    flow.server(b"HTTP/1.1 200 OK\r\n\r\n");
+    assert_eq!((flow.sink.told.app, flow.inspector.counts().assemblies_oversized), (App::Http, 1));
+    // A beginning that says nothing: the other side may.
+    let mut flow = Flow::new(proto::TCP, 8000);
+    ahead(&mut flow, 100, &[0xfe; 100]);
+    flow.client(&[0xff; 100]);
+    flow.server(b"HTTP/1.1 200 OK\r\n\r\n");
+    assert_eq!(flow.sink.told.app, App::Http);
     // Too far away to be kept.
     let mut flow = Flow::new(proto::TCP, 8000);
     ahead(&mut flow, 20_000, rest);

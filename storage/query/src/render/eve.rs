@@ -69,7 +69,8 @@ fn flow_state(row: &FlowRow<'_>) -> &'static str {
         (Some("closed" | "time_wait"), _) => "closed",
         (_, Some("SF" | "REJ" | "RSTO" | "RSTR" | "RSTOS0" | "RSTRH")) => "closed",
         (_, Some("S0")) => "new",
-        (_, Some("SH" | "SHR") | None) if !is_answered || row.count("pkts_o") == Some(0) => "new",
+        (_, Some("SH" | "SHR")) if !is_answered || row.count("pkts_o") == Some(0) => "new",
+        (_, None) if !is_answered => "new",
         _ => "established",
     }
 }
