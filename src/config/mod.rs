@@ -188,7 +188,8 @@ pub(crate) struct FlowTableSection {
     /// Flows held at once by each worker, about 255 bytes each. Near the cap flows that nobody answered are given two
     /// seconds and others a quarter of their timeouts; at the cap the table evicts, exports and counts.
     pub(crate) flows_max: u32,
-    /// Memory of each worker for what only some flows have: names, fingerprints, round-trip times beyond the handshake.
+    /// Memory of each worker for what only some flows have: names, fingerprints, round-trip times beyond the
+    /// handshake, gaps in streams.
     pub(crate) side_memory: Size,
     /// Fragmented datagrams that are remembered at a time, so that later fragments find their flow.
     pub(crate) fragments_max: u32,
