@@ -190,9 +190,10 @@ pub(crate) struct Extras {
 
 impl Extras {
     pub(crate) fn new(bytes_max: usize) -> Result<Extras, TryReserveError> {
-        let eighths = |n: usize, size: usize| (bytes_max / 16 * n / size).min(NONE as usize);
-        let (extras, blocks) = (Slab::new(eighths(7, size_of::<Extra>()))?, Slab::new(eighths(7, size_of::<Block>()))?);
-        Ok(Extras { extras, blocks, gaps: Slab::new(eighths(2, size_of::<Gaps>()))?, refused: 0 })
+        let sixteenths = |n: usize, size: usize| (bytes_max / 16 * n / size).min(NONE as usize);
+        let (extras, blocks) =
+            (Slab::new(sixteenths(7, size_of::<Extra>()))?, Slab::new(sixteenths(7, size_of::<Block>()))?);
+        Ok(Extras { extras, blocks, gaps: Slab::new(sixteenths(2, size_of::<Gaps>()))?, refused: 0 })
     }
 
     /// Round trips, hints and gaps that found no room so far.

@@ -93,49 +93,24 @@ impl Tcp {
                 (false, false) => ConnState::S1,
             },
             // The responder's own SYN was not seen: it counts as inactive until it closes.
-            (true, false) if rst_r => {
-                if fin_o {
-                    ConnState::RstR
-                } else {
-                    ConnState::Rej
-                }
-            }
-            (true, false) if rst_o => {
-                if fin_r {
-                    ConnState::RstO
-                } else {
-                    ConnState::RstOs0
-                }
-            }
+            (true, false) if rst_r && fin_o => ConnState::RstR,
+            (true, false) if rst_r => ConnState::Rej,
+            (true, false) if rst_o && fin_r => ConnState::RstO,
+            (true, false) if rst_o => ConnState::RstOs0,
             (true, false) => match (fin_o, fin_r) {
                 (true, true) => ConnState::SF,
                 (true, false) => ConnState::Sh,
                 (false, true) => ConnState::S3,
                 (false, false) => ConnState::S0,
             },
-            (false, _) if rst_r => {
-                if fin_o {
-                    ConnState::RstR
-                } else {
-                    ConnState::RstRh
-                }
-            }
-            (false, _) if rst_o => {
-                if fin_r || syn_ack {
-                    ConnState::RstO
-                } else {
-                    ConnState::Oth
-                }
-            }
+            (false, _) if rst_r && fin_o => ConnState::RstR,
+            (false, _) if rst_r => ConnState::RstRh,
+            (false, _) if rst_o && (fin_r || syn_ack) => ConnState::RstO,
+            (false, _) if rst_o => ConnState::Oth,
             (false, _) => match (fin_o, fin_r) {
                 (true, true) => ConnState::SF,
-                (true, false) => {
-                    if syn_ack {
-                        ConnState::S2
-                    } else {
-                        ConnState::Sh
-                    }
-                }
+                (true, false) if syn_ack => ConnState::S2,
+                (true, false) => ConnState::Sh,
                 (false, true) => ConnState::Shr,
                 (false, false) => ConnState::Oth,
             },
